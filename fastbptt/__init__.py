@@ -1,0 +1,35 @@
+"""Backpropagation through time on the CPU, as fast as the processor allows."""
+
+from . import reference
+from ._config import show_config
+from ._kernels.pool import get_num_threads, set_num_threads
+from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
+from .functional import Gradients, Tape, rnn_backward, rnn_forward
+from .layers import RNN, Linear
+from .losses import perplexity, softmax_cross_entropy
+from .optim import SGD, Adam, RMSprop
+from .truncation import TruncatedBPTT
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RNN",
+    "SGD",
+    "Adam",
+    "Gradients",
+    "Linear",
+    "RMSprop",
+    "Tape",
+    "TruncatedBPTT",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "get_num_threads",
+    "perplexity",
+    "reference",
+    "rnn_backward",
+    "rnn_forward",
+    "set_num_threads",
+    "show_config",
+    "softmax_cross_entropy",
+    "total_norm",
+]

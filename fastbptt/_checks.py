@@ -1,0 +1,89 @@
+"""Checks of arguments: an error names the argument, what was expected and what came."""
+
+import numpy as np
+
+from ._kernels import kernels
+
+_NAMES = " or ".join(dtype.name for dtype in kernels)
+
+
+def describe(value):
+    """What came, in few words."""
+    if isinstance(value, np.ndarray):
+        return f"{type(value).__name__} of shape {value.shape}, dtype {value.dtype}"
+    return type(value).__name__ if value is None or not np.isscalar(value) else repr(value)
+
+
+def require_array(name, value):
+    """TypeError unless ``value`` is a NumPy array without a mask."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {describe(value)}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain NumPy array, got a masked one; fill it first, e.g. {name}.filled(0)")
+
+
+def require_float(name, value):
+    """The dtype of ``value``, a float array in native byte order that the kernels were built for."""
+    require_array(name, value)
+    if value.dtype not in kernels or not value.dtype.isnative:
+        raise TypeError(f"{name}: expected dtype {_NAMES} in native byte order, got {value.dtype}")
+    return value.dtype
+
+
+def array(name, value, shape, dtype):
+    """``value`` as a C-contiguous, aligned array of just this shape and dtype; copied only if it is laid out otherwise."""
+    if type(value) is not np.ndarray:
+        require_array(name, value)
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype} like the other arrays of this call, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    return contiguous(value)
+
+
+def contiguous(value):
+    flags = value.flags
+    if flags.c_contiguous and flags.aligned:
+        return value
+    return np.array(value, order="C", subok=False)
+
+
+def integers(name, value, shape, limit, what):
+    """``value`` as contiguous int64, every element in [0, limit)."""
+    require_array(name, value)
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    if value.size:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= limit:
+            raise IndexError(f"{name}: expected {what} from 0 to {limit - 1}, got {low if low < 0 else high}")
+    return contiguous(value.astype(np.int64, copy=False))
+
+
+def one_of(name, value, allowed):
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def number(name, value, low, high=np.inf, *, above=False):
+    """``value`` as a float from ``low`` (or above it) to ``high``; NaN is never in range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if not (low < value if above else low <= value) or not value <= high:
+        bound = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < np.inf else "")
+        raise ValueError(f"{name}: expected a number {bound}, got {value}")
+    return float(value)
+
+
+def size(name, value, low=1):
+    """``value`` as an int of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {describe(value)}")
+    if value < low:
+        raise ValueError(f"{name}: expected an integer of at least {low}, got {value}")
+    return int(value)

@@ -1,0 +1,87 @@
+"""What this process runs on: the version, the instruction-set level, the threads. Importing it sets the number of threads."""
+
+import os
+import platform
+
+import numpy as np
+
+from . import _kernels
+from ._kernels import cpu, pool
+
+THREADS_VARIABLE = "FASTBPTT_NUM_THREADS"
+
+
+def show_config(mode="stdout"):
+    """Print which kernels were chosen and why, and how many threads a call may use.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Whether to print, or to return a dict, as `numpy.show_config` does.
+
+    Returns
+    -------
+    dict or None
+
+    Examples
+    --------
+    >>> import fastbptt
+    >>> sorted(fastbptt.show_config(mode="dicts"))
+    ['dtypes', 'isa', 'isa_levels', 'isa_reason', 'lanes', 'num_threads', 'num_threads_reason', 'numpy', 'platform', 'python', 'version']
+    """
+    from . import __version__
+
+    config = {
+        "version": __version__,
+        "isa": _kernels.level,
+        "isa_reason": _kernels.reason,
+        "isa_levels": {name: _level_state(short) for name, short in _kernels.LEVELS.items()},
+        "lanes": {dtype.name: module.lanes() for dtype, module in _kernels.kernels.items()},
+        "dtypes": [dtype.name for dtype in _kernels.kernels],
+        "num_threads": pool.get_num_threads(),
+        "num_threads_reason": _threads_reason,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    if mode == "dicts":
+        return config
+    if mode != "stdout":
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
+    for name, value in config.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {state}" for key, state in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        print(f"{name:19} {value}")
+
+
+def _level_state(short):
+    return "not built" if not _kernels._built(short) else "usable" if cpu.runs(short) else "not supported here"
+
+
+def _usable_cores():
+    """Cores in this process's affinity mask, or fewer if its cgroup has a smaller quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2, or no quota
+    return cores
+
+
+def _start_threads():
+    asked = os.environ.get(THREADS_VARIABLE, "").strip()
+    if not asked:
+        pool.set_num_threads(min(256, _usable_cores()))
+        return "the cores that this process may use"
+    try:
+        pool.set_num_threads(int(asked))
+    except ValueError:
+        raise ImportError(f"{THREADS_VARIABLE}: expected a number of threads from 1 to 256, got {asked!r}") from None
+    return f"{THREADS_VARIABLE}={asked}"
+
+
+_threads_reason = _start_threads()

@@ -1,0 +1,207 @@
+# Norms and clipping of a list of arrays, in place: one pass to measure, one to scale.
+#
+# The arrays are cut into chunks of fixed size; each chunk's partial result has a place of its own, and these are put together in order,
+# so that the norm has the same bits at any thread count.
+
+cdef enum:
+    CHUNK = 1 << 14                # elements
+
+cdef double SAFELY_ABOVE_ZERO = 1e-280   # a smaller sum of squares may have lost terms to underflow
+
+cdef struct Array:
+    real *at
+    Py_ssize_t size
+    Py_ssize_t first_chunk
+
+ctypedef double (*OverChunk)(real *at, Py_ssize_t n, double parameter, double p) noexcept nogil
+
+cdef struct Pass:
+    OverChunk over
+    double parameter, p
+    const Array *arrays
+    double *partial                # a result for every chunk
+    int count, tasks
+    Py_ssize_t chunks
+    Watch watch
+
+
+cdef class Arrays:
+    """A list of float arrays, contiguous in either order: where each lies, and how many chunks they make."""
+    cdef Array *arrays
+    cdef Py_buffer *views
+    cdef double *partial
+    cdef Py_ssize_t chunks, elements
+    cdef int count
+
+    def __cinit__(self, list items, bint writable):
+        cdef Py_ssize_t room = max(1, len(items))
+        cdef int flags = PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
+        cdef Array *array
+        self.arrays = <Array *>PyMem_RawMalloc(room * sizeof(Array))
+        self.views = <Py_buffer *>PyMem_RawMalloc(room * sizeof(Py_buffer))
+        if self.arrays == NULL or self.views == NULL:
+            raise MemoryError
+        for item in items:
+            PyObject_GetBuffer(item, &self.views[self.count], flags)
+            array = &self.arrays[self.count]
+            array.at = <real *>self.views[self.count].buf
+            array.size = self.views[self.count].len // <Py_ssize_t>sizeof(real)
+            array.first_chunk = self.chunks
+            self.chunks += ceil_div(array.size, CHUNK)
+            self.elements += array.size
+            self.count += 1
+        self.partial = <double *>PyMem_RawMalloc(max(1, self.chunks) * sizeof(double))
+        if self.partial == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+        PyMem_RawFree(self.views)
+        PyMem_RawFree(self.arrays)
+        PyMem_RawFree(self.partial)
+
+    cdef int each_chunk(self, OverChunk over, double parameter=0, double p=0) except -1:
+        """``partial[i] = over(chunk i, parameter, p)``"""
+        cdef Pass work
+        memset(&work, 0, sizeof(Pass))
+        work.over = over
+        work.parameter = parameter
+        work.p = p
+        work.arrays = self.arrays
+        work.count = self.count
+        work.partial = self.partial
+        work.chunks = self.chunks
+        with nogil:
+            work.tasks = tasks_for(self.elements, self.chunks)
+            parallel(over_chunks, &work, work.tasks, &work.watch)
+        return raise_if_interrupted(&work.watch)
+
+    cdef double total(self) noexcept:
+        cdef double total = 0
+        cdef Py_ssize_t i
+        for i in range(self.chunks):
+            total += self.partial[i]
+        return total
+
+    cdef double largest(self) noexcept:
+        """A NaN among them wins."""
+        cdef double largest = 0
+        cdef Py_ssize_t i
+        for i in range(self.chunks):
+            if not self.partial[i] <= largest:
+                largest = self.partial[i]
+                if largest != largest:
+                    break
+        return largest
+
+
+cdef void over_chunks(void *context, int task, int worker) noexcept nogil:
+    cdef Pass *work = <Pass *>context
+    cdef Py_ssize_t chunk = work.chunks * task // work.tasks, end = work.chunks * (task + 1) // work.tasks, start
+    cdef const Array *array = work.arrays
+    while chunk < end:
+        while chunk >= array.first_chunk + ceil_div(array.size, CHUNK):
+            array += 1
+        start = (chunk - array.first_chunk) * CHUNK
+        work.partial[chunk] = work.over(array.at + start, min(<Py_ssize_t>CHUNK, array.size - start), work.parameter, work.p)
+        chunk += 1
+
+
+cdef inline double square(double v) noexcept nogil:
+    return v * v
+
+
+cdef double chunk_squares(real *at, Py_ssize_t n, double unused, double p) noexcept nogil:
+    return add_up(square, at, n)
+
+
+cdef double chunk_scaled_powers(real *at, Py_ssize_t n, double largest, double p) noexcept nogil:
+    cdef double total = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        total += pow(fabs(at[i]) / largest, p)
+    return total
+
+
+cdef double chunk_magnitudes(real *at, Py_ssize_t n, double unused, double p) noexcept nogil:
+    return add_up(fabs, at, n)
+
+
+cdef double chunk_largest(real *at, Py_ssize_t n, double unused, double p) noexcept nogil:
+    """The largest magnitude; a NaN stays."""
+    cdef double largest = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        if not fabs(at[i]) <= largest:
+            largest = fabs(at[i])
+            if largest != largest:
+                return largest
+    return largest
+
+
+cdef double chunk_scale(real *at, Py_ssize_t n, double factor, double p) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real s = <real>factor
+    for i in range(n):
+        at[i] *= s
+    return 0
+
+
+cdef double chunk_clip(real *at, Py_ssize_t n, double limit, double p) noexcept nogil:
+    """A NaN stays."""
+    cdef Py_ssize_t i
+    cdef real c = <real>limit
+    for i in range(n):
+        at[i] = c if at[i] > c else -c if at[i] < -c else at[i]
+    return 0
+
+
+cdef int measure(Arrays arrays, double p, double *factor, double *root) except -1:
+    """The p-norm as factor * root, which may overflow or vanish where the two do not."""
+    cdef double total, largest
+    factor[0] = 1
+    if p == 1 or p == 2:
+        arrays.each_chunk(chunk_squares if p == 2 else chunk_magnitudes)
+        total = arrays.total()
+        if total != total or SAFELY_ABOVE_ZERO < total < INFINITY:
+            root[0] = sqrt(total) if p == 2 else total
+            return 0
+    arrays.each_chunk(chunk_largest)
+    largest = arrays.largest()
+    root[0] = largest
+    if p < INFINITY and 0 < largest < INFINITY:
+        arrays.each_chunk(chunk_scaled_powers, largest, p)
+        factor[0] = largest
+        root[0] = pow(arrays.total(), 1 / p)
+    return 0
+
+
+cdef double finite_product(double factor, double root) noexcept:
+    """The product, the largest double instead of an overflow; inf and NaN stay themselves."""
+    cdef double product = factor * root
+    return DBL_MAX if product == INFINITY and factor < INFINITY and root < INFINITY else product
+
+
+def total_norm(list arrays, double p):
+    """The p-norm of all elements of all arrays; finite if they are."""
+    cdef double factor, root
+    measure(Arrays(arrays, False), p, &factor, &root)
+    return finite_product(factor, root)
+
+
+def clip_norm(list arrays, double max_norm, double p):
+    """The p-norm; if it is finite and above ``max_norm``, the arrays are scaled down to that."""
+    cdef double factor, root, total
+    cdef Arrays checked = Arrays(arrays, True)
+    measure(checked, p, &factor, &root)
+    total = finite_product(factor, root)
+    if max_norm < total < INFINITY:
+        checked.each_chunk(chunk_scale, max_norm / factor / root)
+    return total
+
+
+def clip_value(list arrays, double limit):
+    """Every element into [-limit, limit]; a NaN stays."""
+    Arrays(arrays, True).each_chunk(chunk_clip, limit)

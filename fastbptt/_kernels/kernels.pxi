@@ -1,0 +1,29 @@
+# All kernels, for one element type and one instruction set. setup.py makes a module of this source for every pair of the two;
+# `simd.h` says what `real` and `vec` are in each.
+
+from libc.float cimport DBL_MAX
+from libc.math cimport INFINITY, fabs, log, pow, sqrt
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+
+from fastbptt._kernels.pool cimport Watch, interrupted, parallel, raise_if_interrupted, tasks_for
+from fastbptt._kernels.simd cimport *
+
+include "product.pxi"
+include "gradients.pxi"
+include "recurrence.pxi"
+include "cells.pxi"
+include "workspace.pxi"
+include "recurrent.pxi"
+include "linear.pxi"
+include "sums.pxi"
+include "loss.pxi"
+include "clip.pxi"
+include "optimisers.pxi"
+
+
+def lanes():
+    """Elements in a vector."""
+    return LANES

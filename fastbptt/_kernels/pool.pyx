@@ -1,0 +1,262 @@
+"""A small thread pool: bounded spinning, then sleep; safe after fork; no OpenMP.
+
+``parallel`` runs ``tasks`` calls of one function, on the calling thread (worker 0) and on sleeping helpers. Whoever is free takes
+the next task, so a helper that the system does not schedule costs nothing but its help. What a task computes never depends on who
+runs it, or on how many tasks there are: that is how results keep their bits at any thread count.
+
+Threads and locks are CPython's own (``pythread.h``): the same code on every platform, and a failed start is a return value.
+If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
+"""
+
+import os
+
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
+    const unsigned long PYTHREAD_INVALID_THREAD_ID
+    unsigned long PyThread_start_new_thread(void (*function)(void *) noexcept nogil, void *argument)
+    PyThread_type_lock PyThread_allocate_lock()
+    int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible)
+    void PyThread_release_lock(PyThread_type_lock lock)
+
+cdef extern from "<stdatomic.h>" nogil:
+    ctypedef int atomic_int
+    int atomic_load(atomic_int *value)
+    void atomic_store(atomic_int *value, int desired)
+    int atomic_exchange(atomic_int *value, int desired)
+    int atomic_fetch_add(atomic_int *value, int addend)
+    int atomic_fetch_sub(atomic_int *value, int subtrahend)
+
+cdef extern from *:
+    """
+    #if defined(__x86_64__) || defined(__i386__)
+    #define spin_pause() __builtin_ia32_pause()
+    #else
+    #define spin_pause() ((void)0)
+    #endif
+    """
+    void spin_pause() nogil
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()  # declared without "except": a caught Ctrl-C stays pending until raise_if_interrupted
+
+cdef enum:
+    MAX_THREADS = 256
+    SPINS = 2000                 # pauses before going to sleep, 20 to 80 us: about the gap between two calls of a training loop
+    LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
+
+cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
+cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
+
+cdef struct Helper:
+    PyThread_type_lock wake
+    atomic_int asleep
+    int seen
+
+cdef struct Job:
+    Task run
+    void *context
+    int tasks
+    atomic_int next     # the first task that nobody has taken
+    atomic_int open     # 1 while helpers may still join
+    atomic_int inside   # helpers that have joined and not left
+
+cdef Job job
+cdef Helper helpers[MAX_THREADS]
+cdef int started = 0               # helpers that run
+cdef int wanted = 1                # get_num_threads()
+cdef atomic_int busy               # a job is under way
+cdef atomic_int epoch              # counts jobs: a change is the call to work
+cdef atomic_int caller_sleeps
+cdef PyThread_type_lock finished = NULL
+
+
+cdef int tasks_for(double work, Py_ssize_t parts) noexcept nogil:
+    """How many tasks to cut ``work`` multiply-adds into, when it can be cut into ``parts``."""
+    return <int>max(1, min(<double>min(wanted, parts), work / WORK_PER_TASK))
+
+
+cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil:
+    """Call ``run(context, i, worker)`` for every i < tasks, and return when all have returned."""
+    cdef int i
+    if tasks == 1 or atomic_exchange(&busy, 1):
+        for i in range(tasks):
+            run(context, i, 0)
+        return
+    start_helpers(tasks - 1)
+    job.run = run
+    job.context = context
+    job.tasks = tasks
+    atomic_store(&job.next, 0)
+    atomic_store(&job.open, 1)
+    atomic_fetch_add(&epoch, 1)
+    for i in range(min(tasks - 1, started)):
+        if atomic_exchange(&helpers[i].asleep, 0):
+            PyThread_release_lock(helpers[i].wake)
+    take_tasks(0)
+    atomic_store(&job.open, 0)
+    wait_for_helpers(watch)
+    atomic_store(&busy, 0)
+
+
+cdef void take_tasks(int worker) noexcept nogil:
+    cdef int i = atomic_fetch_add(&job.next, 1)
+    while i < job.tasks:
+        job.run(job.context, i, worker)
+        i = atomic_fetch_add(&job.next, 1)
+
+
+cdef void wait_for_helpers(Watch *watch) noexcept nogil:
+    """Return once no helper is inside the job: spin, then sleep, looking at signals now and then."""
+    cdef int spins = 0
+    while atomic_load(&job.inside):
+        if spins < SPINS:
+            spins += 1
+            spin_pause()
+            continue
+        atomic_store(&caller_sleeps, 1)
+        if atomic_load(&job.inside) == 0:
+            if not atomic_exchange(&caller_sleeps, 0):
+                PyThread_acquire_lock(finished, 1)  # the last helper has seen us asleep: take its signal
+            return
+        if not PyThread_acquire_lock_timed(finished, LOOK_AROUND, 0):
+            if atomic_exchange(&caller_sleeps, 0):
+                interrupted(watch, 0, WORK_PER_LOOK)
+            else:
+                PyThread_acquire_lock(finished, 1)
+
+
+cdef void help_out(void *argument) noexcept nogil:
+    """The life of a helper: wait for a job, join it if it is still open, leave."""
+    cdef Helper *helper = <Helper *>argument
+    while True:
+        wait_for_job(helper)
+        atomic_fetch_add(&job.inside, 1)
+        if atomic_load(&job.open):
+            take_tasks(1 + <int>(helper - helpers))
+        if atomic_fetch_sub(&job.inside, 1) == 1 and atomic_exchange(&caller_sleeps, 0):
+            PyThread_release_lock(finished)
+
+
+cdef void wait_for_job(Helper *helper) noexcept nogil:
+    cdef int spins = 0
+    while atomic_load(&epoch) == helper.seen:
+        if spins < SPINS:
+            spins += 1
+            spin_pause()
+            continue
+        atomic_store(&helper.asleep, 1)
+        if atomic_load(&epoch) != helper.seen and atomic_exchange(&helper.asleep, 0):
+            break
+        PyThread_acquire_lock(helper.wake, 1)
+    helper.seen = atomic_load(&epoch)
+
+
+cdef void start_helpers(int count) noexcept nogil:
+    """Have ``count`` helpers, or as many as the system grants."""
+    global started, finished
+    cdef Helper *helper
+    if finished == NULL:
+        finished = new_taken_lock()
+    while started < count and finished != NULL:
+        helper = &helpers[started]
+        if helper.wake == NULL:
+            helper.wake = new_taken_lock()
+        helper.seen = atomic_load(&epoch)
+        atomic_store(&helper.asleep, 0)
+        if helper.wake == NULL or PyThread_start_new_thread(help_out, helper) == PYTHREAD_INVALID_THREAD_ID:
+            return
+        started += 1
+
+
+cdef PyThread_type_lock new_taken_lock() noexcept nogil:
+    cdef PyThread_type_lock lock = PyThread_allocate_lock()
+    if lock != NULL:
+        PyThread_acquire_lock(lock, 1)
+    return lock
+
+
+def forget_helpers():
+    """In a forked child: no helper lives there, and no lock can be trusted."""
+    global started, finished
+    cdef int i
+    for i in range(MAX_THREADS):
+        helpers[i].wake = NULL
+    started = 0
+    finished = NULL
+    atomic_store(&busy, 0)
+    atomic_store(&job.inside, 0)
+    atomic_store(&job.open, 0)
+    atomic_store(&caller_sleeps, 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_helpers)
+
+
+cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil:
+    """Count ``work`` as done; now and then look at signals. True once the call should end."""
+    if worker == 0:
+        watch.work += work
+        if watch.work >= WORK_PER_LOOK:
+            watch.work = 0
+            with gil:
+                if not watch.stop and PyErr_CheckSignals():
+                    watch.stop = 1
+    return watch.stop
+
+
+cdef int raise_if_interrupted(Watch *watch) except -1:
+    """To be called with the GIL, first thing after the work: the exception is already set."""
+    return -1 if watch.stop else 0
+
+
+def get_num_threads():
+    """The number of threads that one call may use.
+
+    Returns
+    -------
+    int
+
+    See Also
+    --------
+    set_num_threads
+
+    Examples
+    --------
+    >>> import fastbptt
+    >>> fastbptt.get_num_threads() >= 1
+    True
+    """
+    return wanted
+
+
+def set_num_threads(n):
+    """Let one call use up to ``n`` threads. Results keep their bits whatever ``n`` is.
+
+    Parameters
+    ----------
+    n : int
+        1 to 256. Small calls use one thread all the same. The start value is the environment variable FASTBPTT_NUM_THREADS,
+        or else the number of cores that this process may use (its affinity and its cgroup's quota).
+
+    Raises
+    ------
+    TypeError
+        If ``n`` is not an integer.
+    ValueError
+        If ``n`` is out of range.
+
+    Examples
+    --------
+    >>> import fastbptt
+    >>> before = fastbptt.get_num_threads()
+    >>> fastbptt.set_num_threads(1)
+    >>> fastbptt.set_num_threads(before)
+    """
+    global wanted
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n: expected an int, got {type(n).__name__}")
+    if not 1 <= n.__index__() <= MAX_THREADS:
+        raise ValueError(f"n: expected 1 to {MAX_THREADS} threads, got {n}")
+    wanted = n

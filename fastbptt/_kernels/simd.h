@@ -1,0 +1,207 @@
+/* The one piece of C: a vector of numbers, and what the kernels do with it.
+ *
+ * Two macros choose what is compiled: FASTBPTT_FLOAT32 (else float64), and FASTBPTT_SCALAR (else the widest
+ * vector that the compiler's -march allows). Every function below is written once for all of them, because
+ * C's operators work on GCC's and Clang's vector types and on plain numbers alike.
+ *
+ *   real   the element type                 bits   the signed integer of its size
+ *   vec    LANES elements                   ivec   LANES integers
+ */
+#ifndef FASTBPTT_SIMD_H
+#define FASTBPTT_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef FASTBPTT_FLOAT32
+typedef float real;
+typedef int32_t bits;
+#else
+typedef double real;
+typedef int64_t bits;
+#endif
+
+#if !defined(__GNUC__) && !defined(FASTBPTT_SCALAR)
+#define FASTBPTT_SCALAR
+#endif
+
+#ifdef __GNUC__
+/* As the return type of a Cython function: a kernel that must be pasted into its caller, so that the sizes it
+ * is called with are constants there and its accumulators live in registers. */
+#define inlined inline __attribute__((always_inline)) void
+#else
+#define inlined inline void
+#endif
+
+#ifdef FASTBPTT_SCALAR
+#define VECTOR_BYTES ((int)sizeof(real))
+typedef real vec;
+typedef bits ivec;
+#define MASK(condition) (-(ivec)(condition))
+#else
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef bits ivec __attribute__((vector_size(VECTOR_BYTES)));
+#define MASK(condition) ((ivec)(condition))
+#endif
+
+#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
+
+/* A tile of the matrix product keeps this many accumulators in flight, in at most TILE_ROWS rows: 16 registers
+ * hold 12, three vectors of weights and one broadcast; AVX-512 has 32. */
+#if defined(__AVX512F__) && !defined(FASTBPTT_SCALAR)
+#define TILE_ROWS 8
+#define ACCUMULATORS 24
+#else
+#define TILE_ROWS 4
+#define ACCUMULATORS 12
+#endif
+
+static inline vec load(const real *p)
+{
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void store(real *p, vec v) { memcpy(p, &v, sizeof v); }
+
+/* The first n < LANES elements; the others read as 0 and are not written. */
+static inline vec load_part(const real *p, Py_ssize_t n)
+{
+    real part[LANES];
+    for (int i = 0; i < LANES; i++) part[i] = i < n ? p[i] : 0;
+    return load(part);
+}
+
+static inline void store_part(real *p, vec v, Py_ssize_t n)
+{
+    real part[LANES];
+    store(part, v);
+    for (int i = 0; i < LANES; i++)
+        if (i < n) p[i] = part[i];
+}
+
+#ifdef FASTBPTT_SCALAR
+static inline vec broadcast(real s) { return s; }
+#else
+static inline vec broadcast(real s) { return s - (vec){0}; } /* keeps -0; 0 + s would not */
+#endif
+
+static inline ivec as_bits(vec v)
+{
+    ivec i;
+    memcpy(&i, &v, sizeof i);
+    return i;
+}
+
+static inline vec from_bits(ivec i)
+{
+    vec v;
+    memcpy(&v, &i, sizeof v);
+    return v;
+}
+
+static inline vec choose(ivec mask, vec yes, vec no)
+{
+    return from_bits((mask & as_bits(yes)) | (~mask & as_bits(no)));
+}
+
+/* A NaN in v, or in the test, goes through. */
+static inline vec at_most(vec v, real limit) { return choose(MASK(v > limit), broadcast(limit), v); }
+static inline vec at_least(vec v, real limit) { return choose(MASK(v < limit), broadcast(limit), v); }
+
+static inline vec zero_where_not_positive(vec test, vec v) { return choose(MASK(test <= 0), broadcast(0), v); }
+
+static inline ivec sign_bit(vec v) { return as_bits(v) & as_bits(broadcast((real)-0.0)); }
+static inline vec magnitude(vec v) { return from_bits(as_bits(v) ^ sign_bit(v)); }
+
+/* exp, tanh and sigmoid all rest on x = n ln 2 + r with |r| <= ln(2)/2, n whole (Cody and Waite 1980), and on
+ * exp(r) - 1 = r + r^2/2! + ... up to the degree whose remainder is a tenth of a rounding error or less:
+ * (ln(2)/2)^13 / 14! = 1.2e-17 relative in float64, (ln(2)/2)^8 / 9! = 5.7e-10 in float32. */
+#ifdef FASTBPTT_FLOAT32
+#define MANTISSA 23
+#define EXPONENT_BIAS 127
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to whole numbers */
+#define LN2_HIGH 0.693359375f /* nine bits, so that n * LN2_HIGH is exact */
+#define LN2_LOW -2.12194440e-4f
+#define EXP_OVERFLOWS 89.0f
+#define EXP_VANISHES -104.0f
+#define TANH_IS_ONE 10.0f
+#else
+#define MANTISSA 52
+#define EXPONENT_BIAS 1023
+#define ROUNDER 6755399441055744.0 /* 1.5 * 2^52 */
+#define LN2_HIGH 0.693147180369123816490 /* 32 bits, so that n * LN2_HIGH is exact */
+#define LN2_LOW 1.90821492927058770002e-10
+#define EXP_OVERFLOWS 710.0
+#define EXP_VANISHES -746.0
+#define TANH_IS_ONE 20.0
+#endif
+#define LOG2_E ((real)1.44269504088896340736)
+#define INVERSE(factorial) ((real)(1.0 / (factorial)))
+
+/* 2^n, where rounded = n + ROUNDER: n stands in the low bits of that sum. */
+static inline vec power_of_two(vec rounded)
+{
+    return from_bits((as_bits(rounded) + EXPONENT_BIAS) << MANTISSA);
+}
+
+/* exp(r) - 1 for r = high - low, low a correction below the last bit of high. */
+static inline vec expm1_reduced(vec high, vec low)
+{
+    vec r = high - low, s = r * r;
+    low = (high - r) - low;
+#ifdef FASTBPTT_FLOAT32
+    vec even = INVERSE(720) + s * INVERSE(40320);
+    vec odd = INVERSE(5040) + broadcast(0);
+#else
+    vec even = INVERSE(3628800) + s * INVERSE(479001600);
+    vec odd = INVERSE(39916800) + s * INVERSE(6227020800.);
+    even = INVERSE(40320) + s * even;
+    odd = INVERSE(362880) + s * odd;
+    even = INVERSE(720) + s * even;
+    odd = INVERSE(5040) + s * odd;
+#endif
+    even = INVERSE(24) + s * even;
+    odd = INVERSE(120) + s * odd;
+    even = (real)0.5 + s * even;
+    odd = INVERSE(6) + s * odd;
+    return r + (low + s * (even + r * odd));
+}
+
+/* exp. The factor 2^n is applied in two halves, so that subnormal results and those near overflow come out. */
+static inline vec vector_exp(vec x)
+{
+    x = at_least(at_most(x, EXP_OVERFLOWS), EXP_VANISHES);
+    vec rounded = x * LOG2_E + ROUNDER, n = rounded - ROUNDER;
+    vec p = expm1_reduced(x - n * LN2_HIGH, n * LN2_LOW);
+    vec half = n * (real)0.5 + ROUNDER, rest = (n - (half - ROUNDER)) + ROUNDER;
+    return (p + 1) * power_of_two(half) * power_of_two(rest);
+}
+
+/* tanh|x| = e / (e + 2) with e = exp(2|x|) - 1 = 2^n p + (2^n - 1), where 2^n p is exact. */
+static inline vec vector_tanh(vec x)
+{
+    vec y = 2 * at_most(magnitude(x), TANH_IS_ONE);
+    vec rounded = y * LOG2_E + ROUNDER, n = rounded - ROUNDER;
+    vec p = expm1_reduced(y - n * LN2_HIGH, n * LN2_LOW), scale = power_of_two(rounded);
+    vec e = scale * p + (scale - 1);
+    return from_bits(as_bits(e / (e + 2)) | sign_bit(x));
+}
+
+/* 1 / (1 + exp(-x)), for negative x as exp(x) / (1 + exp(x)), which keeps its accuracy down to the smallest. */
+static inline vec vector_sigmoid(vec x)
+{
+    vec e = vector_exp(-magnitude(x));
+    return choose(MASK(x < 0), e, broadcast(1)) / (e + 1);
+}
+
+#endif

@@ -1,0 +1,26 @@
+"""What the kernels use of ``simd.h``; there, the types are explained.
+
+``real`` and ``vec`` are nominal here: C knows their true widths, and writes ``+``, ``*`` and ``/`` on a ``vec`` lane by lane.
+"""
+
+cdef extern from "simd.h" nogil:
+    ctypedef double real
+    ctypedef double vec
+    ctypedef void inlined
+
+    const int LANES
+    const int TILE_ROWS
+    const int ACCUMULATORS
+
+    vec load(const real *p)
+    vec load_part(const real *p, Py_ssize_t n)
+    void store(real *p, vec v)
+    void store_part(real *p, vec v, Py_ssize_t n)
+    vec broadcast(real s)
+
+    vec at_least(vec v, real limit)
+    vec zero_where_not_positive(vec test, vec v)
+    vec magnitude(vec v)
+    vec vector_exp(vec x)
+    vec vector_tanh(vec x)
+    vec vector_sigmoid(vec x)

@@ -1,0 +1,30 @@
+# Sums in double precision, whatever the element type, through 16 running sums side by side: enough for any vector unit, and the same
+# order of additions, so the same bits, at every level.
+
+ctypedef double (*Term)(double v) noexcept nogil
+
+
+cdef inline double itself(double v) noexcept nogil:
+    return v
+
+
+cdef inline double add_up(Term term, const real *v, Py_ssize_t n) noexcept nogil:
+    cdef double acc[16]
+    cdef double total = 0
+    cdef Py_ssize_t i = 0
+    cdef int j
+    for j in range(16):
+        acc[j] = 0
+    while i + 16 <= n:
+        for j in range(16):
+            acc[j] += term(v[i + j])
+        i += 16
+    for j in range(<int>(n - i)):
+        acc[j] += term(v[i + j])
+    for j in range(16):
+        total += acc[j]
+    return total
+
+
+cdef double sum_of(const real *v, Py_ssize_t n) noexcept nogil:
+    return add_up(itself, v, n)

@@ -1,0 +1,163 @@
+"""Gradient clipping in place, by the norm of all gradients together or element by element."""
+
+import math
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels
+from .functional import Gradients
+
+NONFINITE = ("raise", "zero", "skip")
+
+
+def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
+    """Scale gradients down, in place, so that their norm taken together is at most ``max_norm``.
+
+    Below the limit nothing is touched, bit for bit. Above it, every gradient is multiplied by ``max_norm / norm``, which keeps the
+    direction of the step (Pascanu, Mikolov and Bengio 2013, Algorithm 1). The norm of finite gradients is finite, however large they are.
+
+    Parameters
+    ----------
+    grads : ndarray, dict, list or tuple of ndarrays, Gradients, layer, or a list of layers
+        Of a `Gradients`, the gradients of the weights and biases are meant, not those of the input and the state.
+    max_norm : float
+        At least 0; 0 makes all gradients 0, and ``inf`` only measures.
+    norm_type : float
+        The p of the p-norm, above 0; ``inf`` for the largest magnitude.
+    nonfinite : {"raise", "zero", "skip"}
+        What to do if the norm is inf or NaN: raise and leave the gradients alone; set all of them to 0; or leave them alone and let the
+        caller see it from the returned norm.
+
+    Returns
+    -------
+    float
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is said above; a gradient is read-only, not contiguous, or overlaps another. Nothing is written then.
+    FloatingPointError
+        If the norm is not finite and ``nonfinite="raise"``; the message names the first culprit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> grads = [np.array([3.0, 0.0]), np.array([4.0])]
+    >>> fastbptt.clip_grad_norm_(grads, max_norm=1.0)
+    5.0
+    >>> grads[0]
+    array([0.6, 0. ])
+    """
+    max_norm = _checks.number("max_norm", max_norm, 0)
+    norm_type = _checks.number("norm_type", norm_type, 0, above=True)
+    if nonfinite not in NONFINITE:
+        _checks.one_of("nonfinite", nonfinite, NONFINITE)
+    names, arrays = _collect(grads)
+    if not arrays:
+        return 0.0
+    norm = _kernels_for(names, arrays, writable=True).clip_norm(arrays, max_norm, norm_type)
+    if not math.isfinite(norm):
+        if nonfinite == "raise":
+            raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(names, arrays)}")
+        if nonfinite == "zero":
+            for array in arrays:
+                array.fill(0)
+    return norm
+
+
+def clip_grad_value_(grads, clip_value):
+    """Limit every element of the gradients, in place, to [-clip_value, clip_value] (Mikolov 2012). NaN stays NaN.
+
+    Parameters
+    ----------
+    grads : as for `clip_grad_norm_`
+    clip_value : float
+        At least 0; ``inf`` changes nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `clip_grad_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> g = np.array([0.5, -7.0])
+    >>> fastbptt.clip_grad_value_(g, 1.0)
+    >>> g
+    array([ 0.5, -1. ])
+    """
+    clip_value = _checks.number("clip_value", clip_value, 0)
+    names, arrays = _collect(grads)
+    if arrays:
+        _kernels_for(names, arrays, writable=True).clip_value(arrays, clip_value)
+
+
+def total_norm(grads, norm_type=2.0):
+    """The norm of all gradients taken together as one vector; finite if they are.
+
+    Parameters
+    ----------
+    grads, norm_type : as for `clip_grad_norm_`
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> fastbptt.total_norm({"a": np.array([6.0, 0.0]), "b": np.array([8.0])})
+    10.0
+    """
+    norm_type = _checks.number("norm_type", norm_type, 0, above=True)
+    names, arrays = _collect(grads)
+    return _kernels_for(names, arrays, writable=False).total_norm(arrays, norm_type) if arrays else 0.0
+
+
+def _collect(grads):
+    """The arrays meant by ``grads``, and what to call them."""
+    if isinstance(grads, np.ndarray):
+        return ("grads",), [grads]
+    if isinstance(grads, Gradients):
+        grads = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if getattr(grads, name) is not None}
+    if isinstance(grads, dict):
+        return tuple(grads), list(grads.values())
+    if hasattr(grads, "flat_grads"):
+        return (type(grads).__name__,), [grads.flat_grads]
+    if not isinstance(grads, (list, tuple)):
+        raise TypeError(f"grads: expected arrays, Gradients or layers, got {_checks.describe(grads)}")
+    return range(len(grads)), [getattr(item, "flat_grads", item) for item in grads]
+
+
+def _kernels_for(names, arrays, writable):
+    """The kernels for these arrays, once they are known to be fit for them."""
+    dtype = None
+    spans = []
+    for name, array in zip(names, arrays):
+        if type(array) is not np.ndarray:
+            _checks.require_array(f"grads[{name!r}]", array)
+        if array.dtype is not dtype:
+            if array.dtype != (dtype := dtype or _checks.require_float(f"grads[{name!r}]", array)):
+                raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the others, got {array.dtype}")
+        flags = array.flags
+        if not (flags.forc and flags.aligned) or (writable and not flags.writeable):
+            raise ValueError(f"grads[{name!r}]: expected a contiguous, aligned{' and writeable' if writable else ''} array")
+        start = array.__array_interface__["data"][0] if writable else 0
+        spans.append((start, start + array.nbytes, name))
+    if writable and len(spans) > 1:
+        spans.sort(key=lambda span: span[:2])
+        for (_, end, name), (start, _, other) in zip(spans, spans[1:]):
+            if start < end:
+                raise ValueError(f"grads[{other!r}]: overlaps grads[{name!r}]; each gradient must have memory of its own")
+    return kernels[dtype]
+
+
+def _first_nonfinite(names, arrays):
+    for name, array in zip(names, arrays):
+        if not np.isfinite(array).all():
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            return f"the first culprit is grads[{name!r}] at {at}: {array[at]}"
+    return "all elements are finite"

@@ -1,0 +1,273 @@
+"""Layers: parameters and gradients in one flat array each, seen through named views."""
+
+import math
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels
+from .functional import rnn_backward, rnn_forward
+
+
+class Layer:
+    """What all layers share: parameters, gradients, saving and loading.
+
+    Attributes
+    ----------
+    params, grads : dict of ndarray
+        By PyTorch's names; views into `flat_params` and `flat_grads`.
+    flat_params, flat_grads : ndarray (n,)
+        All parameters, and all gradients, in one piece each: what clipping and optimisers work on.
+    training : bool
+        Whether a forward pass keeps what the backward pass needs; see `train` and `eval`.
+    """
+
+    def __init__(self, shapes, bound, dtype, rng):
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in kernels:
+            raise TypeError(f"dtype: expected {' or '.join(d.name for d in kernels)}, got {self.dtype}")
+        rng = np.random.default_rng(rng)
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        self.flat_params = rng.uniform(-bound, bound, sum(sizes.values())).astype(self.dtype, copy=False)
+        self.flat_grads = np.zeros_like(self.flat_params)
+        self.params, self.grads, start = {}, {}, 0
+        for name, shape in shapes.items():
+            end = start + sizes[name]
+            self.params[name] = self.flat_params[start:end].reshape(shape)
+            self.grads[name] = self.flat_grads[start:end].reshape(shape)
+            start = end
+        self.training = True
+        self._tape = None
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def zero_grad(self):
+        """Set all gradients to 0."""
+        self.flat_grads.fill(0)
+
+    def train(self, mode=True):
+        """Keep what the backward pass needs, from the next forward pass on. Returns the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Keep nothing for a backward pass. Returns the layer."""
+        return self.train(False)
+
+    def state_dict(self):
+        """Copies of the parameters, by name."""
+        return {name: p.copy() for name, p in self.params.items()}
+
+    def load_state_dict(self, state):
+        """Copy parameters in, by name.
+
+        Parameters
+        ----------
+        state : dict of float ndarray
+            Exactly the names and shapes of `params`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If names, dtypes or shapes differ. No parameter is changed then.
+        """
+        if not isinstance(state, dict):
+            raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
+        if set(state) != set(self.params):
+            missing, unexpected = sorted(set(self.params) - set(state)), sorted(set(state) - set(self.params))
+            raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
+        for name, p in self.params.items():
+            value = state[name]
+            _checks.require_array(f"state[{name!r}]", value)
+            if value.dtype.kind != "f":
+                raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
+            if value.shape != p.shape:
+                raise ValueError(f"state[{name!r}]: expected shape {p.shape}, got {value.shape}")
+        for name, p in self.params.items():
+            p[...] = state[name]
+
+    def _last_tape(self):
+        if self._tape is None:
+            raise RuntimeError(f"{type(self).__name__}.backward: no forward pass in training mode since the last backward pass")
+        return self._tape
+
+
+class RNN(Layer):
+    """A vanilla RNN layer, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with `torch.nn.RNN`'s names and shapes.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H. An input of tokens has I different ones.
+    nonlinearity : {"tanh", "relu", "sigmoid", "identity"}
+    bias : bool
+    batch_first : bool
+        Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state.
+    dtype : dtype
+    rng : None, int or numpy.random.Generator
+        Draws the parameters, from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Attributes
+    ----------
+    params : dict
+        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (H,).
+    grads : dict
+        Their gradients, under the same names; `backward` adds to them.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> layer = fastbptt.RNN(4, 7, rng=0)
+    >>> out, state = layer(np.ones((5, 3, 4)))                                          # T=5, B=3
+    >>> dx, d_state = layer.backward(np.ones_like(out))
+    >>> out.shape, state.shape, dx.shape, layer.grads["weight_hh_l0"].shape
+    ((5, 3, 7), (1, 3, 7), (5, 3, 4), (7, 7))
+    """
+
+    def __init__(self, input_size, hidden_size, *, nonlinearity="tanh", bias=True, batch_first=False, dtype=np.float64, rng=None):
+        self.input_size = I = _checks.size("input_size", input_size)
+        self.hidden_size = H = _checks.size("hidden_size", hidden_size)
+        self.nonlinearity = nonlinearity
+        self.batch_first = bool(batch_first)
+        shapes = {"weight_ih_l0": (H, I), "weight_hh_l0": (H, H)}
+        if bias:
+            shapes |= {"bias_ih_l0": (H,), "bias_hh_l0": (H,)}
+        super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
+
+    def forward(self, x, state=None):
+        """Run the layer.
+
+        Parameters
+        ----------
+        x : ndarray (T, B, I), or integer ndarray (T, B)
+            The inputs, or tokens; batch first if the layer is.
+        state : ndarray (1, B, H) or None
+            The initial state; ``None`` means zeros.
+
+        Returns
+        -------
+        out : ndarray (T, B, H), read-only
+        state : ndarray (1, B, H)
+            The last state: the initial one of the sequence's next piece.
+        """
+        _checks.require_array("x", x)
+        h0 = self._row_state("state", state)
+        out, h_n, tape = rnn_forward(self._time_first(x), h0, *self._weights(), nonlinearity=self.nonlinearity)
+        self._tape = tape if self.training else None
+        return self._time_first(out), h_n[None]
+
+    def backward(self, d_out, d_state=None, *, need_dx=True):
+        """Add the parameters' gradients to `grads`, and return the others.
+
+        Parameters
+        ----------
+        d_out : ndarray (T, B, H) or None
+            The gradient of the loss with respect to ``out``.
+        d_state : ndarray (1, B, H) or None
+            ... and to the last state.
+        need_dx : bool
+            Whether the input's gradient is wanted.
+
+        Returns
+        -------
+        dx : ndarray (T, B, I) or None
+            None for tokens, and if not wanted.
+        d_state : ndarray (1, B, H)
+            The gradient of the initial state.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward pass since the last backward pass.
+        """
+        result = self.backward_through(self._last_tape(), self._time_first(d_out), d_state, need_dx=need_dx)
+        self._tape = None
+        return result
+
+    def take_tape(self):
+        """The tape of the last forward pass, which `backward` will then do without; for `backward_through`."""
+        tape = self._last_tape()
+        self._tape = None
+        return tape
+
+    def backward_through(self, tape, d_out, d_state=None, *, need_dx=True):
+        """`backward` for a tape of this layer's that was kept aside; ``d_out`` is time first."""
+        grads = rnn_backward(tape, d_out, self._row_state("d_state", d_state), need_dx=need_dx)
+        for total, g in zip(self.grads.values(), (grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh)):
+            total += g
+        return None if grads.x is None else self._time_first(grads.x), grads.state[None]
+
+    def _weights(self):
+        return tuple(self.params.values())
+
+    def _time_first(self, array):
+        return np.swapaxes(array, 0, 1) if self.batch_first and isinstance(array, np.ndarray) and array.ndim > 1 else array
+
+    def _row_state(self, name, state):
+        """A state as the kernels take it, (B, H); that shape is welcome too."""
+        if state is None or (isinstance(state, np.ndarray) and state.ndim == 2):
+            return state
+        _checks.require_array(name, state)
+        if state.ndim != 3 or state.shape[0] != 1:
+            raise ValueError(f"{name}: expected shape (1, B, {self.hidden_size}), got {state.shape}")
+        return state[0]
+
+
+class Linear(Layer):
+    """A linear layer, y = x W^T + b: the readout that turns states into predictions. Names and start are `torch.nn.Linear`'s.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        I and N.
+    bias : bool
+    dtype : dtype
+    rng : None, int or numpy.random.Generator
+        Draws the parameters, from U(-1/sqrt(I), 1/sqrt(I)).
+
+    Attributes
+    ----------
+    params : dict
+        ``weight`` (N, I) and ``bias`` (N,).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> readout = fastbptt.Linear(7, 2, rng=0)
+    >>> y = readout(np.ones((5, 3, 7)))
+    >>> y.shape, readout.backward(np.ones_like(y)).shape
+    ((5, 3, 2), (5, 3, 7))
+    """
+
+    def __init__(self, in_features, out_features, *, bias=True, dtype=np.float64, rng=None):
+        self.in_features = I = _checks.size("in_features", in_features)
+        self.out_features = N = _checks.size("out_features", out_features)
+        super().__init__({"weight": (N, I)} | ({"bias": (N,)} if bias else {}), 1 / math.sqrt(I), dtype, rng)
+
+    def forward(self, x):
+        """y = x W^T + b, for x (..., I); y is (..., N)."""
+        _checks.require_array("x", x)
+        x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
+        y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
+        if x.size:
+            kernels[self.dtype].linear_forward(self._rows(x), self.params["weight"], self.params.get("bias"), self._rows(y))
+        self._tape = x if self.training else None
+        return y
+
+    def backward(self, d_out, *, need_dx=True):
+        """Add the parameters' gradients to `grads`; return that of the input, unless it is not wanted."""
+        x = self._last_tape()
+        d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)
+        dx = np.empty(x.shape, self.dtype) if need_dx else None
+        d_bias = self.grads["bias"] if "bias" in self.grads else np.zeros(self.out_features, self.dtype)
+        if x.size:
+            kernels[self.dtype].linear_backward(
+                self._rows(x), self.params["weight"], self._rows(d_out), self._rows(dx), self.grads["weight"], d_bias
+            )
+        self._tape = None
+        return dx
+
+    @staticmethod
+    def _rows(array):
+        return None if array is None else array.reshape(-1, array.shape[-1])

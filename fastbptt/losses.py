@@ -1,0 +1,99 @@
+"""The loss of a sequence of predictions, with its gradient."""
+
+import math
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels
+
+
+def softmax_cross_entropy(logits, targets, *, mask=None):
+    r"""The mean cross-entropy of softmax predictions, in nats, and its gradient.
+
+    .. math:: L = \frac{1}{n} \sum_i \Bigl(\log \sum_v e^{z_{iv}} - z_{i,y_i}\Bigr), \qquad
+              \frac{\partial L}{\partial z_i} = \frac{1}{n} (\mathrm{softmax}(z_i) - \mathrm{onehot}(y_i))
+
+    Parameters
+    ----------
+    logits : ndarray (..., V)
+        The scores z, before the softmax.
+    targets : integer ndarray (...)
+        The right classes y, from 0 to V-1.
+    mask : bool ndarray (...) or None
+        Where given, only predictions marked True count, and n is their number. If none counts, loss and gradient are 0.
+
+    Returns
+    -------
+    loss : float
+    d_logits : ndarray (..., V)
+        The gradient of the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is said above.
+    IndexError
+        If a target that counts is not in [0, V).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> loss, d_logits = fastbptt.softmax_cross_entropy(np.zeros((5, 3, 10)), np.ones((5, 3), int))
+    >>> round(fastbptt.perplexity(loss), 9), d_logits.shape                             # all ten classes are equally likely
+    (10.0, (5, 3, 10))
+    """
+    dtype = _checks.require_float("logits", logits)
+    if logits.ndim < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {logits.shape}")
+    shape, V = logits.shape[:-1], logits.shape[-1]
+    n = math.prod(shape)
+    if mask is not None:
+        _checks.require_array("mask", mask)
+        if mask.dtype != np.bool_:
+            raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
+        if mask.shape != shape:
+            raise ValueError(f"mask: expected shape {shape}, got {mask.shape}")
+        if isinstance(targets, np.ndarray) and targets.shape == shape:
+            targets = np.where(mask, targets, 0)
+        mask = _checks.contiguous(mask)
+        n = int(mask.sum())
+    targets = _checks.integers("targets", targets, shape, V, "classes")
+    d_logits = np.zeros(logits.shape, dtype)
+    if n == 0:
+        return 0.0, d_logits
+    losses = np.empty(targets.size)
+    kernels[dtype].softmax_cross_entropy(
+        _checks.contiguous(logits).reshape(-1, V),
+        targets.reshape(-1),
+        None if mask is None else mask.reshape(-1).view(np.uint8),
+        1.0 / n,
+        losses,
+        d_logits.reshape(-1, V),
+    )
+    return float(losses.sum()) / n, d_logits
+
+
+def perplexity(loss):
+    """exp(loss): the number of equally likely choices that would be as hard to guess among.
+
+    Parameters
+    ----------
+    loss : float
+        A mean cross-entropy in nats.
+
+    Returns
+    -------
+    float
+        inf where exp(loss) overflows.
+
+    Examples
+    --------
+    >>> import fastbptt
+    >>> fastbptt.perplexity(0.0)
+    1.0
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

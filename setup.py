@@ -1,0 +1,72 @@
+"""Builds the kernels: one source, a module for every element type and instruction-set level. Everything else is in pyproject.toml."""
+
+import os
+import platform
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("fastbptt", "_kernels")
+
+# Level: its compiler flags, on x86-64. `scalar` is the fallback for compilers without vector types, and a check on the others.
+LEVELS = {
+    "scalar": [],
+    "baseline": [],
+    "v3": ["-march=x86-64-v3"],
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+DTYPES = ["float64"]
+
+DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
+if os.environ.get("FASTBPTT_DEBUG"):
+    DIRECTIVES.update(boundscheck=True, wraparound=True, initializedcheck=True)
+
+# -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the whole process's arithmetic.
+UNIX_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
+
+
+class BuildExt(build_ext):
+    """Compiles on all cores; flags that only GCC and Clang understand go to them alone."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            for extension in self.extensions:
+                extension.extra_compile_args = ["/O2", "/std:c11", "/experimental:c11atomics"]
+        super().build_extensions()
+
+
+def kernel_module(level, dtype):
+    """The extension for one level and dtype, from a stub that includes the common source under a name of its own."""
+    name = f"_{level}_{dtype}"
+    stub = KERNELS / f"{name}.pyx"
+    text = 'include "kernels.pxi"\n'
+    if not stub.exists() or stub.read_text() != text:
+        stub.write_text(text)
+    macros = [(f"FASTBPTT_{option.upper()}", "1") for option in (level, dtype) if option in ("scalar", "float32")]
+    return Extension(
+        f"fastbptt._kernels.{name}",
+        [str(stub)],
+        define_macros=macros,
+        extra_compile_args=UNIX_FLAGS + LEVELS[level],
+        depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
+    )
+
+
+def levels():
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return [level for level, flags in LEVELS.items() if on_x86 or not flags]
+
+
+extensions = [Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=UNIX_FLAGS) for name in ("cpu", "pool")]
+extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
+
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
+    cmdclass={"build_ext": BuildExt},
+)
