@@ -63,7 +63,12 @@ def levels():
     return [level for level, flags in LEVELS.items() if on_x86 or not flags]
 
 
-extensions = [Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=UNIX_FLAGS) for name in ("cpu", "pool")]
+def plain_module(name):
+    """An extension for any processor."""
+    return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=UNIX_FLAGS)
+
+
+extensions = [plain_module(name) for name in ("cpu", "pool")]
 extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
 
 setup(

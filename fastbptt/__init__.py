@@ -3,14 +3,13 @@
 from . import reference
 from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
+from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
 from .functional import Gradients, Tape, rnn_backward, rnn_forward
 from .layers import RNN, Linear
 from .losses import perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
 from .truncation import TruncatedBPTT
-
-__version__ = "0.1.0"
 
 __all__ = [
     "RNN",
@@ -21,6 +20,7 @@ __all__ = [
     "RMSprop",
     "Tape",
     "TruncatedBPTT",
+    "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_num_threads",

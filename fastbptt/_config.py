@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _kernels
 from ._kernels import cpu, pool
+from ._version import __version__
 
 THREADS_VARIABLE = "FASTBPTT_NUM_THREADS"
 
@@ -29,8 +30,6 @@ def show_config(mode="stdout"):
     >>> sorted(fastbptt.show_config(mode="dicts"))
     ['dtypes', 'isa', 'isa_levels', 'isa_reason', 'lanes', 'num_threads', 'num_threads_reason', 'numpy', 'platform', 'python', 'version']
     """
-    from . import __version__
-
     config = {
         "version": __version__,
         "isa": _kernels.level,

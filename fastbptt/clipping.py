@@ -1,6 +1,7 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -139,9 +140,9 @@ def _kernels_for(names, arrays, writable):
     for name, array in zip(names, arrays):
         if type(array) is not np.ndarray:
             _checks.require_array(f"grads[{name!r}]", array)
-        if array.dtype is not dtype:
-            if array.dtype != (dtype := dtype or _checks.require_float(f"grads[{name!r}]", array)):
-                raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the others, got {array.dtype}")
+        dtype = dtype or _checks.require_float(f"grads[{name!r}]", array)
+        if array.dtype != dtype:
+            raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the others, got {array.dtype}")
         flags = array.flags
         if not (flags.forc and flags.aligned) or (writable and not flags.writeable):
             raise ValueError(f"grads[{name!r}]: expected a contiguous, aligned{' and writeable' if writable else ''} array")
@@ -149,7 +150,7 @@ def _kernels_for(names, arrays, writable):
         spans.append((start, start + array.nbytes, name))
     if writable and len(spans) > 1:
         spans.sort(key=lambda span: span[:2])
-        for (_, end, name), (start, _, other) in zip(spans, spans[1:]):
+        for (_, end, name), (start, _, other) in pairwise(spans):
             if start < end:
                 raise ValueError(f"grads[{other!r}]: overlaps grads[{name!r}]; each gradient must have memory of its own")
     return kernels[dtype]

@@ -189,8 +189,18 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     dw_ih, dw_hh, db = np.zeros(w_ih.shape, dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)
     if T and B:
         kernels[dtype].rnn_backward(
-            NONLINEARITIES.index(tape.nonlinearity), None if tokens else x, x if tokens else None, w_ih, tape.w_hh, tape.h, d_out,
-            dh, dx, dw_ih, dw_hh, db,
+            NONLINEARITIES.index(tape.nonlinearity),
+            None if tokens else x,
+            x if tokens else None,
+            w_ih,
+            tape.w_hh,
+            tape.h,
+            d_out,
+            dh,
+            dx,
+            dw_ih,
+            dw_hh,
+            db,
         )
     return Gradients(dx, dh, dw_ih, dw_hh, None if tape.b_ih is None else db, None if tape.b_hh is None else db.copy())
 

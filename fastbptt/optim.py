@@ -165,8 +165,16 @@ class RMSprop(Optimiser):
 
     def _update(self, kernel, p, g, slots):
         kernel.rmsprop(
-            p, g, slots["square_avg"], slots.get("grad_avg"), slots.get("momentum_buffer"),
-            self.lr, self.alpha, self.eps, self.weight_decay, self.momentum,
+            p,
+            g,
+            slots["square_avg"],
+            slots.get("grad_avg"),
+            slots.get("momentum_buffer"),
+            self.lr,
+            self.alpha,
+            self.eps,
+            self.weight_decay,
+            self.momentum,
         )
 
 
@@ -203,6 +211,14 @@ class Adam(Optimiser):
 
     def _update(self, kernel, p, g, slots):
         kernel.adam(
-            p, g, slots["exp_avg"], slots["exp_avg_sq"], slots.get("max_exp_avg_sq"), self.steps, self.lr, *self.betas, self.eps,
+            p,
+            g,
+            slots["exp_avg"],
+            slots["exp_avg_sq"],
+            slots.get("max_exp_avg_sq"),
+            self.steps,
+            self.lr,
+            *self.betas,
+            self.eps,
             self.weight_decay,
         )

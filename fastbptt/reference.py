@@ -54,10 +54,10 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
 
     dx, dw_ih, dw_hh, db = np.zeros_like(x), np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(w_hh[:, 0])
     dh = np.zeros_like(h[0]) if d_state is None else d_state
-    for t in reversed(range(len(x))):               # h[t] is the state before this step, h[t + 1] the one after it
+    for t in reversed(range(len(x))):  # h[t] is the state before this step, h[t + 1] the one after it
         dh = dh if d_out is None else dh + d_out[t]
-        da = dh * derivative(h[t + 1])              # h_t = f(a_t)
-        dw_ih += da.T @ x[t]                        # a_t = W_ih x_t + W_hh h_{t-1} + b
+        da = dh * derivative(h[t + 1])  # h_t = f(a_t)
+        dw_ih += da.T @ x[t]  # a_t = W_ih x_t + W_hh h_{t-1} + b
         dw_hh += da.T @ h[t]
         db += da.sum(axis=0)
         dx[t] = da @ w_ih

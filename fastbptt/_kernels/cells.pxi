@@ -54,28 +54,45 @@ cdef inlined activate_all_back(const int f, const real *h, const real *d_prev, r
         store_part(dh + i, load_part(d_prev + i, n - i), n - i)
 
 
-cdef void rnn_forward_step(const Run *run, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+# Rows of h that are taken whole lie end to end: a patch of them is one long stretch.
+
+cdef inline Py_ssize_t stretch(const Run *run, Patch p) noexcept nogil:
+    return (p.b1 - p.b0) * run.H if p.u1 - p.u0 == run.H else p.u1 - p.u0
+
+
+cdef inline Py_ssize_t stretches_end(const Run *run, Patch p) noexcept nogil:
+    return min(p.b1, p.b0 + 1) if p.u1 - p.u0 == run.H else p.b1
+
+
+cdef void rnn_forward_step(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
     """h_t = f(a_t)"""
-    cdef real *h = run.h + ((t + 1) * run.B + b0) * run.H
-    cdef Py_ssize_t n = (b1 - b0) * run.H
-    if run.activation == TANH: activate_all(TANH, h, n)
-    elif run.activation == RELU: activate_all(RELU, h, n)
-    elif run.activation == SIGMOID: activate_all(SIGMOID, h, n)
+    cdef real *h
+    cdef Py_ssize_t b, b1 = stretches_end(run, p), n = stretch(run, p)
+    for b in range(p.b0, b1):
+        h = run.h + ((t + 1) * run.B + b) * run.H + p.u0
+        if run.activation == TANH: activate_all(TANH, h, n)
+        elif run.activation == RELU: activate_all(RELU, h, n)
+        elif run.activation == SIGMOID: activate_all(SIGMOID, h, n)
 
 
-cdef void rnn_backward_step(const Run *run, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+cdef void rnn_backward_step(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
     # reverse of: h_t = f(a_t)
-    cdef const real *h = run.h + ((t + 1) * run.B + b0) * run.H
-    cdef const real *d_prev = d_out_before(run, t, b0)
-    cdef real *dh = run.dh + b0 * run.H
-    cdef real *da = run.da + ((t - run.t0) * run.B + b0) * run.N
-    cdef Py_ssize_t n = (b1 - b0) * run.H
-    if run.activation == TANH: activate_all_back(TANH, h, d_prev, dh, da, n)
-    elif run.activation == RELU: activate_all_back(RELU, h, d_prev, dh, da, n)
-    elif run.activation == SIGMOID: activate_all_back(SIGMOID, h, d_prev, dh, da, n)
-    else: activate_all_back(IDENTITY, h, d_prev, dh, da, n)
+    cdef const real *h
+    cdef const real *d_prev
+    cdef real *dh
+    cdef real *da
+    cdef Py_ssize_t b, b1 = stretches_end(run, p), n = stretch(run, p)
+    for b in range(p.b0, b1):
+        h = run.h + ((t + 1) * run.B + b) * run.H + p.u0
+        d_prev = d_out_before(run, t, b) + p.u0
+        dh = run.dh + b * run.H + p.u0
+        da = run.da + ((t - run.t0) * run.B + b) * run.N + p.u0
+        if run.activation == TANH: activate_all_back(TANH, h, d_prev, dh, da, n)
+        elif run.activation == RELU: activate_all_back(RELU, h, d_prev, dh, da, n)
+        elif run.activation == SIGMOID: activate_all_back(SIGMOID, h, d_prev, dh, da, n)
+        else: activate_all_back(IDENTITY, h, d_prev, dh, da, n)
 
 
-cdef inline const real *d_out_before(const Run *run, Py_ssize_t t, Py_ssize_t b0) noexcept nogil:
-    """The loss's own gradient at h_{t-1}; none at the initial state."""
-    return run.zeros + b0 * run.H if t == 0 or run.d_out == NULL else run.d_out + ((t - 1) * run.B + b0) * run.H
+cdef inline const real *d_out_before(const Run *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
+    """The loss's own gradient at row b of h_{t-1}; none at the initial state."""
+    return (run.zeros if t == 0 or run.d_out == NULL else run.d_out + (t - 1) * run.B * run.H) + b * run.H

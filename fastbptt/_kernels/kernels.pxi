@@ -8,7 +8,10 @@ from libc.string cimport memset
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
-from fastbptt._kernels.pool cimport Watch, interrupted, parallel, raise_if_interrupted, tasks_for
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+from fastbptt._kernels.pool cimport Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for
 from fastbptt._kernels.simd cimport *
 
 include "product.pxi"

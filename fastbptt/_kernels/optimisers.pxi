@@ -36,8 +36,8 @@ def rmsprop(real[::1] p, const real[::1] g, real[::1] square_avg, real[::1] grad
             p[i] -= rate * step
 
 
-def adam(real[::1] p, const real[::1] g, real[::1] exp_avg, real[::1] exp_avg_sq, real[::1] max_exp_avg_sq, long step, double lr, double beta1,
-         double beta2, double eps, double weight_decay):
+def adam(real[::1] p, const real[::1] g, real[::1] exp_avg, real[::1] exp_avg_sq, real[::1] max_exp_avg_sq, long step, double lr,
+         double beta1, double beta2, double eps, double weight_decay):
     cdef Py_ssize_t i
     cdef double correction1 = 1 - beta1 ** step, correction2 = 1 - beta2 ** step
     cdef real d, v, rate = lr / correction1, b1 = beta1, b2 = beta2, e = eps, decay = weight_decay, root = 1 / sqrt(correction2)

@@ -1,6 +1,7 @@
 """The thread pool that the kernels share; ``pool.pyx`` explains it."""
 
 ctypedef void (*Task)(void *context, int task, int worker) noexcept nogil
+ctypedef void (*Part)(void *context, Py_ssize_t step, int part, int worker) noexcept nogil
 
 cdef struct Watch:
     int stop      # set once Ctrl-C has come: tasks return early
@@ -8,5 +9,6 @@ cdef struct Watch:
 
 cdef int tasks_for(double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil
+cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil
 cdef int raise_if_interrupted(Watch *watch) except -1

@@ -4,11 +4,17 @@
 the next task, so a helper that the system does not schedule costs nothing but its help. What a task computes never depends on who
 runs it, or on how many tasks there are: that is how results keep their bits at any thread count.
 
+``parallel_steps`` is for a chain of steps, each too short to be worth a call of ``parallel``: the parts of a step run side by side, and
+the next step starts when all are done. A thread waits for the others only while they are at work; a part that nobody has started it
+does itself.
+
 Threads and locks are CPython's own (``pythread.h``): the same code on every platform, and a failed start is a return value.
 If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
 """
 
 import os
+
+from libc.string cimport memset
 
 cdef extern from "pythread.h" nogil:
     ctypedef void *PyThread_type_lock
@@ -21,11 +27,15 @@ cdef extern from "pythread.h" nogil:
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef int atomic_int
+    ctypedef Py_ssize_t atomic_llong
     int atomic_load(atomic_int *value)
     void atomic_store(atomic_int *value, int desired)
     int atomic_exchange(atomic_int *value, int desired)
     int atomic_fetch_add(atomic_int *value, int addend)
     int atomic_fetch_sub(atomic_int *value, int subtrahend)
+    bint atomic_compare_exchange_strong(atomic_llong *value, long long *expected, long long desired)
+    long long load_wide "atomic_load"(atomic_llong *value)
+    long long add_wide "atomic_fetch_add"(atomic_llong *value, long long addend)
 
 cdef extern from *:
     """
@@ -34,8 +44,15 @@ cdef extern from *:
     #else
     #define spin_pause() ((void)0)
     #endif
+    #ifdef _WIN32
+    #define give_way() SwitchToThread()
+    #else
+    #include <sched.h>
+    #define give_way() sched_yield()
+    #endif
     """
     void spin_pause() nogil
+    void give_way() nogil
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()  # declared without "except": a caught Ctrl-C stays pending until raise_if_interrupted
@@ -44,6 +61,8 @@ cdef enum:
     MAX_THREADS = 256
     SPINS = 2000                 # pauses before going to sleep, 20 to 80 us: about the gap between two calls of a training loop
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
+    PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
+    MAX_PARTS = 16
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
@@ -104,6 +123,74 @@ cdef void take_tasks(int worker) noexcept nogil:
     while i < job.tasks:
         job.run(job.context, i, worker)
         i = atomic_fetch_add(&job.next, 1)
+
+
+cdef struct Slot:                  # a cache line of its own, lest counters slow each other down
+    atomic_llong count
+    char padding[56]
+
+cdef struct Chain:
+    Part run
+    void *context
+    Py_ssize_t steps
+    int parts
+    Watch *watch
+    Slot started[MAX_PARTS]        # steps of each part that have been taken
+    Slot done                      # parts done, of all steps
+
+
+cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
+    """Call ``run(context, step, part, worker)`` for every part < parts of every step < steps, step by step."""
+    cdef Chain chain
+    memset(&chain, 0, sizeof(Chain))
+    chain.run = run
+    chain.context = context
+    chain.steps = steps
+    chain.parts = min(parts, <int>MAX_PARTS)
+    chain.watch = watch
+    parallel(follow_chain, &chain, chain.parts, watch)
+
+
+cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
+    cdef Chain *chain = <Chain *>context
+    cdef Py_ssize_t step
+    cdef long long goal
+    cdef int spins, patience = PATIENCE
+    for step in range(load_wide(&chain.done.count) // chain.parts, chain.steps):
+        take_part(chain, step, task, worker)
+        goal = (step + 1) * chain.parts
+        spins = 0
+        while load_wide(&chain.done.count) < goal:
+            if chain.watch.stop:
+                return
+            spins += 1
+            if spins == patience + 1:
+                patience = 0 if take_others_parts(chain, step, task, worker) else PATIENCE
+            elif spins > SPINS:
+                give_way()
+            else:
+                spin_pause()
+
+
+cdef bint take_part(Chain *chain, Py_ssize_t step, int part, int worker) noexcept nogil:
+    """Do a part of a step, unless another thread has taken it."""
+    cdef long long expected = step
+    if load_wide(&chain.started[part].count) != step:
+        return False
+    if not atomic_compare_exchange_strong(&chain.started[part].count, &expected, step + 1):
+        return False
+    chain.run(chain.context, step, part, worker)
+    add_wide(&chain.done.count, 1)
+    return True
+
+
+cdef bint take_others_parts(Chain *chain, Py_ssize_t step, int own, int worker) noexcept nogil:
+    cdef int part
+    cdef bint any_left = False
+    for part in range(chain.parts):
+        if part != own and take_part(chain, step, part, worker):
+            any_left = True
+    return any_left
 
 
 cdef void wait_for_helpers(Watch *watch) noexcept nogil:

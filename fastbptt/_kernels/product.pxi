@@ -27,6 +27,12 @@ cdef inline Rows rows(const real *at, Py_ssize_t outer, Py_ssize_t inner) noexce
     return r
 
 
+cdef inline Panels panels_from(Panels B, Py_ssize_t first) noexcept nogil:
+    """B without the panels before ``first``."""
+    B.at += first * B.panel
+    return B
+
+
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t d) noexcept nogil:
     return (n + d - 1) // d
 

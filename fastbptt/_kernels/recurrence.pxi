@@ -9,8 +9,14 @@
 #   forward   a_t -> h_t                 backward   dh_t -> da_t, and dh := d_out_{t-1} + what reaches h_{t-1} past the product
 #
 # Time is taken in blocks, so that what one pass writes the next finds in the cache, and so that da needs no T.
+#
+# Threads share the rows of the batch, each for the whole sequence. Where rows are few, they share the units instead, step by step: then
+# each keeps its part of W_hh in its own cache.
 
-ctypedef void (*Step)(const Run *run, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil
+cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H)
+    Py_ssize_t b0, b1, u0, u1
+
+ctypedef void (*Step)(const Run *run, Py_ssize_t t, Patch patch) noexcept nogil
 
 cdef struct Run:
     Py_ssize_t T, B, I, H, N
@@ -31,7 +37,7 @@ cdef struct Run:
     Py_ssize_t token_row, token_gate
     # backward; w_ih and w_hh have N rows then
     const real *d_out              # (T, B, H)
-    const real *zeros              # (B, H), or I elements if those are more
+    const real *zeros              # B*H or I elements, whichever are more
     real *dh
     real *da                       # (block, B, N)
     real *dx                       # (T, B, I) or NULL
@@ -40,7 +46,10 @@ cdef struct Run:
     real *db                       # (N,)
     real *scratch                  # GRADIENT_SCRATCH for each task
 
+cdef double STEP_WORK = 8192       # multiply-adds of a step worth sharing; benchmarks/bench_threads.py
+
 cdef enum:
+    FEW_ROWS = 4                   # with fewer rows for each thread, the product is limited by how fast W_hh can be read
     FORWARD_BLOCK = 1 << 18        # bytes of `a` that a task projects before it recurs through them
     BACKWARD_ROWS = 512            # (step, row) pairs in a block of the backward pass, at least
 
@@ -50,28 +59,62 @@ cdef enum:
 cdef void run_forward(Run *run) noexcept nogil:
     """Fill a and h[1:] from h[0]."""
     cdef double projection = <double>run.T * run.B * run.N * (run.I if run.x != NULL else 1)
-    cdef double recurrence = <double>run.T * run.B * run.N * (run.H + CELL_WORK)
-    run.tasks = tasks_for(projection + recurrence, run.B)
+    cdef double recurrence = recurrent_work(run, run.T)
+    cdef int by_units = tasks_by_units(run, run.T)
+    run.tasks = 1 if by_units > 1 else tasks_for(projection + recurrence, run.B)
     run.block = max(1, min(run.T, FORWARD_BLOCK * run.tasks // (run.B * run.N * <Py_ssize_t>sizeof(real))))
     if run.tasks > 1:
         parallel(project_and_recur, run, run.tasks, &run.watch)
         return
-    # too few rows for the threads there are: these can still share the projection
+    # rows are few, but threads can still share the projection
     run.tasks = tasks_for(projection, run.T)
     parallel(project_steps, run, run.tasks, &run.watch)
-    recur(run, 0, run.T, 0, run.B, 0)
+    run.tasks = by_units
+    parallel_steps(recur_part, run, run.T, by_units, &run.watch)
+
+
+cdef inline double recurrent_work(const Run *run, Py_ssize_t steps) noexcept nogil:
+    return <double>steps * run.B * run.N * (run.H + CELL_WORK)
+
+
+cdef inline int tasks_by_units(const Run *run, Py_ssize_t steps) noexcept nogil:
+    """How many threads should share the units of each step: 1 where they had better share rows, or nothing."""
+    cdef int tasks = tasks_for(recurrent_work(run, steps), run.H // LANES)
+    return tasks if run.B < FEW_ROWS * tasks and <double>run.B * run.N * run.H >= STEP_WORK else 1
+
+
+cdef inline Patch rows_of_task(const Run *run, int task) noexcept nogil:
+    cdef Patch patch
+    patch.b0 = run.B * task // run.tasks
+    patch.b1 = run.B * (task + 1) // run.tasks
+    patch.u0 = 0
+    patch.u1 = run.H
+    return patch
+
+
+cdef inline Patch units_of_part(const Run *run, int part) noexcept nogil:
+    cdef Patch patch
+    cdef Py_ssize_t panels = ceil_div(run.H, LANES)
+    patch.b0 = 0
+    patch.b1 = run.B
+    patch.u0 = panels * part // run.tasks * LANES
+    patch.u1 = min(run.H, panels * (part + 1) // run.tasks * LANES)
+    return patch
 
 
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time."""
     cdef Run *run = <Run *>context
-    cdef Py_ssize_t b0 = run.B * task // run.tasks, b1 = run.B * (task + 1) // run.tasks, t, t_end
-    t = 0
-    while t < run.T and not run.watch.stop:
+    cdef Patch patch = rows_of_task(run, task)
+    cdef Py_ssize_t t = 0, t_end
+    while t < run.T:
         t_end = min(run.T, t + run.block)
-        project(run, t, t_end, b0, b1)
-        recur(run, t, t_end, b0, b1, worker)
-        t = t_end
+        project(run, t, t_end, patch.b0, patch.b1)
+        while t < t_end:
+            recur(run, t, patch)
+            t += 1
+            if interrupted(&run.watch, worker, <double>(patch.b1 - patch.b0) * run.N * (run.H + run.I + CELL_WORK)):
+                return
 
 
 cdef void project_steps(void *context, int task, int worker) noexcept nogil:
@@ -109,46 +152,72 @@ cdef void steps_by_rows(Py_ssize_t steps, Py_ssize_t b, Py_ssize_t B, Py_ssize_t
         product(steps, b, N, K, rows(a, B * a_row, a_row), 1, W, init, rows(c, B * c_row, c_row))
 
 
-cdef void recur(Run *run, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, Py_ssize_t b1, int worker) noexcept nogil:
-    """a_t += h_{t-1} W_hh^T, then the cell, for t = t0..t1-1."""
-    cdef Py_ssize_t t
-    cdef real *a
-    for t in range(t0, t1):
-        a = run.a + (t * run.B + b0) * run.N
-        product(1, b1 - b0, run.N, run.H, rows(run.h + (t * run.B + b0) * run.H, 0, run.H), 1, run.w_hh,
-                rows(a, 0, run.N), rows(a, 0, run.N))
-        run.step(run, t, b0, b1)
-        if interrupted(&run.watch, worker, <double>(b1 - b0) * run.N * (run.H + run.I + CELL_WORK)):
-            return
+cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept nogil:
+    """A part's units of one step, for all rows."""
+    cdef Run *run = <Run *>context
+    recur(run, t, units_of_part(run, part))
+    interrupted(&run.watch, worker, <double>run.B * run.N * (run.H + CELL_WORK))
+
+
+cdef void recur(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """a_t += h_{t-1} W_hh^T, gate by gate; then the cell."""
+    cdef Rows h_prev = rows(run.h + (t * run.B + p.b0) * run.H, 0, run.H), a
+    cdef Py_ssize_t gate
+    for gate in range(run.N // run.H):
+        a = rows(run.a + (t * run.B + p.b0) * run.N + gate * run.H + p.u0, 0, run.N)
+        product(1, p.b1 - p.b0, p.u1 - p.u0, run.H, h_prev, 1, panels_from(run.w_hh, gate * ceil_div(run.H, LANES) + p.u0 // LANES), a, a)
+    run.step(run, t, p)
 
 
 # --- Backward ---------------------------------------------------------------------------------------------------------
 
 cdef void run_backward(Run *run) noexcept nogil:
     """All gradients, from d_out and dh = d_out_T + d_state; block by block, the last first."""
-    cdef Py_ssize_t inputs = run.I if run.x != NULL else 1
+    cdef Py_ssize_t inputs = (run.I if run.x != NULL else 1) + (run.I if run.dx != NULL else 0)
+    cdef double rows_steps
     run.t1 = run.T
     while run.t1 > 0 and not run.watch.stop:
         run.t0 = max(0, run.t1 - run.block)
-        run.tasks = tasks_for(<double>(run.t1 - run.t0) * run.B * run.N * (run.H + CELL_WORK), run.B)
-        parallel(recur_back, run, run.tasks, &run.watch)
-        run.tasks = tasks_for(<double>(run.t1 - run.t0) * run.B * run.N * (run.H + inputs + (run.I if run.dx != NULL else 0)), run.H)
+        run.tasks = tasks_by_units(run, run.t1 - run.t0)
+        if run.tasks > 1:
+            parallel_steps(recur_back_part, run, run.t1 - run.t0 + 1, run.tasks, &run.watch)
+        else:
+            run.tasks = tasks_for(recurrent_work(run, run.t1 - run.t0), run.B)
+            parallel(recur_back_rows, run, run.tasks, &run.watch)
+        rows_steps = <double>(run.t1 - run.t0) * run.B
+        run.tasks = tasks_for(rows_steps * run.N * (run.H + inputs), ceil_div(run.H, LANES))
         if not run.watch.stop:
             parallel(collect_gradients, run, run.tasks, &run.watch)
         run.t1 = run.t0
 
 
-cdef void recur_back(void *context, int task, int worker) noexcept nogil:
-    """A task's rows, through the block: dh_t -> da_t -> dh_{t-1}."""
+cdef void recur_back_rows(void *context, int task, int worker) noexcept nogil:
+    """A task's rows, through the block."""
     cdef Run *run = <Run *>context
-    cdef Py_ssize_t b0 = run.B * task // run.tasks, b1 = run.B * (task + 1) // run.tasks, t
-    cdef Rows dh = rows(run.dh + b0 * run.H, 0, run.H)
-    for t in range(run.t1 - 1, run.t0 - 1, -1):
-        run.step(run, t, b0, b1)
-        # reverse of: a_t += h_{t-1} W_hh^T
-        product(1, b1 - b0, run.H, run.N, rows(run.da + ((t - run.t0) * run.B + b0) * run.N, 0, run.N), 1, run.w_hh, dh, dh)
-        if interrupted(&run.watch, worker, <double>(b1 - b0) * run.N * (run.H + CELL_WORK)):
+    cdef Patch patch = rows_of_task(run, task)
+    cdef Py_ssize_t i
+    for i in range(run.t1 - run.t0 + 1):
+        recur_back(run, run.t1 - 1 - i, patch)
+        if interrupted(&run.watch, worker, <double>(patch.b1 - patch.b0) * run.N * (run.H + CELL_WORK)):
             return
+
+
+cdef void recur_back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A part's units of the block's i-th step back, for all rows."""
+    cdef Run *run = <Run *>context
+    recur_back(run, run.t1 - 1 - i, units_of_part(run, part))
+    interrupted(&run.watch, worker, <double>run.B * run.N * (run.H + CELL_WORK))
+
+
+cdef void recur_back(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """da_{t+1} -> dh_t, unless t is the block's last step; dh_t -> da_t, unless t is before its first."""
+    cdef Rows dh = rows(run.dh + p.b0 * run.H + p.u0, 0, run.H)
+    if t < run.t1 - 1:
+        # reverse of: a_{t+1} += h_t W_hh^T
+        product(1, p.b1 - p.b0, p.u1 - p.u0, run.N, rows(run.da + ((t + 1 - run.t0) * run.B + p.b0) * run.N, 0, run.N), 1,
+                panels_from(run.w_hh, p.u0 // LANES), dh, dh)
+    if t >= run.t0:
+        run.step(run, t, p)
 
 
 cdef void collect_gradients(void *context, int task, int worker) noexcept nogil:

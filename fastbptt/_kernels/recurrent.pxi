@@ -2,8 +2,8 @@
 #
 # Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them empty. A missing one is None.
 
-def rnn_forward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih, const real[:, ::1] w_hh,
-                const real[::1] b_ih, const real[::1] b_hh, real[:, :, ::1] h):
+def rnn_forward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
+                const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, real[:, :, ::1] h):
     """Fill h[1:] (T+1, B, H) from h[0] and x (T, B, I) or tokens (T, B)."""
     cdef Run run
     memset(&run, 0, sizeof(Run))
@@ -13,14 +13,15 @@ def rnn_forward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] t
     run.a = run.h + run.B * run.H
     cdef Workspace space = Workspace(forward_space(&run), 4)
     with nogil:
-        prepare_forward(&run, space, &w_ih[0, 0], &w_hh[0, 0], &b_ih[0] if b_ih is not None else NULL, &b_hh[0] if b_hh is not None else NULL)
+        prepare_forward(&run, space, &w_ih[0, 0], &w_hh[0, 0],
+                        &b_ih[0] if b_ih is not None else NULL, &b_hh[0] if b_hh is not None else NULL)
         run_forward(&run)
     raise_if_interrupted(&run.watch)
 
 
-def rnn_backward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih, const real[:, ::1] w_hh,
-                 const real[:, :, ::1] h, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, :, ::1] dx, real[:, ::1] dw_ih, real[:, ::1] dw_hh,
-                 real[::1] db):
+def rnn_backward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
+                 const real[:, ::1] w_hh, const real[:, :, ::1] h, const real[:, :, ::1] d_out, real[:, ::1] dh,
+                 real[:, :, ::1] dx, real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db):
     """Fill dx unless it is None; add to dw_ih, dw_hh and db; carry dh (B, H), dL/dh_T without d_out[T-1], back to dL/dh_0."""
     cdef Run run
     memset(&run, 0, sizeof(Run))
@@ -60,21 +61,29 @@ cdef bint many_tokens(const Run *run) noexcept nogil:
     return run.T * run.B >= run.I // 4
 
 
+cdef inline Py_ssize_t gate_panels(const Run *run) noexcept nogil:
+    """Panels of W_hh^T, packed gate by gate, so that a gate's first unit starts a panel."""
+    return run.N // run.H * ceil_div(run.H, LANES) if run.H else 0
+
+
 cdef Py_ssize_t forward_space(const Run *run) noexcept nogil:
     cdef Py_ssize_t input_weight = packed_size(run.N, run.I) if run.x != NULL else run.I * run.N if many_tokens(run) else 0
-    return input_weight + packed_size(run.N, run.H) + run.N
+    return input_weight + gate_panels(run) * panel_stride(run.H) + run.N
 
 
 cdef void prepare_forward(Run *run, Workspace space, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
     """Pack the transposed weights, and add up the biases."""
-    cdef Py_ssize_t n
+    cdef Py_ssize_t n, gate
     cdef real *turned
     cdef real *bias = space.take_zeros(run.N)
     for n in range(run.N):
         bias[n] = (b_ih[n] if b_ih != NULL else 0) + (b_hh[n] if b_hh != NULL else 0)
     run.bias = bias
-    run.w_hh = space.take_panels(run.N, run.H)
-    pack_transposed(w_hh, run.H, run.H, run.N, run.w_hh.at, run.w_hh.panel)
+    if run.H:
+        run.w_hh = space.take_panels(gate_panels(run) * LANES, run.H)
+        for gate in range(run.N // run.H):
+            pack_transposed(w_hh + gate * run.H * run.H, run.H, run.H, run.H,
+                            panels_from(run.w_hh, gate * ceil_div(run.H, LANES)).at, run.w_hh.panel)
     if run.x != NULL:
         run.w_ih = space.take_panels(run.N, run.I)
         pack_transposed(w_ih, run.I, run.I, run.N, run.w_ih.at, run.w_ih.panel)
