@@ -16,7 +16,6 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):
     """dx (M, I) = d_out w unless it is None; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows"""
     cdef Run run = linear_run(x, w)
-    run.da = <real *>&d_out[0, 0]
     run.dx = &dx[0, 0] if dx is not None else NULL
     run.dw_ih = &dw[0, 0]
     run.db = &db[0]
@@ -24,7 +23,8 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
     cdef Workspace space = Workspace(backward_space(&run), 7)
     with nogil:
         prepare_backward(&run, space, &w[0, 0], NULL)
-        run.tasks = tasks_for(<double>run.T * run.N * run.I * (1 if run.dx == NULL else 2), ceil_div(run.I, LANES))
+        run.da = <real *>&d_out[0, 0]
+        run.tasks = gradient_tasks(&run, run.T)
         parallel(collect_gradients, &run, run.tasks, &run.watch)
     raise_if_interrupted(&run.watch)
 

@@ -173,8 +173,6 @@ cdef void recur(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
 
 cdef void run_backward(Run *run) noexcept nogil:
     """All gradients, from d_out and dh = d_out_T + d_state; block by block, the last first."""
-    cdef Py_ssize_t inputs = (run.I if run.x != NULL else 1) + (run.I if run.dx != NULL else 0)
-    cdef double rows_steps
     run.t1 = run.T
     while run.t1 > 0 and not run.watch.stop:
         run.t0 = max(0, run.t1 - run.block)
@@ -184,8 +182,7 @@ cdef void run_backward(Run *run) noexcept nogil:
         else:
             run.tasks = tasks_for(recurrent_work(run, run.t1 - run.t0), run.B)
             parallel(recur_back_rows, run, run.tasks, &run.watch)
-        rows_steps = <double>(run.t1 - run.t0) * run.B
-        run.tasks = tasks_for(rows_steps * run.N * (run.H + inputs), ceil_div(run.H, LANES))
+        run.tasks = gradient_tasks(run, run.t1 - run.t0)
         if not run.watch.stop:
             parallel(collect_gradients, run, run.tasks, &run.watch)
         run.t1 = run.t0
@@ -218,6 +215,11 @@ cdef void recur_back(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
                 panels_from(run.w_hh, p.u0 // LANES), dh, dh)
     if t >= run.t0:
         run.step(run, t, p)
+
+
+cdef inline int gradient_tasks(const Run *run, Py_ssize_t steps) noexcept nogil:
+    cdef Py_ssize_t columns = run.H + (run.I if run.x != NULL else 1) + (run.I if run.dx != NULL else 0)
+    return tasks_for(<double>steps * run.B * run.N * columns, ceil_div(max(run.H, run.I), LANES))
 
 
 cdef void collect_gradients(void *context, int task, int worker) noexcept nogil:

@@ -103,7 +103,7 @@ cdef Py_ssize_t backward_space(const Run *run) noexcept nogil:
     cdef Py_ssize_t dx_weight = packed_size(run.I, run.N) if run.dx != NULL else 0
     cdef Py_ssize_t token_gradient = run.I * run.N if run.tokens != NULL else 0
     return (packed_size(run.H, run.N) + dx_weight + token_gradient + max(run.B * run.H, run.I) + run.block * run.B * run.N
-            + tasks_for(1e300, run.H) * <Py_ssize_t>GRADIENT_SCRATCH)
+            + tasks_for(1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH)
 
 
 cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const real *w_hh) noexcept nogil:
@@ -119,7 +119,7 @@ cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const re
         run.dw_ih = space.take_zeros(run.I * run.N)
     run.zeros = space.take_zeros(max(run.B * run.H, run.I))
     run.da = space.take(run.block * run.B * run.N)
-    run.scratch = space.take(tasks_for(1e300, run.H) * <Py_ssize_t>GRADIENT_SCRATCH)
+    run.scratch = space.take(tasks_for(1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH)
     if run.d_out != NULL:
         d_last = run.d_out + (run.T - 1) * run.B * run.H
         for i in range(run.B * run.H):

@@ -1,0 +1,183 @@
+"""Turn a run of compare.py into the README's table and the chart.
+
+python benchmarks/compare.py --json run.json
+python benchmarks/report.py run.json
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from grid import PASSES
+from timing import geometric_mean
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
+NAMES = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
+MANY = 12  # rows; a longer table is folded away
+
+# Colour-blind-safe (Okabe and Ito), and told apart by shape as well.
+MARKS = {"torch": {"color": "#0072B2", "marker": "o"}, "jax": {"color": "#D55E00", "marker": "s"}}
+
+
+def groups(points):
+    """Points by (pass, dtype, cell), in the order of the run."""
+    found = {}
+    for point in points:
+        found.setdefault((point["pass"], point["dtype"], point["cell"]), []).append(point)
+    return found
+
+
+# --- The table ------------------------------------------------------------------------------------------------------------
+
+
+def markdown(run):
+    """A summary by layer, every point with what it lost or won, and how it was measured."""
+    layers = groups(point for point in run["points"] if "ratio" in point)
+    points = [point for group in layers.values() for point in group]
+    parts = [
+        table(
+            ["times faster than the better peer", "points", "geometric mean", "least", "most"],
+            [[title(*layer), str(len(group)), *map(times, spread(group))] for layer, group in layers.items()],
+        )
+    ]
+    rivals = [name for name in MARKS if any(name in point["seconds"] for point in points)]
+    full = table(
+        ["milliseconds", "B", "H", "fastbptt", *(NAMES[name] for name in rivals), "times faster than the better", "share of peak"],
+        [
+            [
+                title(*layer),
+                str(p["B"]),
+                str(p["H"]),
+                *(milliseconds(p["seconds"].get(name)) for name in ("fastbptt", *rivals)),
+                times(p["ratio"]),
+                f"{p['share']:.0%}",
+            ]
+            for layer, group in layers.items()
+            for p in group
+        ],
+    )
+    parts.append(f"<details><summary>All {len(points)} points</summary>\n\n{full}\n\n</details>" if len(points) > MANY else full)
+    parts.append(footnote(run))
+    return "\n\n".join(parts)
+
+
+def title(which, dtype, cell):
+    return f"{cell}, {dtype}, {PASSES[which]}"
+
+
+def spread(group):
+    ratios = [point["ratio"] for point in group]
+    return geometric_mean(ratios), min(ratios), max(ratios)
+
+
+def table(head, rows):
+    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def times(ratio):
+    """A ratio; a loss stands out."""
+    return f"{ratio:.2f}x" if ratio >= 1 else f"**{ratio:.2f}x (slower)**"
+
+
+def milliseconds(seconds):
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def footnote(run):
+    machine = run["machine"]
+    versions = ", ".join(f"{NAMES.get(name, name)} {version}" for name, version in machine["versions"].items())
+    peak = "; ".join(f"{max(rates.values()):.0f} GFLOP/s in {dtype}" for dtype, rates in run["peak"].items())
+    steps = ", ".join(str(T) for T in sorted({point["T"] for point in run["points"]}))
+    return (
+        f"T = {steps}, I = H; medians of {run['rounds']} rounds in which the contestants take turns. {machine['processor']}, kernels for "
+        f"{machine['isa']}, {machine['threads']} threads each; {versions}; {run['date']}. Peak is the best matrix product of the same run, "
+        f"BLAS's or ours: {peak}."
+    )
+
+
+def insert(readme, text):
+    """Put the table between the marks."""
+    old = readme.read_text()
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise SystemExit(f"{readme}: expected the lines {BEGIN!r} and {END!r}, once each")
+    readme.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", old, flags=re.DOTALL))
+
+
+# --- The chart ------------------------------------------------------------------------------------------------------------
+
+
+def draw(run, path):
+    """How many times faster than each peer: a panel for every layer, points by batch and width."""
+    panels = groups(point for point in run["points"] if "ratio" in point)
+    columns = list(dict.fromkeys(cell for _, _, cell in panels))
+    lines = list(dict.fromkeys((which, dtype) for which, dtype, _ in panels))
+    figure, axes = plt.subplots(
+        len(lines),
+        len(columns),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+        figsize=(1.6 + 4.4 * len(columns), 0.8 + 2.9 * len(lines)),
+    )
+    for layer, group in panels.items():
+        axis = axes[lines.index(layer[:2]), columns.index(layer[2])]
+        draw_panel(axis, group)
+        axis.set_title(title(*layer), fontsize=10)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("peer's time / fastbptt's")
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(MARKS), frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_panel(axis, group):
+    group = sorted(group, key=lambda p: (p["B"], p["H"]))
+    places = range(len(group))
+    axis.axhline(1, color="black", linewidth=1)
+    for place, point in zip(places, group, strict=True):
+        axis.annotate(
+            f"{point['ratio']:.1f}",
+            (place, point["ratio"]),
+            xytext=(0, -12),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            bbox={"color": "white", "pad": 0.5},
+        )
+    for name, mark in MARKS.items():
+        ratios = [point["seconds"].get(name, float("nan")) / point["seconds"]["fastbptt"] for point in group]
+        axis.plot(places, ratios, linestyle="none", markersize=6, label=f"vs {NAMES[name]}", **mark)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.margins(y=0.15)
+    axis.set_xticks(places, [f"H {p['H']}\nB {p['B']}" for p in group], fontsize=8)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="JSON written by compare.py")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--chart", type=Path, default=HERE / "speed.png")
+    options = parser.parse_args()
+    run = json.loads(options.run.read_text())
+    insert(options.readme, markdown(run))
+    draw(run, options.chart)
+    print(f"{options.readme}: table of {len(run['points'])} points; {options.chart}: chart")
+
+
+if __name__ == "__main__":
+    main()
