@@ -17,7 +17,7 @@ LEVELS = {
     "v3": ["-march=x86-64-v3"],
     "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
-DTYPES = ["float64"]
+DTYPES = ["float64", "float32"]
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
 if os.environ.get("FASTBPTT_DEBUG"):
@@ -68,7 +68,7 @@ def plain_module(name):
     return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=UNIX_FLAGS)
 
 
-extensions = [plain_module(name) for name in ("cpu", "pool")]
+extensions = [plain_module(name) for name in ("cpu", "memory", "pool")]
 extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
 
 setup(

@@ -5,13 +5,24 @@ from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
-from .functional import Gradients, Tape, rnn_backward, rnn_forward
-from .layers import RNN, Linear
+from .functional import (
+    Gradients,
+    Tape,
+    gru_backward,
+    gru_forward,
+    lstm_backward,
+    lstm_forward,
+    rnn_backward,
+    rnn_forward,
+)
+from .layers import GRU, LSTM, RNN, Linear
 from .losses import perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
 from .truncation import TruncatedBPTT
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "SGD",
     "Adam",
@@ -24,6 +35,10 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_num_threads",
+    "gru_backward",
+    "gru_forward",
+    "lstm_backward",
+    "lstm_forward",
     "perplexity",
     "reference",
     "rnn_backward",

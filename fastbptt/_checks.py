@@ -1,5 +1,7 @@
 """Checks of arguments: an error names the argument, what was expected and what came."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from ._kernels import kernels
@@ -48,18 +50,29 @@ def contiguous(value):
     return np.array(value, order="C", subok=False)
 
 
+def require_disjoint(what, names, arrays):
+    """ValueError unless the contiguous arrays that are to be written each have memory of their own."""
+    if len(arrays) < 2:
+        return
+    spans = sorted((start := array.ctypes.data, start + array.nbytes, i) for i, array in enumerate(arrays))
+    for (_, end, i), (start, _, j) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"{what}[{names[j]!r}]: overlaps {what}[{names[i]!r}]; each array must have memory of its own")
+
+
 def integers(name, value, shape, limit, what):
-    """``value`` as contiguous int64, every element in [0, limit)."""
+    """A copy of ``value`` as contiguous int64, every element in [0, limit): kernels take these as addresses."""
     require_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    value = np.array(value, order="C", subok=False)
     if value.size:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:
             raise IndexError(f"{name}: expected {what} from 0 to {limit - 1}, got {low if low < 0 else high}")
-    return contiguous(value.astype(np.int64, copy=False))
+    return value.astype(np.int64, copy=False)
 
 
 def one_of(name, value, allowed):

@@ -1,7 +1,6 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     names, arrays = _collect(grads)
     if not arrays:
         return 0.0
-    norm = _kernels_for(names, arrays, writable=True).clip_norm(arrays, max_norm, norm_type)
+    norm = _call("clip_norm", names, arrays, max_norm, norm_type)
     if not math.isfinite(norm):
         if nonfinite == "raise":
             raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(names, arrays)}")
@@ -93,7 +92,7 @@ def clip_grad_value_(grads, clip_value):
     clip_value = _checks.number("clip_value", clip_value, 0)
     names, arrays = _collect(grads)
     if arrays:
-        _kernels_for(names, arrays, writable=True).clip_value(arrays, clip_value)
+        _call("clip_value", names, arrays, clip_value)
 
 
 def total_norm(grads, norm_type=2.0):
@@ -115,7 +114,7 @@ def total_norm(grads, norm_type=2.0):
     """
     norm_type = _checks.number("norm_type", norm_type, 0, above=True)
     names, arrays = _collect(grads)
-    return _kernels_for(names, arrays, writable=False).total_norm(arrays, norm_type) if arrays else 0.0
+    return _call("total_norm", names, arrays, norm_type) if arrays else 0.0
 
 
 def _collect(grads):
@@ -133,27 +132,24 @@ def _collect(grads):
     return range(len(grads)), [getattr(item, "flat_grads", item) for item in grads]
 
 
-def _kernels_for(names, arrays, writable):
-    """The kernels for these arrays, once they are known to be fit for them."""
-    dtype = None
-    spans = []
+def _call(kernel, names, arrays, *args):
+    """A kernel's result for these arrays. It refuses those that are unfit; what is wrong with them is found out only then."""
+    dtype = getattr(arrays[0], "dtype", None)
+    if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):
+        try:
+            return getattr(kernels[dtype], kernel)(arrays, *args)
+        except (BufferError, ValueError):
+            pass
+    writable = kernel != "total_norm"
     for name, array in zip(names, arrays):
-        if type(array) is not np.ndarray:
-            _checks.require_array(f"grads[{name!r}]", array)
-        dtype = dtype or _checks.require_float(f"grads[{name!r}]", array)
-        if array.dtype != dtype:
-            raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the others, got {array.dtype}")
+        if _checks.require_float(f"grads[{name!r}]", array) != dtype:
+            raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the first, got {array.dtype}")
         flags = array.flags
         if not (flags.forc and flags.aligned) or (writable and not flags.writeable):
             raise ValueError(f"grads[{name!r}]: expected a contiguous, aligned{' and writeable' if writable else ''} array")
-        start = array.__array_interface__["data"][0] if writable else 0
-        spans.append((start, start + array.nbytes, name))
-    if writable and len(spans) > 1:
-        spans.sort(key=lambda span: span[:2])
-        for (_, end, name), (start, _, other) in pairwise(spans):
-            if start < end:
-                raise ValueError(f"grads[{other!r}]: overlaps grads[{name!r}]; each gradient must have memory of its own")
-    return kernels[dtype]
+    if writable:
+        _checks.require_disjoint("grads", names, arrays)
+    return getattr(kernels[dtype], kernel)([np.asarray(array) for array in arrays], *args)
 
 
 def _first_nonfinite(names, arrays):

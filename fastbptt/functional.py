@@ -5,9 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels
+from ._kernels import kernels, memory
 
-NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # their places are the kernels' numbers for them
+CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # gates; the order is that of the kernels' numbers for them
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # likewise
+
+_NUMBER = {name: number for number, name in enumerate((*CELLS,))} | {name: number for number, name in enumerate(NONLINEARITIES)}
 
 
 class Gradients(NamedTuple):
@@ -16,14 +19,14 @@ class Gradients(NamedTuple):
     Attributes
     ----------
     x : ndarray (T, B, I) or None
-    state : ndarray (B, H)
-        The gradient of the initial state, dL/dh_0.
+    state : ndarray (B, H), or two of them
+        The gradient of the initial state: dL/dh_0, or of an LSTM (dL/dh_0, dL/dc_0).
     w_ih, w_hh : ndarray (G*H, I), (G*H, H)
     b_ih, b_hh : ndarray (G*H,) or None
     """
 
     x: np.ndarray | None
-    state: np.ndarray
+    state: np.ndarray | tuple[np.ndarray, np.ndarray]
     w_ih: np.ndarray
     w_hh: np.ndarray
     b_ih: np.ndarray | None
@@ -39,12 +42,19 @@ class Tape:
     ----------
     h : ndarray (T+1, B, H), read-only
         The states; slot 0 is the initial one. ``out`` is a view of ``h[1:]``.
-    x : ndarray (T, B, I), or tokens (T, B)
-    w_ih, w_hh, b_ih, b_hh : ndarray or None
+    c : ndarray (T+1, B, H), read-only, or None
+        The cell states of an LSTM.
+    gates : ndarray (T, B, G*H), read-only, or None
+        The activated gates: r z n of a GRU, i f g o of an LSTM, and of a leaky RNN f(a_t). A plain RNN's are its states.
+    m : ndarray (T, B, H), read-only, or None
+        Of a GRU, W_hn h_{t-1} + b_hn: what the reset gate is multiplied with.
+    cell : {"rnn", "gru", "lstm"}
+    x, w_ih, w_hh, b_ih, b_hh, leak : ndarray or None
+        The arguments of the call; ``x`` may be tokens (T, B).
     nonlinearity : str
     """
 
-    __slots__ = ("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "nonlinearity", "h", "shape")
+    __slots__ = ("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "nonlinearity", "h", "c", "gates", "m", "shape")
 
     def __len__(self):
         """The number of steps."""
@@ -58,7 +68,10 @@ class Tape:
         tail = Tape()
         for name in self.__slots__:
             setattr(tail, name, getattr(self, name))
-        tail.shape, tail.x, tail.h = (steps, B, H), self.x[T - steps :], self.h[T - steps :]
+        for name in ("x", "h", "c", "gates", "m"):
+            if getattr(self, name) is not None:
+                setattr(tail, name, getattr(self, name)[T - steps :])
+        tail.shape = (steps, B, H)
         return tail
 
     def __repr__(self):
@@ -66,10 +79,14 @@ class Tape:
         return f"<{self.cell} tape: {T} steps, {B} rows, {H} units, {self.w_hh.dtype}>"
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh"):
+def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad t = 1 \dots T
+
+    or, with a leak, the continuous-time RNN of computational neuroscience in steps of leak = dt / tau,
+
+    .. math:: h_t = (1 - leak) \odot h_{t-1} + leak \odot f(\dots)
 
     Parameters
     ----------
@@ -83,6 +100,8 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh")
         The biases.
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"}
         The function f.
+    leak : float or ndarray (H,) or None
+        In (0, 1], one for all units or one for each; ``None`` is the plain RNN.
 
     Returns
     -------
@@ -117,21 +136,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh")
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
     _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-    dtype, T, B, H, x, w_ih, w_hh, b_ih, b_hh = _check_call(1, x, w_ih, w_hh, b_ih, b_hh)
-    h = np.empty((T + 1, B, H), dtype)
-    h[0] = 0 if h0 is None else _checks.array("h0", h0, (B, H), dtype)
-    if T and B:
-        tokens = x.ndim == 2
-        kernels[dtype].rnn_forward(
-            NONLINEARITIES.index(nonlinearity), None if tokens else x, x if tokens else None, w_ih, w_hh, b_ih, b_hh, h
-        )
-    tape = Tape()
-    tape.cell, tape.shape, tape.nonlinearity = "rnn", (T, B, H), nonlinearity
-    tape.x, tape.w_ih, tape.w_hh, tape.b_ih, tape.b_hh = x, w_ih, w_hh, b_ih, b_hh
-    h_n = h[T].copy()
-    h.flags.writeable = False
-    tape.h = h
-    return h[1:], h_n, tape
+    return _forward("rnn", x, (h0,), w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -179,34 +184,261 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> grads.x.shape, grads.w_hh.shape, grads.b_ih
     ((5, 3, 4), (7, 7), None)
     """
-    (T, B, H), dtype = _check_tape(tape, "rnn")
-    x, w_ih = tape.x, tape.w_ih
-    tokens = x.ndim == 2
+    return _backward("rnn", tape, d_out, (d_state,), need_dx)
+
+
+def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+    r"""Run a GRU (Cho et al. 2014) over a batch of sequences, with the reset applied after the product, as PyTorch does.
+
+    .. math::
+        r_t &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
+        z_t &= \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+        n_t &= \tanh(W_{in} x_t + b_{in} + r_t \odot (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    Parameters
+    ----------
+    x : ndarray (T, B, I), or integer ndarray (T, B)
+        The inputs, or tokens, as for `rnn_forward`.
+    h0 : ndarray (B, H) or None
+        The initial state; ``None`` means zeros.
+    w_ih, w_hh : ndarray (3*H, I), (3*H, H)
+        The weights of the gates r, z, n, one below the other.
+    b_ih, b_hh : ndarray (3*H,) or None
+        The biases.
+
+    Returns
+    -------
+    out : ndarray (T, B, H), read-only
+    h_n : ndarray (B, H)
+    tape : Tape
+        For `gru_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `rnn_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.standard_normal((5, 3, 4)), rng.standard_normal((21, 4)), rng.standard_normal((21, 7))
+    >>> out, h_n, tape = fastbptt.gru_forward(x, None, w_ih, w_hh)
+    >>> out.shape, h_n.shape, tape.gates.shape
+    ((5, 3, 7), (3, 7), (5, 3, 21))
+    """
+    return _forward("gru", x, (h0,), w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+    """Backpropagation through time for `gru_forward`; arguments, results and errors as `rnn_backward`.
+
+    Parameters
+    ----------
+    tape : Tape
+    d_out : ndarray (T, B, H) or None
+    d_state : ndarray (B, H) or None
+    need_dx : bool
+
+    Returns
+    -------
+    Gradients
+        ``x`` (T, B, I), ``state`` (B, H), ``w_ih`` (3*H, I), ``w_hh`` (3*H, H), ``b_ih`` and ``b_hh`` (3*H,).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.standard_normal((5, 3, 4)), rng.standard_normal((21, 4)), rng.standard_normal((21, 7))
+    >>> out, h_n, tape = fastbptt.gru_forward(x, None, w_ih, w_hh)
+    >>> fastbptt.gru_backward(tape, np.ones_like(out)).w_hh.shape
+    (21, 7)
+    """
+    return _backward("gru", tape, d_out, (d_state,), need_dx)
+
+
+def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
+    r"""Run an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) over a batch of sequences.
+
+    .. math::
+        i_t, f_t, o_t &= \sigma(W_{i\cdot} x_t + b_{i\cdot} + W_{h\cdot} h_{t-1} + b_{h\cdot}), \qquad
+        g_t = \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        c_t &= f_t \odot c_{t-1} + i_t \odot g_t, \qquad h_t = o_t \odot \tanh(c_t)
+
+    Parameters
+    ----------
+    x : ndarray (T, B, I), or integer ndarray (T, B)
+        The inputs, or tokens, as for `rnn_forward`.
+    state : (ndarray (B, H), ndarray (B, H)) or None
+        The initial state (h0, c0); ``None`` means zeros, for both or for either.
+    w_ih, w_hh : ndarray (4*H, I), (4*H, H)
+        The weights of the gates i, f, g, o, one below the other.
+    b_ih, b_hh : ndarray (4*H,) or None
+        The biases.
+
+    Returns
+    -------
+    out : ndarray (T, B, H), read-only
+    state : (ndarray (B, H), ndarray (B, H))
+        The last state (h_n, c_n).
+    tape : Tape
+        For `lstm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `rnn_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.standard_normal((5, 3, 4)), rng.standard_normal((28, 4)), rng.standard_normal((28, 7))
+    >>> out, (h_n, c_n), tape = fastbptt.lstm_forward(x, None, w_ih, w_hh)
+    >>> out.shape, c_n.shape, tape.c.shape
+    ((5, 3, 7), (3, 7), (6, 3, 7))
+    """
+    return _forward("lstm", x, _pair("state", state), w_ih, w_hh, b_ih, b_hh)
+
+
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+    """Backpropagation through time for `lstm_forward`; arguments, results and errors as `rnn_backward`, but for the state.
+
+    Parameters
+    ----------
+    tape : Tape
+    d_out : ndarray (T, B, H) or None
+    d_state : (ndarray (B, H), ndarray (B, H)) or None
+        dL/d h_n and dL/d c_n; ``None`` means zeros, for both or for either.
+    need_dx : bool
+
+    Returns
+    -------
+    Gradients
+        ``x`` (T, B, I), ``state`` (dL/dh_0, dL/dc_0), ``w_ih`` (4*H, I), ``w_hh`` (4*H, H), ``b_ih`` and ``b_hh`` (4*H,).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.standard_normal((5, 3, 4)), rng.standard_normal((28, 4)), rng.standard_normal((28, 7))
+    >>> out, state, tape = fastbptt.lstm_forward(x, None, w_ih, w_hh)
+    >>> grads = fastbptt.lstm_backward(tape, np.ones_like(out))
+    >>> grads.w_hh.shape, [d.shape for d in grads.state]
+    ((28, 7), [(3, 7), (3, 7)])
+    """
+    return _backward("lstm", tape, d_out, _pair("d_state", d_state), need_dx)
+
+
+def _forward(cell, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
+    """Any cell's forward pass; ``state`` is a tuple, (h0,) or (h0, c0)."""
+    tape = Tape()
+    dtype, T, B, H = _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh)
+    tape.cell, tape.nonlinearity, tape.leak, tape.shape = cell, nonlinearity, check_leak(leak, H, dtype), (T, B, H)
+    names = ("h0",) if len(state) == 1 else ("state[0]", "state[1]")
+    histories = [memory.empty((T + 1, B, H), dtype) for _ in state]
+    for name, history, initial in zip(names, histories, state):
+        history[0] = 0 if initial is None else _checks.array(name, initial, (B, H), dtype)
+    tape.h, tape.c = histories if len(histories) == 2 else (*histories, None)
+    tape.gates = None if cell == "rnn" and leak is None else memory.empty((T, B, CELLS[cell] * H), dtype)
+    tape.m = memory.empty((T, B, H), dtype) if cell == "gru" else None
+    if T and B:
+        kernels[dtype].forward(
+            _NUMBER[cell],
+            _NUMBER[nonlinearity],
+            *_x_or_tokens(tape.x),
+            tape.w_ih,
+            tape.w_hh,
+            tape.b_ih,
+            tape.b_hh,
+            tape.leak,
+            tape.h,
+            tape.c,
+            tape.gates,
+            tape.m,
+        )
+    last = tuple(history[T].copy() for history in histories)
+    for array in (tape.h, tape.c, tape.gates, tape.m):
+        if array is not None:
+            array.flags.writeable = False
+    return tape.h[1:], last if len(last) == 2 else last[0], tape
+
+
+def _backward(cell, tape, d_out, d_state, need_dx):
+    """Any cell's backward pass; ``d_state`` is a tuple, (dh,) or (dh, dc)."""
+    (T, B, H), dtype = _check_tape(tape, cell)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
-    dh = np.zeros((B, H), dtype) if d_state is None else np.array(_checks.array("d_state", d_state, (B, H), dtype))
-    dx = np.empty(x.shape, dtype) if need_dx and not tokens else None
-    dw_ih, dw_hh, db = np.zeros(w_ih.shape, dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)
+    names = ("d_state",) if len(d_state) == 1 else ("d_state[0]", "d_state[1]")
+    d_initial = tuple(
+        np.zeros((B, H), dtype) if d is None else np.array(_checks.array(name, d, (B, H), dtype)) for name, d in zip(names, d_state)
+    )
+    dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
+    dx = memory.empty(tape.x.shape, dtype) if need_dx and tape.x.ndim == 3 else None
+    dw_ih, dw_hh = memory.zeros(tape.w_ih.shape, dtype), memory.zeros(tape.w_hh.shape, dtype)
+    db_ih = np.zeros(len(dw_hh), dtype)
+    db_hh = np.zeros(len(dw_hh), dtype) if cell == "gru" else None
     if T and B:
-        kernels[dtype].rnn_backward(
-            NONLINEARITIES.index(tape.nonlinearity),
-            None if tokens else x,
-            x if tokens else None,
-            w_ih,
+        kernels[dtype].backward(
+            _NUMBER[cell],
+            _NUMBER[tape.nonlinearity],
+            *_x_or_tokens(tape.x),
+            tape.w_ih,
             tape.w_hh,
+            tape.leak,
             tape.h,
+            tape.c,
+            tape.gates,
+            tape.m,
             d_out,
             dh,
+            dc,
             dx,
             dw_ih,
             dw_hh,
-            db,
+            db_ih,
+            db_hh,
         )
-    return Gradients(dx, dh, dw_ih, dw_hh, None if tape.b_ih is None else db, None if tape.b_hh is None else db.copy())
+    if db_hh is None and tape.b_hh is not None:
+        db_hh = db_ih.copy()
+    return Gradients(
+        dx,
+        dh if dc is None else d_initial,
+        dw_ih,
+        dw_hh,
+        None if tape.b_ih is None else db_ih,
+        None if tape.b_hh is None else db_hh,
+    )
 
 
-def _check_call(gates, x, w_ih, w_hh, b_ih, b_hh):
-    """The dtype and sizes of a call, and its arrays in the layout that the kernels read."""
+def _x_or_tokens(x):
+    return (x, None) if x.ndim == 3 else (None, x)
+
+
+def _pair(name, state):
+    if state is None:
+        return None, None
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise TypeError(f"{name}: expected a pair of arrays or None, got {_checks.describe(state)}")
+    return tuple(state)
+
+
+def check_leak(leak, H, dtype):
+    """One leak for every unit, or None."""
+    if leak is None:
+        return None
+    if isinstance(leak, np.ndarray) and leak.ndim:
+        leak = _checks.array("leak", leak, (H,), dtype)
+        if not ((leak > 0) & (leak <= 1)).all():
+            raise ValueError("leak: expected numbers above 0 and at most 1")
+        return leak
+    return np.full(H, _checks.number("leak", leak, 0, 1, above=True), dtype)
+
+
+def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
+    """Put the arrays of a call on the tape, in the layout that the kernels read; return their dtype and T, B, H."""
+    gates = CELLS[cell]
     dtype = _checks.require_float("w_ih", w_ih)
     _checks.require_array("w_hh", w_hh)
     _checks.require_array("x", x)
@@ -219,23 +451,20 @@ def _check_call(gates, x, w_ih, w_hh, b_ih, b_hh):
     if x.dtype.kind in "iu":
         if x.ndim != 2:
             raise ValueError(f"x: expected tokens of shape (T, B), got {x.shape}")
-        x = _checks.integers("x", x, x.shape, I, "tokens")
+        tape.x = _checks.integers("x", x, x.shape, I, "tokens")
     else:
         if x.ndim != 3:
             raise ValueError(f"x: expected shape (T, B, {I}), or integer tokens (T, B), got {x.shape}")
-        x = _checks.array("x", x, (*x.shape[:2], I), dtype)
-    T, B = x.shape[:2]
-    w_ih, w_hh = _checks.contiguous(w_ih), _checks.array("w_hh", w_hh, w_hh.shape, dtype)
-    if b_ih is not None:
-        b_ih = _checks.array("b_ih", b_ih, (gates * H,), dtype)
-    if b_hh is not None:
-        b_hh = _checks.array("b_hh", b_hh, (gates * H,), dtype)
-    return dtype, T, B, H, x, w_ih, w_hh, b_ih, b_hh
+        tape.x = _checks.array("x", x, (*x.shape[:2], I), dtype)
+    tape.w_ih, tape.w_hh = _checks.contiguous(w_ih), _checks.array("w_hh", w_hh, w_hh.shape, dtype)
+    tape.b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (gates * H,), dtype)
+    tape.b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (gates * H,), dtype)
+    return dtype, *x.shape[:2], H
 
 
 def _check_tape(tape, cell):
     """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
-    if not isinstance(tape, Tape):
+    if not isinstance(tape, Tape) or not hasattr(tape, "cell"):
         raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
     if tape.cell != cell:
         raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape.cell}_forward")

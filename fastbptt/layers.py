@@ -5,8 +5,17 @@ import math
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels
-from .functional import rnn_backward, rnn_forward
+from ._kernels import kernels, memory
+from .functional import (
+    NONLINEARITIES,
+    check_leak,
+    gru_backward,
+    gru_forward,
+    lstm_backward,
+    lstm_forward,
+    rnn_backward,
+    rnn_forward,
+)
 
 
 class Layer:
@@ -93,7 +102,98 @@ class Layer:
         return self._tape
 
 
-class RNN(Layer):
+class Recurrent(Layer):
+    """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
+
+    def __init__(self, gates, input_size, hidden_size, bias, batch_first, dtype, rng):
+        self.input_size = I = _checks.size("input_size", input_size)
+        self.hidden_size = H = _checks.size("hidden_size", hidden_size)
+        self.batch_first = bool(batch_first)
+        shapes = {"weight_ih_l0": (gates * H, I), "weight_hh_l0": (gates * H, H)}
+        if bias:
+            shapes |= {"bias_ih_l0": (gates * H,), "bias_hh_l0": (gates * H,)}
+        super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
+
+    def forward(self, x, state=None):
+        """Run the layer.
+
+        Parameters
+        ----------
+        x : ndarray (T, B, I), or integer ndarray (T, B)
+            The inputs, or tokens; batch first if the layer is.
+        state : ndarray (1, B, H) or None
+            The initial state; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays.
+
+        Returns
+        -------
+        out : ndarray (T, B, H), read-only
+        state : ndarray (1, B, H), or a pair of them
+            The last state: the initial one of the sequence's next piece.
+        """
+        _checks.require_array("x", x)
+        out, last, tape = self._run(self._time_first(x), self._unlayered("state", state), *self.params.values())
+        self._tape = tape if self.training else None
+        return self._time_first(out), self._layered(last)
+
+    def backward(self, d_out, d_state=None, *, need_dx=True):
+        """Add the parameters' gradients to `grads`, and return the others.
+
+        Parameters
+        ----------
+        d_out : ndarray (T, B, H) or None
+            The gradient of the loss with respect to ``out``.
+        d_state : ndarray (1, B, H), or a pair of them, or None
+            ... and to the last state.
+        need_dx : bool
+            Whether the input's gradient is wanted.
+
+        Returns
+        -------
+        dx : ndarray (T, B, I) or None
+            None for tokens, and if not wanted.
+        d_state : ndarray (1, B, H), or a pair of them
+            The gradient of the initial state.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward pass since the last backward pass.
+        """
+        result = self.backward_through(self._last_tape(), self._time_first(d_out), d_state, need_dx=need_dx)
+        self._tape = None
+        return result
+
+    def take_tape(self):
+        """The tape of the last forward pass, which `backward` will then do without; for `backward_through`."""
+        tape = self._last_tape()
+        self._tape = None
+        return tape
+
+    def backward_through(self, tape, d_out, d_state=None, *, need_dx=True):
+        """`backward` for a tape of this layer's that was kept aside; ``d_out`` is time first."""
+        grads = self._run_back(tape, d_out, self._unlayered("d_state", d_state), need_dx=need_dx)
+        for total, g in zip(self.grads.values(), (grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh)):
+            total += g
+        return None if grads.x is None else self._time_first(grads.x), self._layered(grads.state)
+
+    def _time_first(self, array):
+        return np.swapaxes(array, 0, 1) if self.batch_first and isinstance(array, np.ndarray) and array.ndim > 1 else array
+
+    def _layered(self, state):
+        """A state (B, H) as that of the only layer of one, (1, B, H)."""
+        return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
+
+    def _unlayered(self, name, state):
+        """The reverse; (B, H) is welcome too."""
+        if state is None or (isinstance(state, np.ndarray) and state.ndim == 2):
+            return state
+        _checks.require_array(name, state)
+        if state.ndim != 3 or state.shape[0] != 1:
+            raise ValueError(f"{name}: expected shape (1, B, {self.hidden_size}), got {state.shape}")
+        return state[0]
+
+
+class RNN(Recurrent):
     """A vanilla RNN layer, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with `torch.nn.RNN`'s names and shapes.
 
     Parameters
@@ -101,10 +201,13 @@ class RNN(Layer):
     input_size, hidden_size : int
         I and H. An input of tokens has I different ones.
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"}
+    leak : float, ndarray (H,) or None
+        In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained.
     bias : bool
     batch_first : bool
         Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state.
     dtype : dtype
+        float64 or float32.
     rng : None, int or numpy.random.Generator
         Draws the parameters, from U(-1/sqrt(H), 1/sqrt(H)).
 
@@ -125,93 +228,89 @@ class RNN(Layer):
     ((5, 3, 7), (1, 3, 7), (5, 3, 4), (7, 7))
     """
 
-    def __init__(self, input_size, hidden_size, *, nonlinearity="tanh", bias=True, batch_first=False, dtype=np.float64, rng=None):
-        self.input_size = I = _checks.size("input_size", input_size)
-        self.hidden_size = H = _checks.size("hidden_size", hidden_size)
-        self.nonlinearity = nonlinearity
-        self.batch_first = bool(batch_first)
-        shapes = {"weight_ih_l0": (H, I), "weight_hh_l0": (H, H)}
-        if bias:
-            shapes |= {"bias_ih_l0": (H,), "bias_hh_l0": (H,)}
-        super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
+    def __init__(
+        self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
+    ):
+        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
+        super().__init__(1, input_size, hidden_size, bias, batch_first, dtype, rng)
+        self.leak = check_leak(leak, self.hidden_size, self.dtype)
 
-    def forward(self, x, state=None):
-        """Run the layer.
+    def _run(self, x, h0, *weights):
+        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak)
 
-        Parameters
-        ----------
-        x : ndarray (T, B, I), or integer ndarray (T, B)
-            The inputs, or tokens; batch first if the layer is.
-        state : ndarray (1, B, H) or None
-            The initial state; ``None`` means zeros.
+    _run_back = staticmethod(rnn_backward)
 
-        Returns
-        -------
-        out : ndarray (T, B, H), read-only
-        state : ndarray (1, B, H)
-            The last state: the initial one of the sequence's next piece.
-        """
-        _checks.require_array("x", x)
-        h0 = self._row_state("state", state)
-        out, h_n, tape = rnn_forward(self._time_first(x), h0, *self._weights(), nonlinearity=self.nonlinearity)
-        self._tape = tape if self.training else None
-        return self._time_first(out), h_n[None]
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
-        """Add the parameters' gradients to `grads`, and return the others.
+class GRU(Recurrent):
+    """A GRU layer, with `torch.nn.GRU`'s names, shapes and gate order; see `gru_forward` for the equations.
 
-        Parameters
-        ----------
-        d_out : ndarray (T, B, H) or None
-            The gradient of the loss with respect to ``out``.
-        d_state : ndarray (1, B, H) or None
-            ... and to the last state.
-        need_dx : bool
-            Whether the input's gradient is wanted.
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    bias, batch_first : bool
+    dtype : dtype
+    rng : None, int or numpy.random.Generator
+        As for `RNN`.
 
-        Returns
-        -------
-        dx : ndarray (T, B, I) or None
-            None for tokens, and if not wanted.
-        d_state : ndarray (1, B, H)
-            The gradient of the initial state.
+    Attributes
+    ----------
+    params : dict
+        ``weight_ih_l0`` (3*H, I), ``weight_hh_l0`` (3*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (3*H,): r, z, n.
 
-        Raises
-        ------
-        RuntimeError
-            If there was no forward pass since the last backward pass.
-        """
-        result = self.backward_through(self._last_tape(), self._time_first(d_out), d_state, need_dx=need_dx)
-        self._tape = None
-        return result
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> layer = fastbptt.GRU(4, 7, rng=0)
+    >>> out, state = layer(np.ones((5, 3, 4)))
+    >>> dx, d_state = layer.backward(np.ones_like(out))
+    >>> state.shape, layer.grads["weight_hh_l0"].shape
+    ((1, 3, 7), (21, 7))
+    """
 
-    def take_tape(self):
-        """The tape of the last forward pass, which `backward` will then do without; for `backward_through`."""
-        tape = self._last_tape()
-        self._tape = None
-        return tape
+    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
+        super().__init__(3, input_size, hidden_size, bias, batch_first, dtype, rng)
 
-    def backward_through(self, tape, d_out, d_state=None, *, need_dx=True):
-        """`backward` for a tape of this layer's that was kept aside; ``d_out`` is time first."""
-        grads = rnn_backward(tape, d_out, self._row_state("d_state", d_state), need_dx=need_dx)
-        for total, g in zip(self.grads.values(), (grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh)):
-            total += g
-        return None if grads.x is None else self._time_first(grads.x), grads.state[None]
+    _run = staticmethod(gru_forward)
+    _run_back = staticmethod(gru_backward)
 
-    def _weights(self):
-        return tuple(self.params.values())
 
-    def _time_first(self, array):
-        return np.swapaxes(array, 0, 1) if self.batch_first and isinstance(array, np.ndarray) and array.ndim > 1 else array
+class LSTM(Recurrent):
+    """An LSTM layer, with `torch.nn.LSTM`'s names, shapes and gate order; see `lstm_forward` for the equations.
 
-    def _row_state(self, name, state):
-        """A state as the kernels take it, (B, H); that shape is welcome too."""
-        if state is None or (isinstance(state, np.ndarray) and state.ndim == 2):
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    bias, batch_first : bool
+    dtype : dtype
+    rng : None, int or numpy.random.Generator
+        As for `RNN`.
+
+    Attributes
+    ----------
+    params : dict
+        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,): i, f, g, o.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> layer = fastbptt.LSTM(4, 7, rng=0)
+    >>> out, (h, c) = layer(np.ones((5, 3, 4)))
+    >>> dx, (dh, dc) = layer.backward(np.ones_like(out))
+    >>> c.shape, layer.grads["weight_hh_l0"].shape
+    ((1, 3, 7), (28, 7))
+    """
+
+    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
+        super().__init__(4, input_size, hidden_size, bias, batch_first, dtype, rng)
+
+    def _unlayered(self, name, state):
+        """Both halves of the state; any other thing is for `lstm_forward` to refuse."""
+        if not isinstance(state, (tuple, list)):
             return state
-        _checks.require_array(name, state)
-        if state.ndim != 3 or state.shape[0] != 1:
-            raise ValueError(f"{name}: expected shape (1, B, {self.hidden_size}), got {state.shape}")
-        return state[0]
+        return tuple(super(LSTM, self)._unlayered(f"{name}[{i}]", part) for i, part in enumerate(state))
+
+    _run = staticmethod(lstm_forward)
+    _run_back = staticmethod(lstm_backward)
 
 
 class Linear(Layer):
@@ -249,24 +348,32 @@ class Linear(Layer):
         """y = x W^T + b, for x (..., I); y is (..., N)."""
         _checks.require_array("x", x)
         x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
-        y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
+        y = memory.empty((*x.shape[:-1], self.out_features), self.dtype)
         if x.size:
-            kernels[self.dtype].linear_forward(self._rows(x), self.params["weight"], self.params.get("bias"), self._rows(y))
+            kernels[self.dtype].linear_forward(self._rows(x), *self._weights(), self._rows(y))
         self._tape = x if self.training else None
         return y
 
     def backward(self, d_out, *, need_dx=True):
         """Add the parameters' gradients to `grads`; return that of the input, unless it is not wanted."""
         x = self._last_tape()
+        if x.shape[-1] != self.in_features:
+            raise RuntimeError(f"x: resized since the forward pass; expected {self.in_features} features, got shape {x.shape}")
         d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)
-        dx = np.empty(x.shape, self.dtype) if need_dx else None
+        dx = memory.empty(x.shape, self.dtype) if need_dx else None
         d_bias = self.grads["bias"] if "bias" in self.grads else np.zeros(self.out_features, self.dtype)
         if x.size:
-            kernels[self.dtype].linear_backward(
-                self._rows(x), self.params["weight"], self._rows(d_out), self._rows(dx), self.grads["weight"], d_bias
-            )
+            weight, _ = self._weights()
+            kernels[self.dtype].linear_backward(self._rows(x), weight, self._rows(d_out), self._rows(dx), self.grads["weight"], d_bias)
         self._tape = None
         return dx
+
+    def _weights(self):
+        bias = self.params.get("bias")
+        return (
+            _checks.array("params['weight']", self.params["weight"], (self.out_features, self.in_features), self.dtype),
+            None if bias is None else _checks.array("params['bias']", bias, (self.out_features,), self.dtype),
+        )
 
     @staticmethod
     def _rows(array):

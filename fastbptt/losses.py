@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels
+from ._kernels import kernels, memory
 
 
 def softmax_cross_entropy(logits, targets, *, mask=None):
@@ -59,9 +59,9 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
         mask = _checks.contiguous(mask)
         n = int(mask.sum())
     targets = _checks.integers("targets", targets, shape, V, "classes")
-    d_logits = np.zeros(logits.shape, dtype)
     if n == 0:
-        return 0.0, d_logits
+        return 0.0, np.zeros(logits.shape, dtype)
+    d_logits = memory.empty(logits.shape, dtype)
     losses = np.empty(targets.size)
     kernels[dtype].softmax_cross_entropy(
         _checks.contiguous(logits).reshape(-1, V),

@@ -35,6 +35,7 @@ class Optimiser:
             _checks.require_float(f"layers_or_params[{key!r}]", p)
             if not (p.flags.c_contiguous and p.flags.aligned and p.flags.writeable):
                 raise ValueError(f"layers_or_params[{key!r}]: expected a contiguous, aligned and writeable array")
+        _checks.require_disjoint("layers_or_params", self._keys, self._params)
         self._slots = {name: [np.zeros(p.size, p.dtype) for p in self._params] for name in slots}
 
     @property
@@ -75,8 +76,11 @@ class Optimiser:
         if set(state) != set(expected):
             raise KeyError(f"state: expected the names {sorted(expected)}, got {sorted(state)}")
         for name, array in state.items():
-            if np.shape(array) != expected[name].shape:
-                raise ValueError(f"state[{name!r}]: expected shape {expected[name].shape}, got {np.shape(array)}")
+            _checks.require_array(f"state[{name!r}]", array)
+            if array.dtype.kind != expected[name].dtype.kind:
+                raise TypeError(f"state[{name!r}]: expected dtype {expected[name].dtype}, got {array.dtype}")
+            if array.shape != expected[name].shape:
+                raise ValueError(f"state[{name!r}]: expected shape {expected[name].shape}, got {array.shape}")
         self.steps = int(state["steps"])
         for name, arrays in self._slots.items():
             for i, key in enumerate(self._keys):

@@ -7,14 +7,6 @@ import numpy as np
 
 from .functional import Gradients
 
-
-class Tape:
-    """What forward leaves for backward, under the names of the equations."""
-
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-
 # Each nonlinearity f, and its derivative written in terms of h = f(a).
 NONLINEARITIES = {
     "tanh": (np.tanh, lambda h: 1 - h**2),
@@ -24,21 +16,22 @@ NONLINEARITIES = {
 }
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh"):
-    """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), for t = 1..T.
+def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
+    """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), for t = 1..T; with a leak, h_t = (1 - leak) h_{t-1} + leak f(...).
 
     The rows of a batch are the rows of x_t and h_t, so that W h for a column h reads h @ W.T for rows.
     """
     f, _ = NONLINEARITIES[nonlinearity]
-    b = (0 if b_ih is None else b_ih) + (0 if b_hh is None else b_hh)
+    b_ih, b_hh = biases(b_ih, b_hh)
 
-    h = [initial_state(h0, x, w_hh)]
+    h, gates = [initial_state(h0, x, w_hh)], []
     for x_t in one_hot(x, w_ih):
-        a_t = x_t @ w_ih.T + h[-1] @ w_hh.T + b
-        h.append(f(a_t))
+        a = x_t @ w_ih.T + b_ih + h[-1] @ w_hh.T + b_hh
+        gates.append(f(a))
+        h.append(gates[-1] if leak is None else (1 - leak) * h[-1] + leak * gates[-1])
 
     h = np.array(h)
-    return h[1:], h[-1], Tape(x=x, h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, nonlinearity=nonlinearity)
+    return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -48,22 +41,144 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     diag(f'(a_t)) W_hh; over many steps it has passed through their product. That product is what vanishes or explodes. The weights are
     the same at every step, so their gradient is the sum over time.
     """
-    h, w_ih, w_hh = tape.h, tape.w_ih, tape.w_hh
-    x = one_hot(tape.x, w_ih)
     _, derivative = NONLINEARITIES[tape.nonlinearity]
-
-    dx, dw_ih, dw_hh, db = np.zeros_like(x), np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(w_hh[:, 0])
+    h, grads = tape.h, Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
-    for t in reversed(range(len(x))):  # h[t] is the state before this step, h[t + 1] the one after it
+    for t in reversed(range(len(h) - 1)):  # h[t] is the state before this step, h[t + 1] the one after it
         dh = dh if d_out is None else dh + d_out[t]
-        da = dh * derivative(h[t + 1])  # h_t = f(a_t)
-        dw_ih += da.T @ x[t]  # a_t = W_ih x_t + W_hh h_{t-1} + b
-        dw_hh += da.T @ h[t]
-        db += da.sum(axis=0)
-        dx[t] = da @ w_ih
-        dh = da @ w_hh
+        # h_t = (1 - leak) h_{t-1} + leak f(a), with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+        past, into = (0, 1) if tape.leak is None else (1 - tape.leak, tape.leak)
+        da = dh * into * derivative(tape.gates[t])
+        dh = dh * past + da @ tape.w_hh
+        grads.add(t, da, da)
+    return grads.result(dh, need_dx)
 
-    return gradients(tape, dx if need_dx else None, dh, dw_ih, dw_hh, db, db.copy())
+
+def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+    """r and z open between 0 and 1; n is the candidate; h_t = (1 - z) n + z h_{t-1}.
+
+    The reset is applied after the product, n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), so that one product serves all three.
+    """
+    b_ih, b_hh = biases(b_ih, b_hh)
+    h, gates, recurrent = [initial_state(h0, x, w_hh)], [], []
+    for x_t in one_hot(x, w_ih):
+        a_r, a_z, a_n = np.split(x_t @ w_ih.T + b_ih, 3, axis=1)
+        m_r, m_z, m_n = np.split(h[-1] @ w_hh.T + b_hh, 3, axis=1)
+        r, z = sigmoid(a_r + m_r), sigmoid(a_z + m_z)
+        n = np.tanh(a_n + r * m_n)
+        h.append((1 - z) * n + z * h[-1])
+        gates.append((r, z, n))
+        recurrent.append(m_n)
+
+    h = np.array(h)
+    return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
+
+
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+    """As `rnn_backward`; the state's gradient also takes the way past the gates, z dh."""
+    h, grads = tape.h, Sums(tape)
+    dh = np.zeros_like(h[0]) if d_state is None else d_state
+    for t in reversed(range(len(h) - 1)):
+        dh = dh if d_out is None else dh + d_out[t]
+        r, z, n = tape.gates[t]
+        # h_t = (1 - z) n + z h_{t-1}
+        da_z = dh * (h[t] - n) * z * (1 - z)
+        da_n = dh * (1 - z) * (1 - n**2)
+        # n = tanh(a_n + r m_n)
+        da_r = da_n * tape.m[t] * r * (1 - r)
+        da_x = np.hstack([da_r, da_z, da_n])
+        da_h = np.hstack([da_r, da_z, da_n * r])
+        dh = dh * z + da_h @ tape.w_hh
+        grads.add(t, da_x, da_h)
+    return grads.result(dh, need_dx)
+
+
+def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
+    """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows."""
+    b_ih, b_hh = biases(b_ih, b_hh)
+    h0, c0 = (None, None) if state is None else state
+    h, c, gates = [initial_state(h0, x, w_hh)], [initial_state(c0, x, w_hh)], []
+    for x_t in one_hot(x, w_ih):
+        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + b_ih + h[-1] @ w_hh.T + b_hh, 4, axis=1)
+        i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
+        c.append(f * c[-1] + i * g)
+        h.append(o * np.tanh(c[-1]))
+        gates.append((i, f, g, o))
+
+    h, c = np.array(h), np.array(c)
+    return h[1:], (h[-1], c[-1]), Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
+
+
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+    """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
+    h, c, grads = tape.h, tape.c, Sums(tape)
+    dh, dc = (None, None) if d_state is None else d_state
+    dh, dc = (np.zeros_like(h[0]) if d is None else d for d in (dh, dc))
+    for t in reversed(range(len(h) - 1)):
+        dh = dh if d_out is None else dh + d_out[t]
+        i, f, g, o = tape.gates[t]
+        # h_t = o tanh(c_t)
+        da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
+        dc = dc + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
+        # c_t = f c_{t-1} + i g
+        da_i = dc * g * i * (1 - i)
+        da_f = dc * c[t] * f * (1 - f)
+        da_g = dc * i * (1 - g**2)
+        dc = dc * f
+        da = np.hstack([da_i, da_f, da_g, da_o])
+        dh = da @ tape.w_hh
+        grads.add(t, da, da)
+    return grads.result((dh, dc), need_dx)
+
+
+class Tape:
+    """What forward leaves for backward, under the names of the equations."""
+
+    def __init__(self, x, w_ih, w_hh, b_ih, b_hh, **values):
+        self.x, self.w_ih, self.w_hh, self.b_ih, self.b_hh = x, w_ih, w_hh, b_ih, b_hh
+        self.__dict__.update(values)
+
+
+class Sums:
+    """The gradients that are sums over time, and those of the inputs.
+
+    All cells have a = W_ih x_t + b_ih on one side and W_hh h_{t-1} + b_hh on the other; ``da_x`` and ``da_h`` are the gradients of the two.
+    """
+
+    def __init__(self, tape):
+        self.tape, self.x = tape, one_hot(tape.x, tape.w_ih)
+        self.dx, self.dw_ih, self.dw_hh = np.zeros_like(self.x), np.zeros_like(tape.w_ih), np.zeros_like(tape.w_hh)
+        self.db_ih, self.db_hh = np.zeros_like(tape.w_hh[:, 0]), np.zeros_like(tape.w_hh[:, 0])
+
+    def add(self, t, da_x, da_h):
+        self.dx[t] = da_x @ self.tape.w_ih
+        self.dw_ih += da_x.T @ self.x[t]
+        self.dw_hh += da_h.T @ self.tape.h[t]
+        self.db_ih += da_x.sum(axis=0)
+        self.db_hh += da_h.sum(axis=0)
+
+    def result(self, d_state, need_dx):
+        """No gradient of tokens, nor of a bias that there was not."""
+        wanted = need_dx and self.tape.x.ndim == 3
+        return Gradients(
+            self.dx if wanted else None,
+            d_state,
+            self.dw_ih,
+            self.dw_hh,
+            None if self.tape.b_ih is NO_BIAS else self.db_ih,
+            None if self.tape.b_hh is NO_BIAS else self.db_hh,
+        )
+
+
+NO_BIAS = 0
+
+
+def biases(b_ih, b_hh):
+    return (NO_BIAS if b is None else b for b in (b_ih, b_hh))
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
 
 
 def one_hot(x, w_ih):
@@ -73,15 +188,3 @@ def one_hot(x, w_ih):
 
 def initial_state(h0, x, w_hh):
     return np.zeros((x.shape[1], w_hh.shape[1]), w_hh.dtype) if h0 is None else h0
-
-
-def gradients(tape, dx, d_state, dw_ih, dw_hh, db_ih, db_hh):
-    """No gradient of tokens, nor of a bias that there was not."""
-    return Gradients(
-        None if tape.x.ndim == 2 else dx,
-        d_state,
-        dw_ih,
-        dw_hh,
-        None if tape.b_ih is None else db_ih,
-        None if tape.b_hh is None else db_hh,
-    )

@@ -14,7 +14,7 @@ class TruncatedBPTT:
 
     Parameters
     ----------
-    layer : RNN
+    layer : RNN, GRU or LSTM
         Its `grads` are added to.
     h : int
         Steps back.
@@ -23,7 +23,7 @@ class TruncatedBPTT:
 
     Attributes
     ----------
-    state : ndarray or None
+    state : as the layer returns it, or None
         The carried state; None is the start of a sequence.
 
     Examples
@@ -55,12 +55,15 @@ class TruncatedBPTT:
     def forward(self, x):
         """Read the next window of inputs, up to h' steps; returns ``out``."""
         _checks.require_array("x", x)
+        if x.ndim < 2:
+            raise ValueError(f"x: expected shape (T, B, I), or tokens (T, B), got {x.shape}")
         steps = x.shape[1 if self.layer.batch_first else 0]
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
         out, self.state = self.layer.forward(x, self.state)
-        self._tapes.append(self.layer.take_tape())
-        self._fresh = True
+        if self.layer.training:
+            self._tapes.append(self.layer.take_tape())
+            self._fresh = True
         return out
 
     def backward(self, d_out, *, need_dx=True):

@@ -13,7 +13,7 @@ import numpy as np
 from . import cpu
 
 LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "baseline": "baseline", "scalar": "scalar"}  # best first; the short name is the module's
-DTYPES = (np.dtype(np.float64),)
+DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def _built(short):

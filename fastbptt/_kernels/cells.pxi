@@ -1,6 +1,10 @@
-# The element-wise half of each cell: one step forward, one step backward.
+# The cells: for each, what the time loop must know of it, and the element-wise half of a step, forward and backward.
 #
-# Derivatives are taken from the activated values: h = f(a), so that tanh'(a) = 1 - h^2 needs no second tape.
+# A step is given one row of a patch at a time; its arrays are `Row`s, that is pointers to the patch's first unit, and `n` units. The
+# arithmetic stands in the functions named `..._units`, written for one vector of units; `over_units` runs along the row, and ends it with
+# the part of a vector that is left (`k` < LANES units, `whole` = 0).
+#
+# Derivatives are taken from the activated values: with h = tanh(a), tanh'(a) = 1 - h^2, and no second tape is needed.
 
 cdef enum:
     TANH = 0
@@ -8,10 +12,46 @@ cdef enum:
     SIGMOID = 2
     IDENTITY = 3
 
+cdef enum:
+    RNN_CELL = 0
+    GRU_CELL = 1
+    LSTM_CELL = 2
+
 cdef double CELL_WORK = 16         # an element's tanh costs about as much as this many multiply-adds
 
 
-# --- Vanilla RNN: h_t = f(a_t); a and h are one array -----------------------------------------------------------------
+cdef void bind_cell(Run *run, int cell, bint backward) noexcept nogil:
+    """The cell's number of gates, how many of them keep their recurrent product apart, and its step."""
+    if cell == RNN_CELL:
+        run.gates, run.apart, run.step = 1, 0, rnn_backward_row if backward else rnn_forward_row
+    elif cell == GRU_CELL:
+        run.gates, run.apart, run.step = 3, 1, gru_backward_row if backward else gru_forward_row
+    else:
+        run.gates, run.apart, run.step = 4, 0, lstm_backward_row if backward else lstm_forward_row
+
+
+cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:
+    return load(p) if whole else load_part(p, k)
+
+
+cdef inlined put(const bint whole, real *p, Py_ssize_t k, vec v) noexcept nogil:
+    if whole:
+        store(p, v)
+    else:
+        store_part(p, v, k)
+
+
+cdef inline vec through_sigmoid(vec s, vec ds) noexcept nogil:
+    """s = sigmoid(a): ds s (1 - s) is da"""
+    return ds * (s * (1 - s))
+
+
+cdef inline vec through_tanh(vec h, vec dh) noexcept nogil:
+    """h = tanh(a): dh (1 - h^2) is da"""
+    return dh * (1 - h * h)
+
+
+# --- Vanilla RNN: f = f(a), h_t = f; leaky: h_t = (1 - leak) h_{t-1} + leak f ------------------------------------------
 
 cdef inline vec activate(const int f, vec a) noexcept nogil:
     if f == TANH:
@@ -24,75 +64,160 @@ cdef inline vec activate(const int f, vec a) noexcept nogil:
 
 
 cdef inline vec through_activation(const int f, vec h, vec dh) noexcept nogil:
-    """dh f'(a)."""
     if f == TANH:
-        return dh * (1 - h * h)
+        return through_tanh(h, dh)
     if f == RELU:
         return zero_where_not_positive(h, dh)
     if f == SIGMOID:
-        return dh * (h * (1 - h))
+        return through_sigmoid(h, dh)
     return dh
 
 
-cdef inlined activate_all(const int f, real *h, Py_ssize_t n) noexcept nogil:
+cdef inlined rnn_forward_units(const int f, const bint leaky, const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec value = activate(f, get(whole, r.a + i, k)), leak
+    put(whole, r.a + i, k, value)
+    if leaky:
+        leak = get(whole, r.leak + i, k)
+        put(whole, r.h + i, k, (1 - leak) * get(whole, r.h_prev + i, k) + leak * value)
+
+
+cdef inlined rnn_backward_units(const int f, const bint leaky, const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec value = get(whole, r.a + i, k), dh = get(whole, r.dh + i, k), d_prev = get(whole, r.d_prev + i, k), leak
+    if leaky:
+        # reverse of: h_t = (1 - leak) h_{t-1} + leak f
+        leak = get(whole, r.leak + i, k)
+        d_prev = d_prev + (1 - leak) * dh
+        dh = leak * dh
+    # reverse of: f = f(a)
+    put(whole, r.da + i, k, through_activation(f, value, dh))
+    put(whole, r.dh + i, k, d_prev)
+
+
+cdef inlined rnn_row(const int f, const bint leaky, const bint backward, const Row *r) noexcept nogil:
     cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        store(h + i, activate(f, load(h + i)))
+    while i + LANES <= r.n:
+        if backward:
+            rnn_backward_units(f, leaky, 1, r, i, LANES)
+        else:
+            rnn_forward_units(f, leaky, 1, r, i, LANES)
         i += LANES
-    if i < n:
-        store_part(h + i, activate(f, load_part(h + i, n - i)), n - i)
+    if i < r.n:
+        if backward:
+            rnn_backward_units(f, leaky, 0, r, i, r.n - i)
+        else:
+            rnn_forward_units(f, leaky, 0, r, i, r.n - i)
 
 
-cdef inlined activate_all_back(const int f, const real *h, const real *d_prev, real *dh, real *da, Py_ssize_t n) noexcept nogil:
+cdef inlined rnn_row_of(const bint leaky, const bint backward, int f, const Row *r) noexcept nogil:
+    if f == TANH: rnn_row(TANH, leaky, backward, r)
+    elif f == RELU: rnn_row(RELU, leaky, backward, r)
+    elif f == SIGMOID: rnn_row(SIGMOID, leaky, backward, r)
+    else: rnn_row(IDENTITY, leaky, backward, r)
+
+
+cdef void rnn_forward_row(const Row *r) noexcept nogil:
+    if r.leak == NULL: rnn_row_of(0, 0, r.activation, r)
+    else: rnn_row_of(1, 0, r.activation, r)
+
+
+cdef void rnn_backward_row(const Row *r) noexcept nogil:
+    if r.leak == NULL: rnn_row_of(0, 1, r.activation, r)
+    else: rnn_row_of(1, 1, r.activation, r)
+
+
+# --- GRU: r z n, with m = W_hn h_{t-1} + b_hn kept apart: n = tanh(a_n + r m), h_t = (1 - z) n + z h_{t-1} --------------
+
+cdef inlined gru_forward_units(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef real *a = r.a + i
+    cdef vec reset = vector_sigmoid(get(whole, a, k))
+    cdef vec z = vector_sigmoid(get(whole, a + r.H, k))
+    cdef vec n = vector_tanh(get(whole, a + 2 * r.H, k) + reset * get(whole, r.m + i, k))
+    put(whole, a, k, reset)
+    put(whole, a + r.H, k, z)
+    put(whole, a + 2 * r.H, k, n)
+    put(whole, r.h + i, k, (1 - z) * n + z * get(whole, r.h_prev + i, k))
+
+
+cdef inlined gru_backward_units(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = r.a + i
+    cdef vec reset = get(whole, a, k), z = get(whole, a + r.H, k), n = get(whole, a + 2 * r.H, k)
+    cdef vec dh = get(whole, r.dh + i, k), m = get(whole, r.m + i, k)
+    # reverse of: h_t = (1 - z) n + z h_{t-1}
+    cdef vec da_z = through_sigmoid(z, dh * (get(whole, r.h_prev + i, k) - n))
+    cdef vec da_n = through_tanh(n, dh * (1 - z))
+    put(whole, r.dh + i, k, dh * z + get(whole, r.d_prev + i, k))
+    # reverse of: n = tanh(a_n + r m)
+    cdef vec da_r = through_sigmoid(reset, da_n * m)
+    put(whole, r.da + i, k, da_r)
+    put(whole, r.da + i + r.H, k, da_z)
+    put(whole, r.da + i + 2 * r.H, k, da_n)
+    put(whole, r.da_h + i, k, da_r)
+    put(whole, r.da_h + i + r.H, k, da_z)
+    put(whole, r.da_h + i + 2 * r.H, k, da_n * reset)
+
+
+cdef void gru_forward_row(const Row *r) noexcept nogil:
     cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        store(da + i, through_activation(f, load(h + i), load(dh + i)))
-        store(dh + i, load(d_prev + i))
+    while i + LANES <= r.n:
+        gru_forward_units(1, r, i, LANES)
         i += LANES
-    if i < n:
-        store_part(da + i, through_activation(f, load_part(h + i, n - i), load_part(dh + i, n - i)), n - i)
-        store_part(dh + i, load_part(d_prev + i, n - i), n - i)
+    if i < r.n:
+        gru_forward_units(0, r, i, r.n - i)
 
 
-# Rows of h that are taken whole lie end to end: a patch of them is one long stretch.
-
-cdef inline Py_ssize_t stretch(const Run *run, Patch p) noexcept nogil:
-    return (p.b1 - p.b0) * run.H if p.u1 - p.u0 == run.H else p.u1 - p.u0
-
-
-cdef inline Py_ssize_t stretches_end(const Run *run, Patch p) noexcept nogil:
-    return min(p.b1, p.b0 + 1) if p.u1 - p.u0 == run.H else p.b1
-
-
-cdef void rnn_forward_step(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
-    """h_t = f(a_t)"""
-    cdef real *h
-    cdef Py_ssize_t b, b1 = stretches_end(run, p), n = stretch(run, p)
-    for b in range(p.b0, b1):
-        h = run.h + ((t + 1) * run.B + b) * run.H + p.u0
-        if run.activation == TANH: activate_all(TANH, h, n)
-        elif run.activation == RELU: activate_all(RELU, h, n)
-        elif run.activation == SIGMOID: activate_all(SIGMOID, h, n)
+cdef void gru_backward_row(const Row *r) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= r.n:
+        gru_backward_units(1, r, i, LANES)
+        i += LANES
+    if i < r.n:
+        gru_backward_units(0, r, i, r.n - i)
 
 
-cdef void rnn_backward_step(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
-    # reverse of: h_t = f(a_t)
-    cdef const real *h
-    cdef const real *d_prev
-    cdef real *dh
-    cdef real *da
-    cdef Py_ssize_t b, b1 = stretches_end(run, p), n = stretch(run, p)
-    for b in range(p.b0, b1):
-        h = run.h + ((t + 1) * run.B + b) * run.H + p.u0
-        d_prev = d_out_before(run, t, b) + p.u0
-        dh = run.dh + b * run.H + p.u0
-        da = run.da + ((t - run.t0) * run.B + b) * run.N + p.u0
-        if run.activation == TANH: activate_all_back(TANH, h, d_prev, dh, da, n)
-        elif run.activation == RELU: activate_all_back(RELU, h, d_prev, dh, da, n)
-        elif run.activation == SIGMOID: activate_all_back(SIGMOID, h, d_prev, dh, da, n)
-        else: activate_all_back(IDENTITY, h, d_prev, dh, da, n)
+# --- LSTM: i f g o; c_t = f c_{t-1} + i g, h_t = o tanh(c_t) -----------------------------------------------------------
+
+cdef inlined lstm_forward_units(const bint whole, const Row *r, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+    cdef real *a = r.a + j
+    cdef vec i = vector_sigmoid(get(whole, a, k)), f = vector_sigmoid(get(whole, a + r.H, k))
+    cdef vec g = vector_tanh(get(whole, a + 2 * r.H, k)), o = vector_sigmoid(get(whole, a + 3 * r.H, k))
+    cdef vec c = f * get(whole, r.c_prev + j, k) + i * g
+    put(whole, a, k, i)
+    put(whole, a + r.H, k, f)
+    put(whole, a + 2 * r.H, k, g)
+    put(whole, a + 3 * r.H, k, o)
+    put(whole, r.c + j, k, c)
+    put(whole, r.h + j, k, o * vector_tanh(c))
 
 
-cdef inline const real *d_out_before(const Run *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
-    """The loss's own gradient at row b of h_{t-1}; none at the initial state."""
-    return (run.zeros if t == 0 or run.d_out == NULL else run.d_out + (t - 1) * run.B * run.H) + b * run.H
+cdef inlined lstm_backward_units(const bint whole, const Row *r, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = r.a + j
+    cdef real *da = r.da + j
+    cdef vec i = get(whole, a, k), f = get(whole, a + r.H, k), g = get(whole, a + 2 * r.H, k), o = get(whole, a + 3 * r.H, k)
+    cdef vec tanh_c = vector_tanh(get(whole, r.c + j, k)), dh = get(whole, r.dh + j, k)
+    # reverse of: h_t = o tanh(c_t)
+    cdef vec dc = get(whole, r.dc + j, k) + through_tanh(tanh_c, dh * o)
+    put(whole, da + 3 * r.H, k, through_sigmoid(o, dh * tanh_c))
+    # reverse of: c_t = f c_{t-1} + i g
+    put(whole, da, k, through_sigmoid(i, dc * g))
+    put(whole, da + r.H, k, through_sigmoid(f, dc * get(whole, r.c_prev + j, k)))
+    put(whole, da + 2 * r.H, k, through_tanh(g, dc * i))
+    put(whole, r.dc + j, k, dc * f)
+    put(whole, r.dh + j, k, get(whole, r.d_prev + j, k))
+
+
+cdef void lstm_forward_row(const Row *r) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= r.n:
+        lstm_forward_units(1, r, i, LANES)
+        i += LANES
+    if i < r.n:
+        lstm_forward_units(0, r, i, r.n - i)
+
+
+cdef void lstm_backward_row(const Row *r) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= r.n:
+        lstm_backward_units(1, r, i, LANES)
+        i += LANES
+    if i < r.n:
+        lstm_backward_units(0, r, i, r.n - i)

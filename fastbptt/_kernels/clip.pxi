@@ -6,7 +6,7 @@
 cdef enum:
     CHUNK = 1 << 14                # elements
 
-cdef double SAFELY_ABOVE_ZERO = 1e-280   # a smaller sum of squares may have lost terms to underflow
+cdef double SAFELY_ABOVE_ZERO = 1e-280   # a smaller sum of squares may have lost terms to underflow, a smaller factor digits
 
 cdef struct Array:
     real *at
@@ -26,7 +26,11 @@ cdef struct Pass:
 
 
 cdef class Arrays:
-    """A list of float arrays, contiguous in either order: where each lies, and how many chunks they make."""
+    """A list of float arrays of the kernels' dtype: where each lies, and how many chunks they make.
+
+    ValueError (or BufferError) unless each is contiguous, in either order, aligned, and, if they are to be written, writable and apart
+    from the others.
+    """
     cdef Array *arrays
     cdef Py_buffer *views
     cdef double *partial
@@ -50,6 +54,10 @@ cdef class Arrays:
             self.chunks += ceil_div(array.size, CHUNK)
             self.elements += array.size
             self.count += 1
+            if <size_t>array.at % sizeof(real):
+                raise ValueError("not aligned")
+        if writable and self.any_overlap():
+            raise ValueError("overlapping")
         self.partial = <double *>PyMem_RawMalloc(max(1, self.chunks) * sizeof(double))
         if self.partial == NULL:
             raise MemoryError
@@ -61,6 +69,22 @@ cdef class Arrays:
         PyMem_RawFree(self.views)
         PyMem_RawFree(self.arrays)
         PyMem_RawFree(self.partial)
+
+    cdef bint any_overlap(self) noexcept:
+        """Sorts views by address: in a list of gradients they mostly are."""
+        cdef int i, j
+        cdef Py_buffer view
+        for i in range(1, self.count):
+            view = self.views[i]
+            j = i
+            while j > 0 and <size_t>self.views[j - 1].buf > <size_t>view.buf:
+                self.views[j] = self.views[j - 1]
+                j -= 1
+            self.views[j] = view
+        for i in range(1, self.count):
+            if <size_t>self.views[i - 1].buf + self.views[i - 1].len > <size_t>self.views[i].buf:
+                return True
+        return False
 
     cdef int each_chunk(self, OverChunk over, double parameter=0, double p=0) except -1:
         """``partial[i] = over(chunk i, parameter, p)``"""
@@ -74,7 +98,7 @@ cdef class Arrays:
         work.partial = self.partial
         work.chunks = self.chunks
         with nogil:
-            work.tasks = tasks_for(self.elements, self.chunks)
+            work.tasks = tasks_for(thread_limit(), self.elements, self.chunks)
             parallel(over_chunks, &work, work.tasks, &work.watch)
         return raise_if_interrupted(&work.watch)
 
@@ -174,7 +198,7 @@ cdef int measure(Arrays arrays, double p, double *factor, double *root) except -
     if p < INFINITY and 0 < largest < INFINITY:
         arrays.each_chunk(chunk_scaled_powers, largest, p)
         factor[0] = largest
-        root[0] = pow(arrays.total(), 1 / p)
+        root[0] = min(pow(arrays.total(), 1 / p), DBL_MAX)
     return 0
 
 
@@ -197,8 +221,13 @@ def clip_norm(list arrays, double max_norm, double p):
     cdef Arrays checked = Arrays(arrays, True)
     measure(checked, p, &factor, &root)
     total = finite_product(factor, root)
+    cdef double scale = max_norm / factor / root
     if max_norm < total < INFINITY:
-        checked.each_chunk(chunk_scale, max_norm / factor / root)
+        if scale >= SAFELY_ABOVE_ZERO or max_norm == 0:
+            checked.each_chunk(chunk_scale, scale)
+        else:  # in two steps, neither of which vanishes
+            checked.each_chunk(chunk_scale, 1 / factor / root)
+            checked.each_chunk(chunk_scale, max_norm)
     return total
 
 

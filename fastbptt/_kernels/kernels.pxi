@@ -2,18 +2,22 @@
 # `simd.h` says what `real` and `vec` are in each.
 
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, fabs, log, pow, sqrt
+from libc.math cimport INFINITY, fabs, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
-from fastbptt._kernels.pool cimport Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for
+from fastbptt._kernels.memory cimport Block
+from fastbptt._kernels.pool cimport (
+    MAX_PARTS, MAX_THREADS, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
+)
 from fastbptt._kernels.simd cimport *
 
+include "sums.pxi"
 include "product.pxi"
 include "gradients.pxi"
 include "recurrence.pxi"
@@ -21,10 +25,12 @@ include "cells.pxi"
 include "workspace.pxi"
 include "recurrent.pxi"
 include "linear.pxi"
-include "sums.pxi"
 include "loss.pxi"
 include "clip.pxi"
 include "optimisers.pxi"
+
+
+include "elementwise.pxi"
 
 
 def lanes():

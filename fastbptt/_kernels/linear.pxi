@@ -7,7 +7,7 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
     run.a = &out[0, 0]
     with nogil:
         prepare_forward(&run, space, &w[0, 0], NULL, &b[0] if b is not None else NULL, NULL)
-        run.tasks = tasks_for(<double>run.T * run.N * run.I, run.T)
+        run.tasks = tasks_for(run.threads, <double>run.T * run.N * run.I, run.T)
         run.block = max(1, FORWARD_BLOCK // (run.N * <Py_ssize_t>sizeof(real)))
         parallel(project_steps, &run, run.tasks, &run.watch)
     raise_if_interrupted(&run.watch)
@@ -18,12 +18,12 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
     cdef Run run = linear_run(x, w)
     run.dx = &dx[0, 0] if dx is not None else NULL
     run.dw_ih = &dw[0, 0]
-    run.db = &db[0]
+    run.db_ih = &db[0]
     run.t1 = run.T
     cdef Workspace space = Workspace(backward_space(&run), 7)
     with nogil:
         prepare_backward(&run, space, &w[0, 0], NULL)
-        run.da = <real *>&d_out[0, 0]
+        run.da = run.da_h = <real *>&d_out[0, 0]
         run.tasks = gradient_tasks(&run, run.T)
         parallel(collect_gradients, &run, run.tasks, &run.watch)
     raise_if_interrupted(&run.watch)
@@ -32,6 +32,7 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
 cdef Run linear_run(const real[:, ::1] x, const real[:, ::1] w):
     cdef Run run
     memset(&run, 0, sizeof(Run))
+    run.threads = thread_limit()
     run.T = x.shape[0]
     run.B = 1
     run.I = w.shape[1]

@@ -7,7 +7,12 @@ cdef struct Watch:
     int stop      # set once Ctrl-C has come: tasks return early
     double work   # multiply-adds since signals were last looked at
 
-cdef int tasks_for(double work, Py_ssize_t parts) noexcept nogil
+cdef enum:
+    MAX_THREADS = 256
+    MAX_PARTS = 16    # of a step in parallel_steps
+
+cdef int thread_limit() noexcept nogil
+cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil

@@ -58,11 +58,9 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals()  # declared without "except": a caught Ctrl-C stays pending until raise_if_interrupted
 
 cdef enum:
-    MAX_THREADS = 256
     SPINS = 2000                 # pauses before going to sleep, 20 to 80 us: about the gap between two calls of a training loop
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
-    MAX_PARTS = 16
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
@@ -90,9 +88,14 @@ cdef atomic_int caller_sleeps
 cdef PyThread_type_lock finished = NULL
 
 
-cdef int tasks_for(double work, Py_ssize_t parts) noexcept nogil:
-    """How many tasks to cut ``work`` multiply-adds into, when it can be cut into ``parts``."""
-    return <int>max(1, min(<double>min(wanted, parts), work / WORK_PER_TASK))
+cdef int thread_limit() noexcept nogil:
+    """get_num_threads(). A call asks once, since another Python thread may change it."""
+    return wanted
+
+
+cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
+    """How many tasks to cut ``work`` multiply-adds into, for so many threads, when it can be cut into ``parts``."""
+    return <int>max(1, min(<double>min(threads, parts), work / WORK_PER_TASK))
 
 
 cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil:
@@ -140,13 +143,13 @@ cdef struct Chain:
 
 
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
-    """Call ``run(context, step, part, worker)`` for every part < parts of every step < steps, step by step."""
+    """Call ``run(context, step, part, worker)`` for every part < parts <= MAX_PARTS of every step < steps, step by step."""
     cdef Chain chain
     memset(&chain, 0, sizeof(Chain))
     chain.run = run
     chain.context = context
     chain.steps = steps
-    chain.parts = min(parts, <int>MAX_PARTS)
+    chain.parts = parts
     chain.watch = watch
     parallel(follow_chain, &chain, chain.parts, watch)
 
@@ -157,6 +160,8 @@ cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
     cdef long long goal
     cdef int spins, patience = PATIENCE
     for step in range(load_wide(&chain.done.count) // chain.parts, chain.steps):
+        if chain.watch.stop:
+            return
         take_part(chain, step, task, worker)
         goal = (step + 1) * chain.parts
         spins = 0

@@ -148,22 +148,30 @@ cdef void product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K
 
 cdef void pack_rows(const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N, Py_ssize_t width,
                     real *packed, Py_ssize_t panel) noexcept nogil:
-    """Panels of ``width`` columns from a (K, N) matrix with rows ``ld`` apart; missing columns are 0."""
-    cdef Py_ssize_t p, n, k, i, filled
+    """Panels of ``width`` columns, LANES or TILE_ROWS, from a (K, N) matrix with rows ``ld`` apart; missing columns are 0."""
+    if width == LANES:
+        pack_rows_by(LANES, source, ld, K, N, packed, panel)
+    else:
+        pack_rows_by(TILE_ROWS, source, ld, K, N, packed, panel)
+
+
+cdef inlined pack_rows_by(const int width, const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N,
+                          real *packed, Py_ssize_t panel) noexcept nogil:
+    cdef Py_ssize_t p, n, k, filled
+    cdef int i
     cdef real *to
     for p in range(ceil_div(N, width)):
         n = p * width
         filled = min(width, N - n)
         to = packed + p * panel
-        if filled == LANES and width == LANES:
+        if filled == width:
             for k in range(K):
-                store(to + k * LANES, load(source + k * ld + n))
-            continue
-        for k in range(K):
-            for i in range(filled):
-                to[k * width + i] = source[k * ld + n + i]
-            for i in range(filled, width):
-                to[k * width + i] = 0
+                for i in range(width):
+                    to[k * width + i] = source[k * ld + n + i]
+        else:
+            for k in range(K):
+                for i in range(width):
+                    to[k * width + i] = source[k * ld + n + i] if i < filled else 0
 
 
 cdef void pack_transposed(const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N, real *packed, Py_ssize_t panel) noexcept nogil:

@@ -1,11 +1,13 @@
 # The time loop: once forward, once backward, for every cell.
 #
-#   T B I H   steps, rows of the batch, inputs, hidden units        N = G * H, for G gates
-#   x (T, B, I) or tokens (T, B);  h (T+1, B, H), slot 0 the initial state
-#   a (T, B, N), the pre-activations x W_ih^T + b + h W_hh^T, which the cell's forward step turns into activated gates
-#   da, the gradient of a, exists for one block of steps at a time; dh (B, H) is the gradient of the state, carried back
+#   T B I H   steps, rows of the batch, inputs, hidden units        G, N   gates, and G * H
+#   x (T, B, I) or tokens (T, B);  h (T+1, B, H) and, for an LSTM, c: slot 0 is the initial state
+#   a (T, B, N)   the pre-activations x W_ih^T + b + h W_hh^T, which the cell turns into activated gates; without gates, a is h[1:]
+#   m (T, B, H)   of a gate that is kept apart (the GRU's n), the recurrent half, h W_hh^T + b_hh
+#   da, da_h      the gradients of the two halves of a; the same array unless a gate is kept apart. They exist for one block of steps
+#   dh, dc (B, H) the gradients of the state, carried back
 #
-# A cell is a pair of element-wise steps (`cells.pxi`), called between the products:
+# Between the products the loop calls the cell's element-wise step (`cells.pxi`), row by row:
 #   forward   a_t -> h_t                 backward   dh_t -> da_t, and dh := d_out_{t-1} + what reaches h_{t-1} past the product
 #
 # Time is taken in blocks, so that what one pass writes the next finds in the cache, and so that da needs no T.
@@ -16,62 +18,79 @@
 cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H)
     Py_ssize_t b0, b1, u0, u1
 
-ctypedef void (*Step)(const Run *run, Py_ssize_t t, Patch patch) noexcept nogil
+cdef struct Row:                   # what a cell sees: one row of a patch, from its first unit on
+    Py_ssize_t n, H                # units in the row; the distance from gate to gate
+    int activation
+    const real *leak
+    real *a
+    real *m
+    const real *h_prev
+    real *h
+    const real *c_prev
+    real *c
+    # backward
+    const real *d_prev             # d_out_{t-1}
+    real *dh
+    real *dc
+    real *da
+    real *da_h
+
+ctypedef void (*Step)(const Row *row) noexcept nogil
 
 cdef struct Run:
     Py_ssize_t T, B, I, H, N
-    Py_ssize_t block               # steps in a block
-    Py_ssize_t t0, t1              # the block at hand
+    int gates, apart               # G, and how many of them, the last, are kept apart: 0 or 1
     Step step                      # the cell's forward or backward half
     int activation                 # of the vanilla RNN
-    Watch watch
+    const real *leak               # (H,), of the leaky RNN, or NULL
+    int threads                    # how many this call may use
     int tasks                      # how many the phase at hand is cut into
+    Watch watch
+    Py_ssize_t block               # steps in a block
     const real *x
     const int64_t *tokens
     real *h
+    real *c
     real *a
+    real *m
     # forward
-    Panels w_ih, w_hh              # transposed: I or H rows, N columns
-    const real *bias               # (N,), both biases added up
+    Panels w_ih, w_hh              # transposed: I or H rows, N columns; w_hh gate by gate, so that a gate's first unit starts a panel
+    const real *bias               # (N,): both biases added up, but for a gate that is kept apart
+    const real *m_bias             # (H,): the recurrent bias of that gate
     const real *token_weight       # W_ih for tokens: gate n of token i is token_weight[i * token_row + n * token_gate]
     Py_ssize_t token_row, token_gate
     # backward; w_ih and w_hh have N rows then
-    const real *d_out              # (T, B, H)
+    Py_ssize_t t0, t1              # the block at hand
+    Py_ssize_t first_loss          # before this step there is no loss, and nothing that is not finite
+    Py_ssize_t low                 # the block's step down to which da is anything but 0
+    Py_ssize_t low_of[MAX_THREADS]   # ... in each task's share of it
+    Py_ssize_t zero_at[MAX_PARTS]  # the last step at which a part's units of dh were all 0
+    const real *d_out              # (T, B, H) or NULL
     const real *zeros              # B*H or I elements, whichever are more
     real *dh
+    real *dc
     real *da                       # (block, B, N)
+    real *da_h
     real *dx                       # (T, B, I) or NULL
     real *dw_ih                    # (N, I); of tokens: (I, N)
     real *dw_hh                    # (N, H)
-    real *db                       # (N,)
+    real *db_ih                    # (N,)
+    real *db_hh                    # (N,), or NULL: the same as db_ih
     real *scratch                  # GRADIENT_SCRATCH for each task
 
+cdef double LONG_STEP = 5e8         # multiply-adds of a step that are not to be done without a look at signals
 cdef double STEP_WORK = 8192       # multiply-adds of a step worth sharing; benchmarks/bench_threads.py
 
 cdef enum:
+    SECOND_LEVEL_CACHE = 1 << 19   # bytes, with room for more than W_hh
     FEW_ROWS = 4                   # with fewer rows for each thread, the product is limited by how fast W_hh can be read
+    MANY_ROWS = 64                 # ... and with fewer than these, if W_hh does not fit the cache
     FORWARD_BLOCK = 1 << 18        # bytes of `a` that a task projects before it recurs through them
     BACKWARD_ROWS = 512            # (step, row) pairs in a block of the backward pass, at least
+    NEVER = -9
 
 
-# --- Forward ----------------------------------------------------------------------------------------------------------
-
-cdef void run_forward(Run *run) noexcept nogil:
-    """Fill a and h[1:] from h[0]."""
-    cdef double projection = <double>run.T * run.B * run.N * (run.I if run.x != NULL else 1)
-    cdef double recurrence = recurrent_work(run, run.T)
-    cdef int by_units = tasks_by_units(run, run.T)
-    run.tasks = 1 if by_units > 1 else tasks_for(projection + recurrence, run.B)
-    run.block = max(1, min(run.T, FORWARD_BLOCK * run.tasks // (run.B * run.N * <Py_ssize_t>sizeof(real))))
-    if run.tasks > 1:
-        parallel(project_and_recur, run, run.tasks, &run.watch)
-        return
-    # rows are few, but threads can still share the projection
-    run.tasks = tasks_for(projection, run.T)
-    parallel(project_steps, run, run.tasks, &run.watch)
-    run.tasks = by_units
-    parallel_steps(recur_part, run, run.T, by_units, &run.watch)
-
+# --- Who does what ----------------------------------------------------------------------------------------------------
 
 cdef inline double recurrent_work(const Run *run, Py_ssize_t steps) noexcept nogil:
     return <double>steps * run.B * run.N * (run.H + CELL_WORK)
@@ -79,8 +98,15 @@ cdef inline double recurrent_work(const Run *run, Py_ssize_t steps) noexcept nog
 
 cdef inline int tasks_by_units(const Run *run, Py_ssize_t steps) noexcept nogil:
     """How many threads should share the units of each step: 1 where they had better share rows, or nothing."""
-    cdef int tasks = tasks_for(recurrent_work(run, steps), run.H // LANES)
-    return tasks if run.B < FEW_ROWS * tasks and <double>run.B * run.N * run.H >= STEP_WORK else 1
+    cdef int tasks = tasks_for(run.threads, recurrent_work(run, steps), min(run.H // LANES, <Py_ssize_t>MAX_PARTS))
+    cdef Py_ssize_t few = FEW_ROWS if run.N * run.H * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
+    return tasks if run.B < few * tasks and <double>run.B * run.N * run.H >= STEP_WORK else 1
+
+
+cdef inline int tasks_by_rows(const Run *run, double work) noexcept nogil:
+    """How many tasks to make of the rows: as many as threads, but more if one step of one task would keep Ctrl-C waiting."""
+    cdef double longest = <double>run.B * run.N * run.H / LONG_STEP
+    return max(tasks_for(run.threads, work, run.B), <int>min(longest, <double>min(run.B, <Py_ssize_t>MAX_THREADS)))
 
 
 cdef inline Patch rows_of_task(const Run *run, int task) noexcept nogil:
@@ -102,6 +128,58 @@ cdef inline Patch units_of_part(const Run *run, int part) noexcept nogil:
     return patch
 
 
+cdef inline double patch_work(const Run *run, Patch p) noexcept nogil:
+    return <double>(p.b1 - p.b0) * (p.u1 - p.u0) * run.gates * (run.H + CELL_WORK)
+
+
+cdef void step_rows(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """The cell's step t, for every row of the patch."""
+    cdef Row r
+    cdef Py_ssize_t b, at
+    r.n = p.u1 - p.u0
+    r.H = run.H
+    r.activation = run.activation
+    r.leak = run.leak + p.u0 if run.leak != NULL else NULL
+    cdef bint plain = run.gates == 1 and run.leak == NULL and r.n == run.H
+    if plain:
+        r.n *= p.b1 - p.b0  # whole rows of h lie end to end: one long row
+    for b in range(p.b0, min(p.b1, p.b0 + 1) if plain else p.b1):
+        at = b * run.H + p.u0
+        r.h_prev = run.h + t * run.B * run.H + at
+        r.h = run.h + (t + 1) * run.B * run.H + at
+        r.a = run.a + (t * run.B + b) * run.N + p.u0
+        if run.m != NULL:
+            r.m = run.m + t * run.B * run.H + at
+        if run.c != NULL:
+            r.c_prev = run.c + t * run.B * run.H + at
+            r.c = run.c + (t + 1) * run.B * run.H + at
+        if run.dh != NULL:
+            r.d_prev = (run.zeros if t == 0 or run.d_out == NULL else run.d_out + (t - 1) * run.B * run.H) + at
+            r.dh = run.dh + at
+            r.dc = run.dc + at if run.dc != NULL else NULL
+            r.da = run.da + ((t - run.t0) * run.B + b) * run.N + p.u0
+            r.da_h = run.da_h + ((t - run.t0) * run.B + b) * run.N + p.u0
+        run.step(&r)
+
+
+# --- Forward ----------------------------------------------------------------------------------------------------------
+
+cdef void run_forward(Run *run) noexcept nogil:
+    """Fill a, h[1:] and what else the cell has, from the initial state."""
+    cdef double projection = <double>run.T * run.B * run.N * (run.I if run.x != NULL else 1)
+    cdef int by_units = tasks_by_units(run, run.T)
+    run.tasks = 1 if by_units > 1 else tasks_by_rows(run, projection + recurrent_work(run, run.T))
+    run.block = max(1, min(run.T, FORWARD_BLOCK * run.tasks // (run.B * run.N * <Py_ssize_t>sizeof(real))))
+    if run.tasks > 1:
+        parallel(project_and_recur, run, run.tasks, &run.watch)
+        return
+    # rows are few, but threads can still share the projection
+    run.tasks = tasks_for(run.threads, projection, run.T)
+    parallel(project_steps, run, run.tasks, &run.watch)
+    run.tasks = by_units
+    parallel_steps(recur_part, run, run.T, by_units, &run.watch)
+
+
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time."""
     cdef Run *run = <Run *>context
@@ -113,7 +191,7 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
         while t < t_end:
             recur(run, t, patch)
             t += 1
-            if interrupted(&run.watch, worker, <double>(patch.b1 - patch.b0) * run.N * (run.H + run.I + CELL_WORK)):
+            if interrupted(&run.watch, worker, patch_work(run, patch) + <double>(patch.b1 - patch.b0) * run.N * run.I):
                 return
 
 
@@ -121,7 +199,7 @@ cdef void project_steps(void *context, int task, int worker) noexcept nogil:
     """A task's steps, for all rows."""
     cdef Run *run = <Run *>context
     cdef Py_ssize_t t = run.T * task // run.tasks, t1 = run.T * (task + 1) // run.tasks
-    while t < t1 and not interrupted(&run.watch, worker, <double>run.block * run.B * run.N * run.I):
+    while t < t1 and not interrupted(&run.watch, worker, <double>run.block * run.B * run.N * (run.I + CELL_WORK)):
         project(run, t, min(t1, t + run.block), 0, run.B)
         t += run.block
 
@@ -130,6 +208,7 @@ cdef void project(const Run *run, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, P
     """a = x W_ih^T + bias, for steps t0..t1 and rows b0..b1."""
     cdef Py_ssize_t t, b, n, at
     cdef const real *w
+    cdef real *a
     if run.x != NULL:
         steps_by_rows(t1 - t0, b1 - b0, run.B, run.N, run.I,
                       run.x + (t0 * run.B + b0) * run.I, run.I, run.w_ih,
@@ -139,8 +218,13 @@ cdef void project(const Run *run, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, P
         for b in range(b0, b1):
             at = t * run.B + b
             w = run.token_weight + run.tokens[at] * run.token_row
-            for n in range(run.N):
-                run.a[at * run.N + n] = run.bias[n] + w[n * run.token_gate]
+            a = run.a + at * run.N
+            if run.token_gate == 1:
+                for n in range(run.N):
+                    a[n] = run.bias[n] + w[n]
+            else:
+                for n in range(run.N):
+                    a[n] = run.bias[n] + w[n * run.token_gate]
 
 
 cdef void steps_by_rows(Py_ssize_t steps, Py_ssize_t b, Py_ssize_t B, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t a_row,
@@ -155,77 +239,164 @@ cdef void steps_by_rows(Py_ssize_t steps, Py_ssize_t b, Py_ssize_t B, Py_ssize_t
 cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept nogil:
     """A part's units of one step, for all rows."""
     cdef Run *run = <Run *>context
-    recur(run, t, units_of_part(run, part))
-    interrupted(&run.watch, worker, <double>run.B * run.N * (run.H + CELL_WORK))
+    cdef Patch patch = units_of_part(run, part)
+    recur(run, t, patch)
+    interrupted(&run.watch, worker, patch_work(run, patch))
 
 
 cdef void recur(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
-    """a_t += h_{t-1} W_hh^T, gate by gate; then the cell."""
+    """a_t += h_{t-1} W_hh^T, or m_t for a gate kept apart; then the cell. Neighbouring gates whose panels touch are one product."""
     cdef Rows h_prev = rows(run.h + (t * run.B + p.b0) * run.H, 0, run.H), a
-    cdef Py_ssize_t gate
-    for gate in range(run.N // run.H):
+    cdef Py_ssize_t gate_panels = ceil_div(run.H, LANES), gate = 0, together = run.gates - run.apart
+    if p.u1 - p.u0 != gate_panels * LANES:
+        together = 1
+    while gate < run.gates - run.apart:
         a = rows(run.a + (t * run.B + p.b0) * run.N + gate * run.H + p.u0, 0, run.N)
-        product(1, p.b1 - p.b0, p.u1 - p.u0, run.H, h_prev, 1, panels_from(run.w_hh, gate * ceil_div(run.H, LANES) + p.u0 // LANES), a, a)
-    run.step(run, t, p)
+        product(1, p.b1 - p.b0, together * (p.u1 - p.u0), run.H, h_prev, 1, panels_from(run.w_hh, gate * gate_panels + p.u0 // LANES), a, a)
+        gate += together
+    if run.apart:
+        product(1, p.b1 - p.b0, p.u1 - p.u0, run.H, h_prev, 1, panels_from(run.w_hh, gate * gate_panels + p.u0 // LANES),
+                rows(run.m_bias + p.u0, 0, 0), rows(run.m + (t * run.B + p.b0) * run.H + p.u0, 0, run.H))
+    step_rows(run, t, p)
 
 
 # --- Backward ---------------------------------------------------------------------------------------------------------
 
 cdef void run_backward(Run *run) noexcept nogil:
-    """All gradients, from d_out and dh = d_out_T + d_state; block by block, the last first."""
-    run.t1 = run.T
-    while run.t1 > 0 and not run.watch.stop:
+    """All gradients, from d_out and dh = d_out_T + d_state; block by block, the last first.
+
+    Where no loss is left before a step, and the gradient of the state has become exactly 0, all that remains is 0: the pass ends there,
+    with the same bits.
+    """
+    run.first_loss = first_step_with_loss(run)
+    run.t0 = run.low = run.T
+    while run.low > 0 and run.low == run.t0 and not run.watch.stop:
+        run.t1 = run.t0
         run.t0 = max(0, run.t1 - run.block)
-        run.tasks = tasks_by_units(run, run.t1 - run.t0)
-        if run.tasks > 1:
-            parallel_steps(recur_back_part, run, run.t1 - run.t0 + 1, run.tasks, &run.watch)
-        else:
-            run.tasks = tasks_for(recurrent_work(run, run.t1 - run.t0), run.B)
-            parallel(recur_back_rows, run, run.tasks, &run.watch)
-        run.tasks = gradient_tasks(run, run.t1 - run.t0)
+        run.low = recur_back_through_block(run)
+        run.tasks = gradient_tasks(run, run.t1 - run.low)
         if not run.watch.stop:
             parallel(collect_gradients, run, run.tasks, &run.watch)
-        run.t1 = run.t0
+    if run.dx != NULL:
+        memset(run.dx, 0, run.low * run.B * run.I * sizeof(real))
+
+
+cdef Py_ssize_t recur_back_through_block(Run *run) noexcept nogil:
+    """Fill da of the block; return the step down to which there was anything to fill in."""
+    cdef Py_ssize_t low
+    cdef int task, by_units = tasks_by_units(run, run.t1 - run.t0)
+    run.tasks = by_units if by_units > 1 else tasks_by_rows(run, recurrent_work(run, run.t1 - run.t0))
+    for task in range(run.tasks):
+        run.low_of[task] = run.t0
+    for task in range(MAX_PARTS):
+        run.zero_at[task] = NEVER
+    if by_units > 1:
+        parallel_steps(recur_back_part, run, run.t1 - run.t0 + 1, run.tasks, &run.watch)
+    else:
+        parallel(recur_back_rows, run, run.tasks, &run.watch)
+    low = run.t1
+    for task in range(run.tasks):
+        low = min(low, run.low_of[task])
+    return low
 
 
 cdef void recur_back_rows(void *context, int task, int worker) noexcept nogil:
     """A task's rows, through the block."""
     cdef Run *run = <Run *>context
     cdef Patch patch = rows_of_task(run, task)
-    cdef Py_ssize_t i
-    for i in range(run.t1 - run.t0 + 1):
-        recur_back(run, run.t1 - 1 - i, patch)
-        if interrupted(&run.watch, worker, <double>(patch.b1 - patch.b0) * run.N * (run.H + CELL_WORK)):
+    cdef Py_ssize_t t = run.t1 - 1
+    while t >= run.t0:
+        through_product(run, t, patch)
+        if t < run.first_loss and is_zero(run, patch):
+            run.low_of[task] = t + 1
+            clear_da(run, t, patch)
             return
+        step_rows(run, t, patch)
+        t -= 1
+        if interrupted(&run.watch, worker, patch_work(run, patch)):
+            return
+    through_product(run, t, patch)
 
 
 cdef void recur_back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
     """A part's units of the block's i-th step back, for all rows."""
     cdef Run *run = <Run *>context
-    recur_back(run, run.t1 - 1 - i, units_of_part(run, part))
-    interrupted(&run.watch, worker, <double>run.B * run.N * (run.H + CELL_WORK))
+    cdef Patch patch = units_of_part(run, part)
+    cdef Py_ssize_t t = run.t1 - 1 - i
+    cdef int other
+    if run.low_of[part] > run.t0:
+        return
+    for other in range(run.tasks):
+        if run.zero_at[other] != t + 1:
+            break
+    else:
+        run.low_of[part] = t + 1
+        return
+    through_product(run, t, patch)
+    if t < run.t0:
+        return
+    if t < run.first_loss and is_zero(run, patch):
+        run.zero_at[part] = t
+    step_rows(run, t, patch)
+    interrupted(&run.watch, worker, patch_work(run, patch))
 
 
-cdef void recur_back(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
-    """da_{t+1} -> dh_t, unless t is the block's last step; dh_t -> da_t, unless t is before its first."""
+cdef void through_product(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """da_{t+1} -> dh_t; the block's last step has got it from the block after it."""
     cdef Rows dh = rows(run.dh + p.b0 * run.H + p.u0, 0, run.H)
     if t < run.t1 - 1:
         # reverse of: a_{t+1} += h_t W_hh^T
-        product(1, p.b1 - p.b0, p.u1 - p.u0, run.N, rows(run.da + ((t + 1 - run.t0) * run.B + p.b0) * run.N, 0, run.N), 1,
+        product(1, p.b1 - p.b0, p.u1 - p.u0, run.N, rows(run.da_h + ((t + 1 - run.t0) * run.B + p.b0) * run.N, 0, run.N), 1,
                 panels_from(run.w_hh, p.u0 // LANES), dh, dh)
-    if t >= run.t0:
-        run.step(run, t, p)
+
+
+cdef bint is_zero(const Run *run, Patch p) noexcept nogil:
+    """Whether the patch of the state's gradient is 0, and not -0."""
+    cdef Py_ssize_t b, at
+    for b in range(p.b0, p.b1):
+        at = b * run.H + p.u0
+        if not all_zero_bits(run.dh + at, p.u1 - p.u0) or (run.dc != NULL and not all_zero_bits(run.dc + at, p.u1 - p.u0)):
+            return False
+    return True
+
+
+cdef void clear_da(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """da = 0 for the patch's rows from the block's first step to step t: other rows may still have something there."""
+    cdef Py_ssize_t step, at
+    for step in range(t - run.t0 + 1):
+        at = (step * run.B + p.b0) * run.N
+        memset(run.da + at, 0, (p.b1 - p.b0) * run.N * sizeof(real))
+        memset(run.da_h + at, 0, (p.b1 - p.b0) * run.N * sizeof(real))
+
+
+cdef Py_ssize_t first_step_with_loss(const Run *run) noexcept nogil:
+    """The first step with a non-zero d_out; 0 also if the steps before it hold inf or NaN, which even a gradient of 0 makes NaN."""
+    cdef Py_ssize_t t = 0
+    cdef Py_ssize_t units = run.B * run.H
+    while t < run.T and (run.d_out == NULL or all_zero_bits(run.d_out + t * units, units)):
+        t += 1
+    if t == 0:
+        return 0
+    if not all_finite(run.h, (t + 1) * units):
+        return 0
+    if (run.x != NULL and not all_finite(run.x, t * run.B * run.I)) or (run.c != NULL and not all_finite(run.c, (t + 1) * units)):
+        return 0
+    if (run.m != NULL and not all_finite(run.m, t * units)) or not all_finite(run.w_hh.at, packed_size(run.H, run.N)):
+        return 0
+    return 0 if run.dx != NULL and not all_finite(run.w_ih.at, packed_size(run.I, run.N)) else t
 
 
 cdef inline int gradient_tasks(const Run *run, Py_ssize_t steps) noexcept nogil:
     cdef Py_ssize_t columns = run.H + (run.I if run.x != NULL else 1) + (run.I if run.dx != NULL else 0)
-    return tasks_for(<double>steps * run.B * run.N * columns, ceil_div(max(run.H, run.I), LANES))
+    return tasks_for(run.threads, <double>steps * run.B * run.N * columns, ceil_div(max(run.H, run.I), LANES))
 
 
 cdef void collect_gradients(void *context, int task, int worker) noexcept nogil:
-    """A task's share of the block's dx (by rows), dW and db (by columns)."""
+    """A task's share of the block's dx (by rows), dW and db (by columns), from step ``low`` on."""
     cdef Run *run = <Run *>context
-    cdef Py_ssize_t K = (run.t1 - run.t0) * run.B, row0 = run.t0 * run.B, r, r1
+    cdef Py_ssize_t K = (run.t1 - run.low) * run.B, row0 = run.low * run.B, skipped = (run.low - run.t0) * run.B * run.N, r, r1
+    cdef const real *da = run.da + skipped
+    cdef const real *da_h = run.da_h + skipped
     cdef Py_ssize_t n0 = run.N * task // run.tasks, n1 = run.N * (task + 1) // run.tasks
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
     cdef Py_ssize_t x_panels = ceil_div(run.I, LANES) if run.x != NULL else 0, h_panels = ceil_div(run.H, LANES)
@@ -235,26 +406,26 @@ cdef void collect_gradients(void *context, int task, int worker) noexcept nogil:
         r = K * task // run.tasks
         r1 = K * (task + 1) // run.tasks
         while r < r1 and not interrupted(&run.watch, worker, <double>GRADIENT_K * run.N * run.I):
-            product(1, min(r1 - r, <Py_ssize_t>GRADIENT_K), run.I, run.N, rows(run.da + r * run.N, 0, run.N), 1, run.w_ih,
+            product(1, min(r1 - r, <Py_ssize_t>GRADIENT_K), run.I, run.N, rows(da + r * run.N, 0, run.N), 1, run.w_ih,
                     rows(run.zeros, 0, 0), rows(run.dx + (row0 + r) * run.I, 0, run.I))
             r += GRADIENT_K
     if run.x != NULL:
-        add_weight_gradient(run.da, run.N, K, run.x + row0 * run.I, run.I, min(p0, x_panels), min(p1, x_panels), run.dw_ih, scratch,
+        add_weight_gradient(da, run.N, K, run.x + row0 * run.I, run.I, min(p0, x_panels), min(p1, x_panels), run.dw_ih, scratch,
                             &run.watch, worker)
     else:
-        scatter_tokens(run, K, row0, n0, n1)
-    add_weight_gradient(run.da, run.N, K, run.h + row0 * run.H, run.H, max(0, p0 - x_panels), max(0, p1 - x_panels), run.dw_hh, scratch,
+        scatter_tokens(run, da, K, row0, n0, n1)
+    add_weight_gradient(da_h, run.N, K, run.h + row0 * run.H, run.H, max(0, p0 - x_panels), max(0, p1 - x_panels), run.dw_hh, scratch,
                         &run.watch, worker)
-    add_column_sums(run.da, run.N, K, n0, n1, run.db)
+    add_column_sums(da, run.N, K, n0, n1, run.db_ih)
+    if run.db_hh != NULL:
+        add_column_sums(da_h, run.N, K, n0, n1, run.db_hh)
 
 
-cdef void scatter_tokens(const Run *run, Py_ssize_t K, Py_ssize_t row0, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
+cdef void scatter_tokens(const Run *run, const real *da, Py_ssize_t K, Py_ssize_t row0, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
     """dW_ih^T[token of row k] += da_k: the product with one-hot rows, which are nowhere built."""
     cdef Py_ssize_t k, n
     cdef real *dw
-    cdef const real *da
     for k in range(K):
         dw = run.dw_ih + run.tokens[row0 + k] * run.N
-        da = run.da + k * run.N
         for n in range(n0, n1):
-            dw[n] += da[n]
+            dw[n] += da[k * run.N + n]

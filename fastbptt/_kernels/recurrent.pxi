@@ -1,41 +1,38 @@
 # The entry points of the recurrent layers: arrays in, a Run filled in, the time loop called without the GIL.
 #
-# Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them empty. A missing one is None.
+# Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them empty. One that a cell has no use for is None.
 
-def rnn_forward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
-                const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, real[:, :, ::1] h):
-    """Fill h[1:] (T+1, B, H) from h[0] and x (T, B, I) or tokens (T, B)."""
+def forward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
+            const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, const real[::1] leak, real[:, :, ::1] h,
+            real[:, :, ::1] c, real[:, :, ::1] a, real[:, :, ::1] m):
+    """Fill h[1:], c[1:], a and m from h[0], c[0] and x or tokens; `recurrence.pxi` says what they are."""
     cdef Run run
-    memset(&run, 0, sizeof(Run))
-    bind_sizes(&run, x, tokens, w_ih, h)
-    run.activation = activation
-    run.step = rnn_forward_step
-    run.a = run.h + run.B * run.H
-    cdef Workspace space = Workspace(forward_space(&run), 4)
+    bind(&run, cell, 0, activation, x, tokens, w_ih, h, c, a, m, leak)
+    cdef Workspace space = Workspace(forward_space(&run), 5)
     with nogil:
-        prepare_forward(&run, space, &w_ih[0, 0], &w_hh[0, 0],
-                        &b_ih[0] if b_ih is not None else NULL, &b_hh[0] if b_hh is not None else NULL)
+        prepare_forward(&run, space, &w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
         run_forward(&run)
     raise_if_interrupted(&run.watch)
 
 
-def rnn_backward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
-                 const real[:, ::1] w_hh, const real[:, :, ::1] h, const real[:, :, ::1] d_out, real[:, ::1] dh,
-                 real[:, :, ::1] dx, real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db):
-    """Fill dx unless it is None; add to dw_ih, dw_hh and db; carry dh (B, H), dL/dh_T without d_out[T-1], back to dL/dh_0."""
+def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
+             const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
+             const real[:, :, ::1] m, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc, real[:, :, ::1] dx,
+             real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db_ih, real[::1] db_hh):
+    """Fill dx unless it is None; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh; carry dh and dc, the gradients of the last
+    state but for d_out's, back to the initial state."""
     cdef Run run
-    memset(&run, 0, sizeof(Run))
-    bind_sizes(&run, x, tokens, w_ih, h)
-    run.activation = activation
-    run.step = rnn_backward_step
+    bind(&run, cell, 1, activation, x, tokens, w_ih, h, c, a, m, leak)
     run.d_out = &d_out[0, 0, 0] if d_out is not None else NULL
     run.dh = &dh[0, 0]
+    run.dc = &dc[0, 0] if dc is not None else NULL
     run.dx = &dx[0, 0, 0] if dx is not None else NULL
     run.dw_ih = &dw_ih[0, 0]
     run.dw_hh = &dw_hh[0, 0]
-    run.db = &db[0]
+    run.db_ih = &db_ih[0]
+    run.db_hh = &db_hh[0] if db_hh is not None else NULL
     run.block = min(run.T, ceil_div(BACKWARD_ROWS, run.B))
-    cdef Workspace space = Workspace(backward_space(&run), 7)
+    cdef Workspace space = Workspace(backward_space(&run), 8)
     with nogil:
         prepare_backward(&run, space, &w_ih[0, 0], &w_hh[0, 0])
         run_backward(&run)
@@ -43,17 +40,33 @@ def rnn_backward(int activation, const real[:, :, ::1] x, const int64_t[:, ::1] 
     raise_if_interrupted(&run.watch)
 
 
-cdef void bind_sizes(Run *run, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih, const real[:, :, ::1] h):
+cdef inline const real *vector(const real[::1] v) noexcept nogil:
+    return &v[0] if v is not None else NULL
+
+
+cdef inline real *history(const real[:, :, ::1] v) noexcept nogil:
+    return <real *>&v[0, 0, 0] if v is not None else NULL
+
+
+cdef void bind(Run *run, int cell, bint backward, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens,
+               const real[:, ::1] w_ih, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
+               const real[:, :, ::1] m, const real[::1] leak):
+    memset(run, 0, sizeof(Run))
+    bind_cell(run, cell, backward)
+    run.threads = thread_limit()
+    run.activation = activation
     run.T = h.shape[0] - 1
     run.B = h.shape[1]
     run.H = h.shape[2]
     run.N = w_ih.shape[0]
     run.I = w_ih.shape[1]
-    run.h = <real *>&h[0, 0, 0]
-    if x is not None:
-        run.x = &x[0, 0, 0]
-    else:
-        run.tokens = &tokens[0, 0]
+    run.x = history(x)
+    run.tokens = &tokens[0, 0] if tokens is not None else NULL
+    run.leak = vector(leak)
+    run.h = history(h)
+    run.c = history(c)
+    run.a = history(a) if a is not None else run.h + run.B * run.H
+    run.m = history(m)
 
 
 cdef bint many_tokens(const Run *run) noexcept nogil:
@@ -62,28 +75,33 @@ cdef bint many_tokens(const Run *run) noexcept nogil:
 
 
 cdef inline Py_ssize_t gate_panels(const Run *run) noexcept nogil:
-    """Panels of W_hh^T, packed gate by gate, so that a gate's first unit starts a panel."""
-    return run.N // run.H * ceil_div(run.H, LANES) if run.H else 0
+    """Panels of W_hh^T, packed gate by gate."""
+    return run.gates * ceil_div(run.H, LANES)
 
 
 cdef Py_ssize_t forward_space(const Run *run) noexcept nogil:
     cdef Py_ssize_t input_weight = packed_size(run.N, run.I) if run.x != NULL else run.I * run.N if many_tokens(run) else 0
-    return input_weight + gate_panels(run) * panel_stride(run.H) + run.N
+    return input_weight + gate_panels(run) * panel_stride(run.H) + run.N + run.H
 
 
 cdef void prepare_forward(Run *run, Workspace space, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
     """Pack the transposed weights, and add up the biases."""
-    cdef Py_ssize_t n, gate
+    cdef Py_ssize_t n, gate, summed = run.N - run.apart * run.H
     cdef real *turned
     cdef real *bias = space.take_zeros(run.N)
-    for n in range(run.N):
-        bias[n] = (b_ih[n] if b_ih != NULL else 0) + (b_hh[n] if b_hh != NULL else 0)
+    cdef real *m_bias = space.take_zeros(run.apart * run.H)
+    if b_ih != NULL:
+        memcpy(bias, b_ih, run.N * sizeof(real))
+    if b_hh != NULL:
+        for n in range(summed):
+            bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
+        memcpy(m_bias, b_hh + summed, run.apart * run.H * sizeof(real))
     run.bias = bias
-    if run.H:
-        run.w_hh = space.take_panels(gate_panels(run) * LANES, run.H)
-        for gate in range(run.N // run.H):
-            pack_transposed(w_hh + gate * run.H * run.H, run.H, run.H, run.H,
-                            panels_from(run.w_hh, gate * ceil_div(run.H, LANES)).at, run.w_hh.panel)
+    run.m_bias = m_bias
+    run.w_hh = space.take_panels(gate_panels(run) * LANES, run.H)
+    for gate in range(run.gates):
+        pack_transposed(w_hh + gate * run.H * run.H, run.H, run.H, run.H,
+                        panels_from(run.w_hh, gate * ceil_div(run.H, LANES)).at, run.w_hh.panel)
     if run.x != NULL:
         run.w_ih = space.take_panels(run.N, run.I)
         pack_transposed(w_ih, run.I, run.I, run.N, run.w_ih.at, run.w_ih.panel)
@@ -99,11 +117,15 @@ cdef void prepare_forward(Run *run, Workspace space, const real *w_ih, const rea
         run.token_gate = run.I
 
 
+cdef Py_ssize_t gradient_scratch(const Run *run) noexcept nogil:
+    return tasks_for(run.threads, 1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH
+
+
 cdef Py_ssize_t backward_space(const Run *run) noexcept nogil:
     cdef Py_ssize_t dx_weight = packed_size(run.I, run.N) if run.dx != NULL else 0
     cdef Py_ssize_t token_gradient = run.I * run.N if run.tokens != NULL else 0
-    return (packed_size(run.H, run.N) + dx_weight + token_gradient + max(run.B * run.H, run.I) + run.block * run.B * run.N
-            + tasks_for(1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH)
+    return (packed_size(run.H, run.N) + dx_weight + token_gradient + max(run.B * run.H, run.I)
+            + (1 + run.apart) * run.block * run.B * run.N + gradient_scratch(run))
 
 
 cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const real *w_hh) noexcept nogil:
@@ -119,7 +141,8 @@ cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const re
         run.dw_ih = space.take_zeros(run.I * run.N)
     run.zeros = space.take_zeros(max(run.B * run.H, run.I))
     run.da = space.take(run.block * run.B * run.N)
-    run.scratch = space.take(tasks_for(1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH)
+    run.da_h = space.take(run.block * run.B * run.N) if run.apart else run.da
+    run.scratch = space.take(gradient_scratch(run))
     if run.d_out != NULL:
         d_last = run.d_out + (run.T - 1) * run.B * run.H
         for i in range(run.B * run.H):

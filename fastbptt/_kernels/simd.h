@@ -34,6 +34,24 @@ typedef int64_t bits;
 #define inlined inline void
 #endif
 
+#if !defined(FASTBPTT_SCALAR) && defined(__AVX512F__)
+#define VECTOR_MASKS 512
+#elif !defined(FASTBPTT_SCALAR) && defined(__AVX__)
+#define VECTOR_MASKS 256
+#else
+#define VECTOR_MASKS 0
+#endif
+#if VECTOR_MASKS
+#include <immintrin.h>
+#endif
+#ifdef FASTBPTT_FLOAT32
+#define PER_TYPE(intrinsic) intrinsic##_ps
+#define ONES -1, -1, -1, -1, -1, -1, -1, -1
+#else
+#define PER_TYPE(intrinsic) intrinsic##_pd
+#define ONES -1, -1, -1, -1
+#endif
+
 #ifdef FASTBPTT_SCALAR
 #define VECTOR_BYTES ((int)sizeof(real))
 typedef real vec;
@@ -73,7 +91,22 @@ static inline vec load(const real *p)
 
 static inline void store(real *p, vec v) { memcpy(p, &v, sizeof v); }
 
-/* The first n < LANES elements; the others read as 0 and are not written. */
+/* The first n < LANES elements; the others read as 0 and are not written, nor is their memory touched. */
+#if VECTOR_MASKS == 512
+#define FIRST(n) ((1u << (n)) - 1)
+static inline vec load_part(const real *p, Py_ssize_t n) { return (vec)PER_TYPE(_mm512_maskz_loadu)(FIRST(n), p); }
+static inline void store_part(real *p, vec v, Py_ssize_t n) { PER_TYPE(_mm512_mask_storeu)(p, FIRST(n), v); }
+#elif VECTOR_MASKS == 256
+static inline __m256i first(Py_ssize_t n)
+{
+    static const bits ones_then_zeros[2 * LANES] = {ONES};
+    __m256i mask;
+    memcpy(&mask, ones_then_zeros + LANES - n, sizeof mask);
+    return mask;
+}
+static inline vec load_part(const real *p, Py_ssize_t n) { return (vec)PER_TYPE(_mm256_maskload)(p, first(n)); }
+static inline void store_part(real *p, vec v, Py_ssize_t n) { PER_TYPE(_mm256_maskstore)(p, first(n), v); }
+#else
 static inline vec load_part(const real *p, Py_ssize_t n)
 {
     real part[LANES];
@@ -88,6 +121,7 @@ static inline void store_part(real *p, vec v, Py_ssize_t n)
     for (int i = 0; i < LANES; i++)
         if (i < n) p[i] = part[i];
 }
+#endif
 
 #ifdef FASTBPTT_SCALAR
 static inline vec broadcast(real s) { return s; }
@@ -187,21 +221,27 @@ static inline vec vector_exp(vec x)
     return (p + 1) * power_of_two(half) * power_of_two(rest);
 }
 
-/* tanh|x| = e / (e + 2) with e = exp(2|x|) - 1 = 2^n p + (2^n - 1), where 2^n p is exact. */
+/* tanh|x| = e / (e + 2) with e = exp(2|x|) - 1 = 2^n p + (2^n - 1), where 2^n p is exact. What e + 2 has lost in rounding is put right
+ * at the end; 1 / (e + 2) is (1 - tanh|x|) / 2. */
 static inline vec vector_tanh(vec x)
 {
     vec y = 2 * at_most(magnitude(x), TANH_IS_ONE);
     vec rounded = y * LOG2_E + ROUNDER, n = rounded - ROUNDER;
     vec p = expm1_reduced(y - n * LN2_HIGH, n * LN2_LOW), scale = power_of_two(rounded);
-    vec e = scale * p + (scale - 1);
-    return from_bits(as_bits(e / (e + 2)) | sign_bit(x));
+    vec e = scale * p + (scale - 1), divisor = e + 2, t = e / divisor;
+    vec lost = choose(MASK(e < ROUNDER), e - (divisor - 2), broadcast(0)); /* of a larger e, 2 is less than a bit */
+    t = t - t * (lost * ((1 - t) * (real)0.5));
+    return from_bits(as_bits(t) | sign_bit(x));
 }
 
-/* 1 / (1 + exp(-x)), for negative x as exp(x) / (1 + exp(x)), which keeps its accuracy down to the smallest. */
+/* 1 / (1 + exp(-x)), for negative x as exp(x) / (1 + exp(x)), which keeps its accuracy down to the smallest. What 1 + exp has lost in
+ * rounding is put right; 1 / (1 + exp(-|x|)) is the larger of s and 1 - s. */
 static inline vec vector_sigmoid(vec x)
 {
-    vec e = vector_exp(-magnitude(x));
-    return choose(MASK(x < 0), e, broadcast(1)) / (e + 1);
+    vec e = vector_exp(-magnitude(x)), divisor = e + 1, lost = e - (divisor - 1);
+    ivec negative = MASK(x < 0);
+    vec s = choose(negative, e, broadcast(1)) / divisor;
+    return s - s * (lost * choose(negative, 1 - s, s));
 }
 
 #endif

@@ -26,5 +26,22 @@ cdef inline double add_up(Term term, const real *v, Py_ssize_t n) noexcept nogil
     return total
 
 
+cdef inline bint all_finite(const real *v, Py_ssize_t n) noexcept nogil:
+    """inf - inf and NaN - NaN are NaN, and a NaN stays in a sum."""
+    return add_up(difference_from_itself, v, n) == 0
+
+
+cdef inline double difference_from_itself(double v) noexcept nogil:
+    return v - v
+
+
+cdef inline bint all_zero_bits(const real *v, Py_ssize_t n) noexcept nogil:
+    """Whether all are 0, and none -0."""
+    cdef Py_ssize_t i = 0
+    while i < n and v[i] == 0 and not signbit(v[i]):
+        i += 1
+    return i == n
+
+
 cdef double sum_of(const real *v, Py_ssize_t n) noexcept nogil:
     return add_up(itself, v, n)

@@ -1,0 +1,112 @@
+"""Memory for large results and for scratch, used again once it is free.
+
+Fresh memory has to be mapped page by page when it is first written, and a training loop that allocates and frees its results at every
+step pays for that at every step: at T=100, B=16, H=32 forward and backward took 0.95 ms on fresh memory and 0.54 ms on warm. So a few
+freed blocks are kept, the oldest given back to the system first, and never more than ``KEPT_BYTES`` in all.
+"""
+
+import numpy as np
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.string cimport memmove
+
+cdef enum:
+    ALIGNMENT = 64                 # bytes: a cache line, and the longest vector
+    PAGE = 4096
+    SMALL = 1 << 16                # bytes that NumPy allocates as well as we do
+    KEPT_BYTES = 1 << 26
+    KEPT_BLOCKS = 32
+
+cdef struct Spare:
+    void *memory
+    size_t size
+
+cdef Spare spares[KEPT_BLOCKS]     # oldest first
+cdef int count = 0
+cdef size_t total = 0
+
+
+cdef class Block:
+    """At least ``size`` bytes at ``at``, aligned; a writable buffer to Python. MemoryError if they are not to be had."""
+
+    def __cinit__(self, size_t size):
+        if size > <size_t>1 << 62:
+            raise MemoryError(f"a block of {size} bytes")
+        self.size = (size + ALIGNMENT + PAGE - 1) // PAGE * PAGE
+        self.at = take(&self.size)
+        if self.at == NULL:
+            raise MemoryError(f"a block of {size} bytes")
+
+    def __dealloc__(self):
+        if self.at != NULL:
+            give_back(self.at, self.size)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.at, self.size - ALIGNMENT, 0, flags)
+
+
+cdef void *take(size_t *size) noexcept:
+    """The smallest spare block that is large enough but not twice as large; else a new one. Aligned; room for that is in ``size``."""
+    cdef int i, best = -1
+    cdef void *memory
+    for i in range(count):
+        if size[0] <= spares[i].size < 2 * size[0] and (best < 0 or spares[i].size < spares[best].size):
+            best = i
+    if best < 0:
+        memory = PyMem_RawMalloc(size[0])
+        return align(memory)
+    memory = spares[best].memory
+    size[0] = spares[best].size
+    forget(best)
+    return align(memory)
+
+
+cdef inline void *align(void *memory) noexcept:
+    """The first aligned address behind, where the start is noted just before it."""
+    if memory == NULL:
+        return NULL
+    cdef size_t address = (<size_t>memory // ALIGNMENT + 1) * ALIGNMENT
+    (<void **>(address - sizeof(void *)))[0] = memory
+    return <void *>address
+
+
+cdef void give_back(void *at, size_t size) noexcept:
+    global count, total
+    cdef void *memory = (<void **>(<size_t>at - sizeof(void *)))[0]
+    if size > KEPT_BYTES:
+        PyMem_RawFree(memory)
+        return
+    while count == KEPT_BLOCKS or total + size > KEPT_BYTES:
+        PyMem_RawFree(spares[0].memory)
+        forget(0)
+    spares[count].memory = memory
+    spares[count].size = size
+    count += 1
+    total += size
+
+
+cdef void forget(int i) noexcept:
+    global count, total
+    total -= spares[i].size
+    count -= 1
+    memmove(&spares[i], &spares[i + 1], (count - i) * sizeof(Spare))
+
+
+def empty(shape, dtype):
+    """As `numpy.empty`, on recycled memory if it is large."""
+    cdef size_t size = dtype.itemsize
+    cdef double bytes = dtype.itemsize
+    for n in shape:
+        bytes *= n
+        size *= n
+    if bytes < SMALL or bytes > 2.0 ** 62:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, Block(size))
+
+
+def zeros(shape, dtype):
+    """As `numpy.zeros`, on recycled memory if it is large."""
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
