@@ -1,0 +1,201 @@
+"""The command ``fastbptt``: what it understands, and what becomes of errors.
+
+Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from ._version import __version__
+
+EXTRA = 'pip install "fastbptt[train]"'
+DEFAULT_OUT = "fastbptt-run"
+
+
+def main(argv=None):
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str or None
+        The arguments; None means those that the process was given.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        options = build_parser().parse_args(argv)
+        return options.command(options)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def fail(error, status):
+    """Say in one line what went wrong; return the status."""
+    print(f"fastbptt: error: {one_line(error)}", file=sys.stderr)
+    return status
+
+
+def one_line(error):
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        error = f"not enough memory: {error}" if str(error) else "not enough memory"
+    return " ".join(str(error).split())
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        sys.exit(fail(f"{message} (see {self.prog} --help)", 2))
+
+
+def build_parser():
+    parser = Parser(prog="fastbptt", description="Backpropagation through time on the CPU, as fast as the processor allows.")
+    parser.add_argument("--version", action="version", version=f"fastbptt {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    add_train(commands)
+    info = commands.add_parser("info", help="show what this process runs on", description="Show which kernels were chosen, and why.")
+    info.set_defaults(command=show_info)
+    return parser
+
+
+def add_train(commands):
+    from .functional import NONLINEARITIES
+    from .train.model import CELLS
+    from .train.settings import DTYPES, RATES, SCHEDULES, UPDATES, Settings
+
+    parser = commands.add_parser(
+        "train",
+        help="train a character-level recurrent net on a text",
+        description="Train a character-level recurrent net on a text by truncated backpropagation through time, and see what it has learned.",
+    )
+    parser.set_defaults(command=train)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a text in UTF-8 (default: the English that comes with Python)")
+
+    def option(group, name, default, help, **how):
+        group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
+
+    net = parser.add_argument_group("the net")
+    option(net, "cell", Settings.cell, ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
+    option(net, "nonlinearity", "tanh", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
+    option(net, "dtype", Settings.dtype, ", ".join(DTYPES), choices=DTYPES, metavar="D")
+    option(net, "hidden", Settings.hidden, "units of the recurrent layer", type=int, metavar="H")
+
+    learning = parser.add_argument_group("learning")
+    option(learning, "seq-len", Settings.seq_len, "steps in a window: how far each gradient goes back", type=int, metavar="T")
+    option(learning, "batch", Settings.batch, "streams of text read in parallel", type=int, metavar="B")
+    option(learning, "lr", f"{RATES[Settings.cell]:g} / hidden, at most 0.01, with {Settings.cell}", "highest learning rate", type=float)
+    option(
+        learning, "schedule", Settings.schedule, f"how the learning rate goes on: {', '.join(SCHEDULES)}", choices=SCHEDULES, metavar="S"
+    )
+    option(learning, "clip", f"{Settings.clip:g}", "largest gradient norm; inf for any", type=float, metavar="NORM")
+    option(learning, "seed", Settings.seed, "seed; the same one gives the same result", type=int)
+    length = learning.add_mutually_exclusive_group()
+    option(length, "updates", UPDATES, "length of the run", type=int, metavar="N")
+    option(length, "minutes", "none", "length of the run by the clock, instead", type=float, metavar="M")
+
+    results = parser.add_argument_group("results")
+    option(results, "out", f"{DEFAULT_OUT}, or where the resumed checkpoint is", "directory for them", type=Path, metavar="DIR")
+    results.add_argument(
+        "--resume", type=Path, metavar="CHECKPOINT", help="go on with a run; other settings than --updates and --minutes stay as they were"
+    )
+    option(results, "save-every", 15, "seconds between checkpoints", type=float, metavar="S")
+    option(results, "sample", 500, "characters to generate at the end", type=int, metavar="N")
+    option(results, "temperature", 0.8, "of the sample: 0 always takes the likeliest character", type=float, metavar="T")
+    results.add_argument("--no-plot", action="store_true", help="draw no picture")
+    results.add_argument("--quiet", action="store_true", help="print the results only")
+    option(results, "threads", "FASTBPTT_NUM_THREADS, or all cores", "threads; the result does not depend on it", type=int, metavar="N")
+
+
+def show_info(_):
+    from ._config import show_config
+
+    show_config()
+    return 0
+
+
+def train(options):
+    """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
+    from .train.job import run
+
+    try:
+        require_packages(options)
+        training, output = set_up(options)
+    except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
+        return fail(error, 2)
+    try:
+        return run(training, output)
+    except BrokenPipeError:
+        raise
+    except (FloatingPointError, MemoryError, OSError) as error:
+        return fail(error, 1)
+
+
+def require_packages(options):
+    """ImportError if a package that this run needs is missing; the core of fastbptt needs none of them."""
+    from .train.display import is_live
+
+    wanted = {"safetensors": True, "matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
+    missing = [name for name, needed in wanted.items() if needed and not importable(name)]
+    if missing:
+        raise ImportError(f"{' and '.join(missing)} missing: {EXTRA}")
+
+
+def importable(name):
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def set_up(options):
+    """The `Training` and the `Output` that are asked for; nothing is written before everything is checked."""
+    from ._kernels.pool import set_num_threads
+    from .train.job import CHECKPOINT, Output, prepare
+    from .train.loop import Training
+    from .train.resume import resume
+    from .train.settings import Settings
+    from .train.text import read_corpus
+
+    if options.threads is not None:
+        try:
+            set_num_threads(options.threads)
+        except (OverflowError, ValueError):
+            raise ValueError(f"threads: expected a number from 1 to 256, got {options.threads}") from None
+    checkpoint = options.resume
+    if checkpoint is not None and checkpoint.is_dir():
+        checkpoint /= CHECKPOINT
+    output = Output(
+        directory=options.out or (Path(DEFAULT_OUT) if checkpoint is None else checkpoint.parent),
+        picture=not options.no_plot,
+        quiet=options.quiet,
+        **given(options, ("sample", "temperature", "save_every")),
+    )
+    settings = given(options, Settings.__dataclass_fields__)
+    if checkpoint is None:
+        training = Training(Settings(**settings), read_corpus(options.file))
+    else:
+        training = resume(checkpoint, options.file, **settings)
+    prepare(output.directory)
+    return training, output
+
+
+def given(options, names):
+    """Those options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}

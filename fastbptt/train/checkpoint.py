@@ -1,0 +1,133 @@
+"""Checkpoints: arrays and settings in one safetensors file, which cannot run code and cannot be half-written."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+HEADER_LIMIT = 1 << 20  # bytes
+DTYPES = ("F64", "F32", "I64", "I32", "U32")
+METADATA_KEY = "fastbptt"  # one entry only: the format's writer leaves the order of several to chance
+
+
+def save_checkpoint(path, arrays, metadata):
+    """Write a checkpoint, all of it or nothing.
+
+    Parameters
+    ----------
+    path : str or path
+    arrays : dict of ndarray
+    metadata : dict
+        Anything that JSON can hold. Equal arrays and metadata make equal files.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. A file that was there before is then still there.
+    """
+    from safetensors.numpy import save
+
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    write_atomically(path, save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, {METADATA_KEY: text}))
+
+
+def load_checkpoint(path):
+    """Read what `save_checkpoint` wrote.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    arrays : dict of ndarray
+    metadata : dict
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no checkpoint, or a damaged one. Memory for more than the file holds is never asked for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    content = _read_checked(path)
+    try:
+        return load(content), json.loads(json.loads(_header(content))["__metadata__"][METADATA_KEY])
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+
+
+def write_atomically(path, content):
+    """Write bytes to a file so that, whatever happens, either the old content or the new one is found there."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory):
+    """Make a rename last; where the directory cannot be opened, that is left to the system."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_checked(path):
+    """The file's bytes, once its beginning shows that it can be a checkpoint: a video is not read to its end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path}: expected a checkpoint, got a directory or device")
+    with open(path, "rb") as file:
+        beginning = file.read(9)
+        if beginning[8:] != b"{" or int.from_bytes(beginning[:8], "little") > HEADER_LIMIT:
+            raise ValueError(f"{path}: not a checkpoint of fastbptt")
+        content = beginning + file.read()
+    _check_header(path, _header(content))
+    return content
+
+
+def _header(content):
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def _check_header(path, text):
+    """What the safetensors package lets pass: names given twice, element types that NumPy lacks, somebody else's file."""
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        ours = METADATA_KEY in header.pop("__metadata__", {})
+        dtypes = {name: entry["dtype"] for name, entry in header.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+    if not ours:
+        raise ValueError(f"{path}: not a checkpoint of fastbptt")
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: damaged checkpoint: {name} is of type {dtype}, none of {', '.join(DTYPES)}")
+
+
+def _unique(pairs):
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return dict(pairs)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__

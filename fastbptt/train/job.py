@@ -1,0 +1,218 @@
+"""The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
+
+import math
+import shlex
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import _checks
+from ..losses import perplexity
+from .display import Meter, display_for, printable
+from .plot import plot_training
+from .resume import save
+from .settings import LARGEST
+
+CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run leaves, and where.
+
+    Attributes
+    ----------
+    directory : path
+    picture : bool
+        Whether to draw it.
+    sample : int
+        How many characters to generate.
+    temperature : float
+    save_every : float
+        Seconds between checkpoints.
+    quiet : bool
+        Print the results only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value cannot be.
+    """
+
+    directory: Path
+    picture: bool = True
+    sample: int = 500
+    temperature: float = 0.8
+    save_every: float = 15.0
+    quiet: bool = False
+
+    def __post_init__(self):
+        _checks.size("sample", self.sample, 0)
+        _checks.number("temperature", self.temperature, 0, LARGEST)
+        _checks.number("save-every", self.save_every, 0)
+
+    @property
+    def checkpoint(self):
+        return self.directory / CHECKPOINT
+
+    @property
+    def image(self):
+        return self.directory / PICTURE
+
+    @property
+    def resume_command(self):
+        return shlex.join(["fastbptt", "train", "--resume", str(self.checkpoint)])
+
+
+def prepare(directory):
+    """Make the directory, and see that files can be made in it. OSError or ValueError if not."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: expected a directory, got a file")
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".{CHECKPOINT}.probe"
+    probe.touch()
+    probe.unlink()
+
+
+def run(training, output):
+    """Train to the end, or until interrupted.
+
+    Parameters
+    ----------
+    training : fastbptt.train.loop.Training
+    output : Output
+
+    Returns
+    -------
+    int
+        The exit status: 0; 128 + the signal's number if one ended the run.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss, the gradient or a parameter is not finite. The checkpoint is then that of an earlier update, if there is one.
+    OSError
+        If something cannot be written.
+    """
+    meter, saver = Meter(training), Saver(training, output)
+    if not output.quiet:
+        introduce(training, output)
+    with Interruption() as interruption:
+        try:
+            with display_for(meter, output.quiet) as display:
+                while not (training.done or interruption.signal):
+                    training.update()
+                    display.update()
+                    saver.save_if_due()
+            saver.save()
+        except FloatingPointError as error:
+            draw(training, output)
+            raise FloatingPointError(f"{error}; {saver.kept()}; a smaller --lr or --clip may help") from None
+    if not interruption.signal:
+        try:
+            report(training, output, meter)
+            return 0
+        except KeyboardInterrupt:
+            interruption.signal = signal.SIGINT
+    draw(training, output)
+    print(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}", flush=True)
+    return 128 + interruption.signal
+
+
+class Saver:
+    """Saves a run's checkpoint now and then."""
+
+    def __init__(self, training, output):
+        self.training, self.output = training, output
+        self.saved, self.last = None, time.monotonic()
+
+    def save_if_due(self):
+        if time.monotonic() - self.last >= self.output.save_every:
+            self.save()
+
+    def save(self):
+        save(self.training, self.output.checkpoint)
+        self.saved, self.last = self.training.updates, time.monotonic()
+
+    def kept(self):
+        """What there is to go back to, in words."""
+        if self.saved is None:
+            return "no checkpoint was due yet"
+        return f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
+
+
+class Interruption:
+    """Within it, Ctrl-C and SIGTERM only leave word, so that the update at hand is finished; repeated after a second, they interrupt."""
+
+    PATIENCE = 1.0  # seconds; some programs send a signal twice
+
+    def __init__(self):
+        self.signal = 0
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        if not self.signal:
+            self.signal, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at > self.PATIENCE:
+            raise KeyboardInterrupt
+
+
+def introduce(training, output):
+    """Print what is about to happen."""
+    settings, corpus, model = training.settings, training.corpus, training.model
+    length = f"{settings.updates:,} updates" if settings.minutes is None else f"{settings.minutes:g} minutes"
+    V = len(corpus.vocabulary)
+    say("text", f"{corpus.source}: {len(corpus.tokens):,} characters, {V} different; the last {len(corpus.held_out):,} are held out")
+    say("model", f"{settings.net}, {V}-{settings.hidden}-{V}: {model.parameters:,} parameters")
+    say(
+        "training",
+        f"{length} on {settings.batch} streams in windows of {settings.seq_len}; RMSprop, lr {settings.lr:.3g} {settings.schedule}, "
+        f"clip {settings.clip:g}, seed {settings.seed}",
+    )
+    if training.updates:
+        say("resumed", f"after update {training.updates:,}")
+    elif output.checkpoint.exists():
+        say("note", f"the checkpoint of an earlier run in {output.directory} will be replaced")
+
+
+def report(training, output, meter):
+    """Judge the net on the held-out text, draw the picture, and print what there is to see."""
+    loss = training.held_out_loss()
+    draw(training, output, loss)
+    say("held-out", f"perplexity {perplexity(loss):.4f} per character ({loss / math.log(2):.4f} bits)")
+    if training.characters:
+        say(
+            "speed",
+            f"{meter.characters_per_second:,.0f} characters/s; {training.clipped / training.updates:.1%} of the updates clipped",
+        )
+    if output.sample:
+        say("sample", f"{output.sample} characters at temperature {output.temperature:g}")
+        print(f"\n{printable(training.sample(output.sample, output.temperature))}\n")
+    if output.picture:
+        say("picture", output.image)
+    say("checkpoint", output.checkpoint)
+
+
+def draw(training, output, held_out_loss=None):
+    """The picture, if it is wanted."""
+    if output.picture:
+        settings = training.settings
+        title = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
+        plot_training(output.image, training.losses, training.norms, clip=settings.clip, held_out_loss=held_out_loss, title=title)
+
+
+def say(what, text):
+    print(f"{what:11} {text}", flush=True)

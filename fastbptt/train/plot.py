@@ -1,0 +1,124 @@
+"""Pictures."""
+
+import io
+import math
+
+import numpy as np
+
+from ..losses import perplexity
+from .checkpoint import write_atomically
+
+# Okabe and Ito's colours, which colour-blind people tell apart
+BLUE, VERMILION = "#0072B2", "#D55E00"
+TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
+POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more
+PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # marked on an axis
+
+
+def plot_training(path, losses, norms, *, clip=math.inf, held_out_loss=None, title=""):
+    """Draw the loss and the gradient norm of a training run, update by update, on logarithmic scales.
+
+    Parameters
+    ----------
+    path : str or path
+        Where the PNG goes. It is written whole or not at all.
+    losses, norms : sequence of float
+        Of every update: the mean cross-entropy in nats, and the gradient norm before clipping.
+    clip : float
+        The norm above which gradients were clipped.
+    held_out_loss : float or None
+        The cross-entropy of the held-out text, at the end.
+    title : str
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    losses, norms = (np.minimum(np.asarray(values, float), TOP) for values in (losses, norms))
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, sharex=True)
+    figure.suptitle(title, fontsize=11)
+
+    _curve(upper, losses)
+    if held_out_loss is not None:
+        upper.axhline(held_out_loss, color=VERMILION, linestyle="--", label=f"held-out text: perplexity {perplexity(held_out_loss):.3f}")
+    _finish(upper, losses, "loss (nats per character)")
+    _perplexity_axis(upper)
+
+    _curve(lower, norms)
+    if math.isfinite(clip):
+        share = np.mean(norms > clip) if norms.size else 0
+        lower.axhline(clip, color=VERMILION, linestyle="--", label=f"clipped to {clip:g}: {share:.1%} of the updates")
+    _finish(lower, norms, "gradient norm before clipping")
+    lower.set_xlabel("update")
+    lower.set_xlim(0, max(1, len(losses)))
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_atomically(path, picture.getvalue())
+
+
+def _curve(axes, values):
+    """Neighbouring updates' means as a line, and their range as a band around it."""
+    if not values.size:
+        return
+    edges = np.linspace(0, len(values), min(POINTS, len(values)) + 1).astype(int)
+    starts, sizes = edges[:-1], np.diff(edges)
+    middles = starts + (1 + sizes) / 2
+    group = f"{sizes.min()} updates" if sizes.max() > 1 else None
+    if group:
+        low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        axes.fill_between(middles, low, high, color=BLUE, alpha=0.25, linewidth=0, label=f"range of {group}")
+    means = np.add.reduceat(values, starts) / sizes
+    axes.plot(middles, means, color=BLUE, linewidth=1.3, marker="." if len(means) == 1 else None, label=group and f"mean of {group}")
+
+
+def _finish(axes, values, label):
+    if (values > 0).any():
+        axes.set_yscale("log", nonpositive="mask")
+        _plain_ticks(axes)
+    axes.set_ylabel(label)
+    axes.grid(which="both", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9, frameon=False, borderaxespad=0.2)
+
+
+def _perplexity_axis(axes):
+    """The same axis again, on the right, with its ticks where the perplexity is round."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    if _is_wide(axes):
+        return
+    low, high = axes.get_ylim()
+    ticks = [p for p in PERPLEXITIES if low <= math.log(p) <= high]
+    right = axes.twinx()
+    right.set_yscale(axes.get_yscale())
+    right.set_ylim(low, high)
+    right.yaxis.set_major_locator(FixedLocator([math.log(p) for p in ticks]))
+    right.yaxis.set_minor_locator(NullLocator())
+    right.set_yticklabels([f"{p:g}" for p in ticks])
+    right.set_ylabel("perplexity")
+
+
+def _plain_ticks(axes):
+    """Ticks at 1, 2 and 5 times powers of ten, written out, unless the axis spans many of those."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if _is_wide(axes):
+        return
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _is_wide(axes):
+    low, high = axes.get_ylim()
+    return low <= 0 or high > 1000 * low
