@@ -1,0 +1,25 @@
+"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`."""
+
+import pytest
+
+import fastbptt
+
+
+@pytest.fixture
+def threads():
+    """`fastbptt.set_num_threads`, undone after the test."""
+    before = fastbptt.get_num_threads()
+    yield fastbptt.set_num_threads
+    fastbptt.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch with one thread, which is what these small sizes need; its threads are slow where the processors are busy."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes several seconds")

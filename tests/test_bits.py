@@ -1,0 +1,164 @@
+"""Results keep their bits: whatever the thread count, on rerun, and for a row whatever batch it stands in."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from problems import CELLS, ONE_OF_EACH, assert_results_same_bits, random_problem
+from tolerances import DTYPES, assert_same_bits
+
+import fastbptt
+
+THREADS = [1, 2, 3, 4]
+
+# Work for several threads in every phase; few rows and many steps, so that steps are shared out instead; several blocks of time.
+SHAPES = [(50, 7, 20, 33), (1, 64, 70, 70), (400, 1, 40, 24), (200, 7, 19, 40), (20, 65, 31, 80), (3, 5, 300, 17)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_thread_count(cell, shape, tokens, dtype, threads):
+    problem = random_problem(cell, *shape, dtype=dtype, tokens=tokens)
+    threads(1)
+    expected = problem.results(fastbptt)
+    for n in THREADS:
+        threads(n)
+        for _ in range(3 if cell == "rnn-tanh" else 1):
+            assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("B", "H"), [(1, 130), (1, 200), (2, 167), (3, 144), (4, 193), (5, 130), (6, 151), (7, 200)])
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_few_rows_and_many_units(cell, B, H, dtype, threads):
+    """Threads share the units of each step here; where T * B > 512, block by block of time."""
+    for T, tokens in ((3, False), (520 // B + 5, True)):
+        problem = random_problem(cell, T, B, 9, H, dtype=dtype, tokens=tokens)
+        threads(1)
+        expected = problem.results(fastbptt)
+        for n in (2, 3, 5):
+            threads(n)
+            assert_results_same_bits(problem.results(fastbptt), expected)
+        if not tokens and B > 1:
+            whole = problem.rows([0]).results(fastbptt)
+            assert_same_bits("out of row 0", whole["out"][:, 0], expected["out"][:, 0])
+            assert_same_bits("d_x of row 0", whole["d_x"][:, 0], expected["d_x"][:, 0])
+
+
+@pytest.mark.parametrize("n", [16, 17, 40, 256])
+@pytest.mark.parametrize("shape", [(6, 1, 30, 512), (2, 3, 20, 700), (4, 300, 17, 40)], ids=str)
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_many_threads(cell, shape, n, threads):
+    problem = random_problem(cell, *shape, dtype=np.float64 if n % 2 else np.float32)
+    threads(1)
+    expected = problem.results(fastbptt)
+    threads(n)
+    assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_many_reruns(cell, n, dtype, threads):
+    problem = random_problem(cell, 60, 9, 20, 40, dtype=dtype)
+    threads(n)
+    expected = problem.results(fastbptt)
+    for _ in range(50 if cell == "rnn-tanh" else 12):
+        assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("sizes", [(11, 5, 13), (6, 40, 65), (4, 64, 32)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_in_any_batch(cell, sizes, tokens, dtype, threads):
+    """Single rows and odd sub-batches of 64, taken apart and out of order, with one thread and with two."""
+    T, I, H = sizes
+    batch = random_problem(cell, T, 64, I, H, dtype=dtype, tokens=tokens)
+    rows = [[b] for b in range(0, 64, 7)] + [list(range(n)) for n in (2, 3, 5, 7, 9, 13, 17, 33)] + [[63, 0, 31], list(range(63, 20, -1))]
+    by_row = ["out", "d_x"] + [f"{name} {i}" for name in ("final state", "d_initial_state") for i in range(batch.cell.states)]
+    for n in (1, 2):
+        threads(n)
+        whole = batch.results(fastbptt)
+        for index in rows if cell in ONE_OF_EACH else rows[::4]:
+            part = batch.rows(index).results(fastbptt)
+            for name in by_row:
+                expected = whole[name]
+                if expected is not None:
+                    expected = expected[:, index] if expected.ndim == 3 else expected[index]
+                assert_same_bits(f"{name} of rows {index}", part[name], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_of_a_linear_layer_in_any_batch(dtype, threads):
+    layer = fastbptt.Linear(37, 29, dtype=dtype, rng=0)
+    x = np.random.default_rng(0).standard_normal((64, 37)).astype(dtype)
+    d_out = np.random.default_rng(1).standard_normal((64, 29)).astype(dtype)
+    for n in (1, 4):
+        threads(n)
+        y, dx = layer(x), layer.backward(d_out)
+        for index in ([5], [0, 1, 2], list(range(33))):
+            assert_same_bits(f"y of rows {index}", layer(x[index]), y[index])
+            assert_same_bits(f"dx of rows {index}", layer.backward(d_out[index]), dx[index])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_python_threads_sharing_weights(cell, n, threads):
+    """In both precisions at once."""
+    threads(n)
+    problems = []
+    for dtype in DTYPES:
+        shared = random_problem(cell, 40, 9, 20, 33, dtype=dtype)
+        own = [random_problem(cell, 40, 9, 20, 33, seed=seed, dtype=dtype) for seed in range(4)]
+        problems += [replace(problem, w_ih=shared.w_ih, w_hh=shared.w_hh) for problem in own]
+    expected = [problem.results(fastbptt) for problem in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, want in zip(pool.map(lambda problem: problem.results(fastbptt), problems), expected):
+                assert_results_same_bits(got, want)
+
+
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru"])
+def test_python_threads_sharing_a_tape(cell, threads):
+    threads(2)
+    problem = random_problem(cell, 40, 9, 20, 33)
+    _, _, tape = problem.forward(fastbptt)
+    expected = problem.backward(fastbptt, tape)
+    with ThreadPoolExecutor(4) as pool:
+        for grads in pool.map(lambda _: problem.backward(fastbptt, tape), range(40)):
+            for name, a, b in zip(grads._fields, grads, expected):
+                assert_same_bits(name, a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [10, 100_003, 1_000_000])
+def test_norm_and_clipping_at_any_thread_count(size, dtype, threads):
+    values = np.random.default_rng(0).standard_normal(size).astype(dtype)
+    results = []
+    for n in THREADS:
+        threads(n)
+        clipped = [values[: size // 3].copy(), values[size // 3 :].copy()]
+        norm = fastbptt.clip_grad_norm_(clipped, 0.5)
+        results.append((np.array([norm, fastbptt.total_norm(values, 3), fastbptt.total_norm(values, 1)]), np.concatenate(clipped)))
+    for norms, clipped in results:
+        assert_same_bits("norms", norms, results[0][0])
+        assert_same_bits("clipped", clipped, results[0][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_loss_and_linear_at_any_thread_count(dtype, threads):
+    rng = np.random.default_rng(0)
+    x, targets = rng.standard_normal((50, 7, 60)).astype(dtype), rng.integers(0, 90, (50, 7))
+    results = []
+    for n in THREADS:
+        threads(n)
+        layer = fastbptt.Linear(60, 90, dtype=dtype, rng=0)
+        loss, d_logits = fastbptt.softmax_cross_entropy(layer(x), targets)
+        results.append((np.array(loss), d_logits, layer.backward(d_logits), layer.flat_grads))
+    for got in results:
+        for name, a, b in zip(("loss", "d_logits", "dx", "grads"), got, results[0]):
+            assert_same_bits(name, a, b)

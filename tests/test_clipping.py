@@ -1,0 +1,409 @@
+"""Norms and clipping: the plain formulas, what must not be touched, and gradients at the edge of the floating range."""
+
+import numpy as np
+import pytest
+from problems import arrays_of, random_problem
+from tolerances import DTYPES
+
+import fastbptt
+
+EPS = np.finfo(float).eps
+HUGE, TINY = 1e200, 1e-200
+
+
+def gradients(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "a": rng.standard_normal((7, 4)),
+        "b": rng.standard_normal(33),
+        "c": rng.standard_normal((2, 3, 5)),
+        "d": np.array(rng.standard_normal()),
+    }
+
+
+def flat(grads):
+    return np.concatenate([np.ravel(g) for g in grads.values()])
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, 7.5, np.inf])
+def test_total_norm_is_the_formula(p):
+    v = np.abs(flat(gradients()))
+    expected = v.max() if np.isinf(p) else (v**p).sum() ** (1 / p)
+    assert fastbptt.total_norm(gradients(), p) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 16383, 16384, 16385, 100_003])
+def test_norm_of_any_length(size, p):
+    v = np.random.default_rng(size).standard_normal(size)
+    assert fastbptt.total_norm(v, p) == pytest.approx(np.linalg.norm(v.astype(np.longdouble), p), rel=1e-14)
+    one = np.zeros(size)
+    for place in {0, size // 2, size - 1}:
+        one[:] = 0
+        one[place] = -3
+        assert fastbptt.total_norm(one, p) == 3
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+def test_clipping_is_the_formula(p):
+    grads, before = gradients(), gradients()
+    norm = fastbptt.clip_grad_norm_(grads, 1.25, p)
+    assert norm == fastbptt.total_norm(before, p)
+    for name, g in grads.items():
+        np.testing.assert_allclose(g, before[name] * (1.25 / norm), rtol=4 * EPS)
+    assert fastbptt.total_norm(grads, p) <= 1.25 * (1 + 4 * EPS)
+
+
+def test_clipping_against_torch(torch):
+    for p in (1, 2, 3, np.inf):
+        grads = gradients()
+        parameters = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads.values()]
+        for parameter, g in zip(parameters, grads.values()):
+            parameter.grad = torch.from_numpy(np.array(g))
+        expected = torch.nn.utils.clip_grad_norm_(parameters, 0.7, p)
+        assert fastbptt.clip_grad_norm_(grads, 0.7, p) == pytest.approx(float(expected), rel=1e-12)
+        for parameter, g in zip(parameters, grads.values()):
+            np.testing.assert_allclose(g, parameter.grad.numpy(), rtol=1e-5)  # torch divides by norm + 1e-6
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.0 + EPS, 1e300, np.inf])
+def test_below_the_limit_nothing_is_touched(limit):
+    grads = {name: np.asarray(g / 100) for name, g in gradients().items()}
+    grads["b"][:3] = [-0.0, 5e-324, 0.0]
+    before = {name: np.copy(g) for name, g in grads.items()}
+    fastbptt.clip_grad_norm_(grads, limit)
+    for name, g in grads.items():
+        assert np.asarray(g).tobytes() == before[name].tobytes()
+
+
+def test_at_the_limit_nothing_is_touched():
+    grads = [np.array([3.0]), np.array([4.0])]
+    assert fastbptt.clip_grad_norm_(grads, 5.0) == 5.0
+    assert [g.item() for g in grads] == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, np.inf])
+def test_a_limit_of_zero_gives_zeros(p):
+    grads = gradients()
+    assert fastbptt.clip_grad_norm_(grads, 0, p) > 0
+    assert not flat(grads).any()
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+@pytest.mark.parametrize("scale", [HUGE, 1e300, TINY, 1e-300, 5e-324])
+def test_no_overflow_and_no_underflow(scale, p):
+    v = np.array([3.0, -4.0, 12.0]) * scale
+    expected = {1: 19.0, 2: 13.0, 3: (27 + 64 + 1728) ** (1 / 3), np.inf: 12.0}[p]
+    if scale > 1e-323:
+        assert fastbptt.total_norm(v, p) == pytest.approx(expected * scale, rel=1e-14)
+    else:
+        assert abs(fastbptt.total_norm(v, p) - expected * scale) <= scale
+    limit = 2.0 * scale
+    fastbptt.clip_grad_norm_(v, limit, p)
+    if scale > 1e-300:
+        np.testing.assert_allclose(v, np.array([3.0, -4.0, 12.0]) * (limit / expected), rtol=1e-14)
+
+
+def test_huge_gradients_to_an_ordinary_norm():
+    v = np.full(10, HUGE)
+    assert fastbptt.clip_grad_norm_(v, 5.0) == pytest.approx(HUGE * np.sqrt(10))
+    np.testing.assert_allclose(v, 5.0 / np.sqrt(10), rtol=1e-14)
+
+
+def test_huge_among_tiny_ones():
+    v = [np.array([HUGE, 1e30, 1.0]), np.array([TINY])]
+    assert fastbptt.clip_grad_norm_(v, 1.0) == HUGE
+    np.testing.assert_allclose(v[0], [1.0, 1e-170, 1e-200], rtol=1e-14)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.001, 1, 2, 3, np.inf])
+def test_finite_gradients_have_a_finite_norm(p):
+    v = np.full(100, np.finfo(float).max)
+    norm = fastbptt.total_norm(v, p)
+    assert np.isfinite(norm) and norm >= v[0]
+    assert fastbptt.clip_grad_norm_(v, 1.0, p) == norm
+    assert np.isfinite(v).all() and (v >= 0).all() and fastbptt.total_norm(v, p) <= 1 + 100 * EPS
+
+
+def test_clipping_further_than_the_range_of_a_factor():
+    """1e200 to 1e-150 is a factor of 1e-350, which no double holds; the direction must survive all the same."""
+    v = np.array([3 * HUGE, -4 * HUGE])
+    fastbptt.clip_grad_norm_(v, 1e-150)
+    np.testing.assert_allclose(v, [0.6e-150, -0.8e-150], rtol=1e-12)
+
+
+# --- float32: measured and scaled in double precision -------------------------------------------------------------------
+
+
+def single(*values):
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, np.inf])
+def test_single_norms_are_those_of_the_same_numbers_in_double(p):
+    grads = [g.astype(np.float32) for g in gradients().values()]
+    wide = [g.astype(float) for g in grads]
+    assert fastbptt.total_norm(grads, p) == pytest.approx(fastbptt.total_norm(wide, p), rel=1e-13)
+    norm = fastbptt.clip_grad_norm_(grads, 1.25, p)
+    assert norm == pytest.approx(fastbptt.clip_grad_norm_(wide, 1.25, p), rel=1e-13)
+    for g, w in zip(grads, wide):
+        assert g.dtype == np.float32
+        np.testing.assert_allclose(g, w, rtol=2.0**-22)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("value", [1e30, 3e38, 1e-30, 1e-45])
+def test_single_norms_beyond_single_precision(value, p):
+    """The squares, and here and there the norm itself, are far out of float32's range."""
+    v = np.full(1000, value, np.float32)
+    expected = float(v[0]) * 1000 ** (1 / p)
+    assert fastbptt.total_norm(v, p) == pytest.approx(expected, rel=1e-13)
+    if value > 1e-40:
+        limit = expected / 4
+        assert fastbptt.clip_grad_norm_(v, limit, p) == pytest.approx(expected, rel=1e-13)
+        np.testing.assert_allclose(v, np.float32(value) / 4, rtol=2.0**-22)
+
+
+def test_a_sum_of_many_single_numbers_loses_nothing():
+    """10^7 ones among which a float32 sum would come to rest at 2^24."""
+    v = np.ones(20_000_000, np.float32)
+    assert fastbptt.total_norm(v, 1) == 2e7
+    assert fastbptt.total_norm(v) == np.sqrt(2e7)
+
+
+@pytest.mark.parametrize(
+    ("scale", "limit"), [(1e30, 5.0), (3e37, 1.0), (3e37, 1e-3), (3e37, 1e-5), (3e37, 1e-9), (1e38, 1e-30), (1e-10, 1e-35)]
+)
+def test_single_clipping_further_than_a_single_factor(scale, limit):
+    """A factor may be too small for float32 where the result is not: it must lose neither digits nor the direction."""
+    v = single(0.6, -0.8, 0.0) * np.float32(scale)
+    assert fastbptt.clip_grad_norm_(v, limit) == pytest.approx(scale, rel=1e-6)
+    np.testing.assert_allclose(v, single(0.6, -0.8, 0.0) * np.float32(limit), rtol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1.0, 1e38, np.inf])
+def test_single_clipping_by_value(limit):
+    v = np.concatenate([gradients()["b"].astype(np.float32), single(np.nan, np.inf, -np.inf, -0.0, 1e-45)])
+    expected = np.clip(v, -np.float32(limit), np.float32(limit))
+    fastbptt.clip_grad_value_(v, limit)
+    np.testing.assert_array_equal(v, expected)
+
+
+@pytest.mark.parametrize("limit", [1e39, 1e300])
+def test_single_clipping_by_a_value_beyond_single_precision(limit):
+    v = single(1, -3e38)
+    fastbptt.clip_grad_value_(v, limit)
+    np.testing.assert_array_equal(v, single(1, -3e38))
+
+
+@pytest.mark.parametrize("policy", ["raise", "zero", "skip"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_single_nonfinite(policy, bad):
+    v = single(1, 2, bad, 4)
+    if policy == "raise":
+        with pytest.raises(FloatingPointError, match=r"first culprit is grads\['grads'\] at \(2,\)"):
+            fastbptt.clip_grad_norm_(v, 1.0)
+    else:
+        assert not np.isfinite(fastbptt.clip_grad_norm_(v, 1.0, nonfinite=policy))
+    np.testing.assert_array_equal(v, [0] * 4 if policy == "zero" else [1, 2, bad, 4])
+
+
+def test_single_below_the_limit_nothing_is_touched():
+    v = single(3, -0.0, 1e-45, 4)
+    before = v.copy()
+    assert fastbptt.clip_grad_norm_(v, 5.0) == 5.0
+    assert v.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_single_layers_and_gradients(make, torch):
+    layer = make(3, 5, dtype=np.float32, rng=0)
+    layer.flat_grads[:] = np.random.default_rng(0).standard_normal(layer.flat_grads.size)
+    parameters = [torch.nn.Parameter(torch.zeros(g.shape)) for g in layer.grads.values()]
+    for parameter, g in zip(parameters, layer.grads.values()):
+        parameter.grad = torch.from_numpy(g.copy())
+    expected = torch.nn.utils.clip_grad_norm_(parameters, 0.7)
+    assert fastbptt.clip_grad_norm_(layer, 0.7) == pytest.approx(float(expected), rel=1e-6)
+    for parameter, g in zip(parameters, layer.grads.values()):
+        np.testing.assert_allclose(g, parameter.grad.numpy(), rtol=1e-5)
+
+
+# --- Non-finite gradients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+class TestNonfinite:
+    def grads(self, bad):
+        grads = gradients()
+        grads["c"][1, 2, 3] = bad
+        return grads
+
+    def test_raise(self, bad, p):
+        grads, before = self.grads(bad), self.grads(bad)
+        with pytest.raises(FloatingPointError, match=r"grads: the norm is (nan|inf); the first culprit is grads\['c'\] at \(1, 2, 3\)"):
+            fastbptt.clip_grad_norm_(grads, 1.0, p)
+        np.testing.assert_array_equal(flat(grads), flat(before))
+
+    def test_zero(self, bad, p):
+        grads = self.grads(bad)
+        assert not np.isfinite(fastbptt.clip_grad_norm_(grads, 1.0, p, nonfinite="zero"))
+        assert not flat(grads).any()
+
+    def test_skip(self, bad, p):
+        grads, before = self.grads(bad), self.grads(bad)
+        norm = fastbptt.clip_grad_norm_(grads, 1.0, p, nonfinite="skip")
+        assert np.isnan(norm) if np.isnan(bad) else norm == np.inf
+        np.testing.assert_array_equal(flat(grads), flat(before))
+
+    def test_total_norm(self, bad, p):
+        norm = fastbptt.total_norm(self.grads(bad), p)
+        assert np.isnan(norm) if np.isnan(bad) else norm == np.inf
+
+
+def test_nan_wins_over_inf():
+    for v in ([np.nan, np.inf], [np.inf, np.nan]):
+        for p in (1, 2, 3, np.inf):
+            assert np.isnan(fastbptt.total_norm(np.array(v), p))
+
+
+# --- By value ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1e300, np.inf])
+def test_clip_by_value_is_np_clip(limit):
+    grads, before = gradients(), gradients()
+    fastbptt.clip_grad_value_(grads, limit)
+    np.testing.assert_array_equal(flat(grads), np.clip(flat(before), -limit, limit))
+
+
+def test_clip_by_value_of_the_nonfinite():
+    v = np.array([np.nan, np.inf, -np.inf, 0.5])
+    fastbptt.clip_grad_value_(v, 2.0)
+    np.testing.assert_array_equal(v, [np.nan, 2.0, -2.0, 0.5])
+
+
+def test_clip_by_value_over_many_chunks():
+    v = np.random.default_rng(0).standard_normal(200_001)
+    expected = np.clip(v, -0.1, 0.1)
+    fastbptt.clip_grad_value_(v, 0.1)
+    np.testing.assert_array_equal(v, expected)
+
+
+# --- Forms of gradients -----------------------------------------------------------------------------------------------
+
+
+def test_all_forms_give_one_norm():
+    grads = gradients()
+    expected = np.sqrt((flat(grads) ** 2).sum())
+    layers = [fastbptt.RNN(4, 7, rng=0), fastbptt.Linear(7, 3, rng=0)]
+    layers[0].flat_grads[:9], layers[1].flat_grads[:9] = 1, 2
+    for form in (grads, list(grads.values()), tuple(grads.values()), flat(grads)):
+        assert fastbptt.total_norm(form) == pytest.approx(expected, rel=1e-14)
+    assert fastbptt.total_norm(layers[0]) == 3
+    assert fastbptt.total_norm(layers) == pytest.approx(np.sqrt(45), rel=1e-15)
+    assert fastbptt.clip_grad_norm_(layers, 1.0) == pytest.approx(np.sqrt(45), rel=1e-15)
+    assert fastbptt.total_norm(layers) == pytest.approx(1.0, rel=4 * EPS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_of_gradients_the_weights_are_meant(cell, dtype):
+    eps = float(np.finfo(dtype).eps)
+    problem = random_problem(cell, dtype=dtype)
+    grads = problem.backward(fastbptt, problem.forward(fastbptt)[2])
+    dx, d_state = grads.x.copy(), [part.copy() for part in arrays_of(grads.state)]
+    weights = [grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh]
+    expected = np.sqrt(sum((w.astype(float) ** 2).sum() for w in weights))
+    assert fastbptt.clip_grad_norm_(grads, 0.1) == pytest.approx(expected, rel=1e-14)
+    assert fastbptt.total_norm(weights) == pytest.approx(0.1, rel=4 * eps)
+    np.testing.assert_array_equal(grads.x, dx)
+    for part, before in zip(arrays_of(grads.state), d_state):
+        np.testing.assert_array_equal(part, before)
+
+
+def test_nothing_at_all_has_norm_zero():
+    for empty in ([], {}, (), np.empty(0), [np.empty((0, 3))]):
+        assert fastbptt.total_norm(empty) == 0.0
+        assert fastbptt.clip_grad_norm_(empty, 1.0) == 0.0
+        fastbptt.clip_grad_value_(empty, 1.0)
+    assert fastbptt.clip_grad_norm_(np.zeros(5), 0.0) == 0.0
+
+
+def test_fortran_order_is_clipped_in_place():
+    g = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    expected = g / np.sqrt((g**2).sum())
+    fastbptt.clip_grad_norm_([g], 1.0)
+    np.testing.assert_allclose(g, expected, rtol=1e-15)
+
+
+# --- What may not be written ------------------------------------------------------------------------------------------
+
+
+def locked():
+    g = np.ones(4)
+    g.flags.writeable = False
+    return g
+
+
+def unaligned():
+    return np.zeros(33, np.uint8)[1:].view(float)
+
+
+UNFIT = {
+    "read-only": locked,
+    "strided": lambda: np.ones(8)[::2],
+    "reversed": lambda: np.ones(4)[::-1],
+    "stride 0": lambda: np.broadcast_to(1.0, 4),
+    "unaligned": unaligned,
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+@pytest.mark.parametrize("clip", [fastbptt.clip_grad_norm_, fastbptt.clip_grad_value_])
+def test_unfit_arrays_are_refused_before_any_write(clip, kind):
+    first = np.full(3, 100.0)
+    with pytest.raises(ValueError, match=r"grads\[1\]: expected a contiguous, aligned and writeable array"):
+        clip([first, UNFIT[kind]()], 0.5)
+    assert (first == 100).all()
+
+
+@pytest.mark.parametrize("clip", [fastbptt.clip_grad_norm_, fastbptt.clip_grad_value_])
+def test_overlapping_arrays_are_refused_before_any_write(clip):
+    whole = np.full(10, 100.0)
+    for pair in ([whole, whole], [whole[:6], whole[5:]], [whole, whole[3:5]], [whole[5:], whole[:6]]):
+        with pytest.raises(ValueError, match=r"grads\[\d\]: overlaps grads\[\d\]"):
+            clip(pair, 0.5)
+    assert (whole == 100).all()
+    clip([whole[:5], whole[5:]], 0.5)
+    assert (whole <= 0.5).all()
+
+
+def test_reading_a_norm_needs_no_writing():
+    assert fastbptt.total_norm([locked(), np.broadcast_to(2.0, 1)]) == np.sqrt(8)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "error"), [(-1.0, ValueError), (np.nan, ValueError), (-np.inf, ValueError), (None, TypeError), ("1", TypeError)]
+)
+def test_bad_limits(max_norm, error):
+    g = np.ones(3)
+    with pytest.raises(error, match="max_norm: expected a number"):
+        fastbptt.clip_grad_norm_(g, max_norm)
+    with pytest.raises(error, match="clip_value: expected a number"):
+        fastbptt.clip_grad_value_(g, max_norm)
+    assert (g == 1).all()
+
+
+@pytest.mark.parametrize(("p", "error"), [(0, ValueError), (-2, ValueError), (np.nan, ValueError), ("2", TypeError), (True, TypeError)])
+def test_bad_norm_types(p, error):
+    with pytest.raises(error, match="norm_type: expected a number"):
+        fastbptt.clip_grad_norm_(np.ones(3), 1.0, p)
+    with pytest.raises(error, match="norm_type: expected a number"):
+        fastbptt.total_norm(np.ones(3), p)
+
+
+@pytest.mark.parametrize(("policy", "error"), [("explode", ValueError), (None, TypeError), ([], TypeError)])
+def test_bad_policies(policy, error):
+    with pytest.raises(error, match="nonfinite: expected one of 'raise', 'zero', 'skip'"):
+        fastbptt.clip_grad_norm_(np.ones(3), 1.0, nonfinite=policy)

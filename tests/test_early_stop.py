@@ -1,0 +1,571 @@
+"""A backward pass stops where all that remains is exactly zero, and nobody can tell by the bits.
+
+A loss of -0.0 at the first step is a loss, so the pass goes all the way; and as it adds nothing to any sum, every bit of every result must
+be what it is with the stop, but for the sign of zeros in the gradients of that one row's first input and initial state. That is `full`
+below. A number that is not zero, in a row of its own that has no inputs and no state, is the other way to switch the stop off.
+"""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from problems import CELLS, ONE_OF_EACH, assert_results_close, assert_results_same_bits, random_problem
+from test_gradients import oracle
+from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
+
+import fastbptt
+import fastbptt.reference
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EACH_CELL = pytest.mark.parametrize("cell", ONE_OF_EACH)
+
+# One block of time; several of them; many rows, for threads by rows; few rows and many units, for threads by units, with several blocks.
+SHAPES = [(12, 3, 4, 7), (700, 3, 2, 9), (1100, 1, 3, 5), (60, 33, 5, 40), (90, 64, 3, 24), (700, 1, 3, 150), (300, 3, 2, 136)]
+EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def backward(problem, tape):
+    return problem.backward(fastbptt, tape)
+
+
+def named(grads):
+    state = grads.state if isinstance(grads.state, tuple) else (grads.state,)
+    arrays = grads._replace(state=None)._asdict() | {f"state {i}": array for i, array in enumerate(state)}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def without_the_stop(problem):
+    """The same problem with a loss of -0.0 at the first step of the last row."""
+    B, H = problem.state[0].shape
+    d_out = np.zeros((len(problem.x), B, H), problem.w_hh.dtype) if problem.d_out is None else problem.d_out.copy()
+    if not d_out[0, -1, -1]:
+        d_out[0, -1, -1] = -0.0
+    return replace(problem, d_out=d_out)
+
+
+def assert_same_as_full(problem, tape):
+    """With and without the stop, and the gradients that they give."""
+    got, full = named(backward(problem, tape)), named(backward(without_the_stop(problem), tape))
+    for name, array in got.items():
+        expected = full[name]
+        if name == "x" or name.startswith("state"):
+            np.testing.assert_array_equal(array, expected, err_msg=name)
+            array, expected = (array[0, :-1], expected[0, :-1]) if name == "x" else (array[:-1], expected[:-1])
+        assert_same_bits(name, array, expected)
+        if name == "x":
+            assert_same_bits(name, got[name][1:], full[name][1:])
+    return got
+
+
+def only_at(problem, *steps, rows=None):
+    """The same problem with a loss at these steps alone, of these rows alone, and none at the last state."""
+    d_out = np.zeros_like(problem.d_out)
+    for t in steps:
+        d_out[t, rows] = problem.d_out[t, rows]
+    return replace(problem, d_out=d_out, d_state=None)
+
+
+# --- Nets that forget -------------------------------------------------------------------------------------------------
+#
+# In each the gradient of the state becomes exactly zero after some steps back, in one way or another.
+
+
+def tiny_weights(problem):
+    """Each step back takes the gradient down by many orders of magnitude, through the subnormal numbers to nothing."""
+    dtype = problem.w_hh.dtype
+    problem = replace(problem, w_hh=problem.w_hh * dtype.type(1e-70 if dtype == np.float64 else 1e-9))
+    if problem.cell.leak:
+        return replace(problem, leak=1.0)
+    return shut(problem) if problem.cell.gates > 1 else problem
+
+
+def no_recurrence(problem):
+    """The first step back takes it all."""
+    if problem.cell.leak:
+        problem = replace(problem, leak=1.0)
+    problem = replace(problem, w_hh=np.zeros_like(problem.w_hh))
+    return shut(problem) if problem.cell.gates > 1 else problem
+
+
+def shut(problem):
+    """The gates that keep the state are as good as closed, so that there is no way round the weights: z of a GRU, f of an LSTM."""
+    closed = 1 if problem.cell.prefix in ("gru", "lstm") else 0
+    b_ih = problem.b_ih.copy()
+    b_ih.reshape(problem.cell.gates, -1)[closed] -= 800 if problem.b_ih.dtype == np.float64 else 120
+    return replace(problem, b_ih=b_ih)
+
+
+def saturated(problem):
+    """Half of the time inputs so large that every derivative is 0: all units of a row die at once."""
+    x = problem.x.copy()
+    x[len(x) // 2] = 1e6
+    problem = shut(problem) if problem.cell.gates > 1 else problem
+    problem = replace(problem, x=x, w_ih=np.abs(problem.w_ih) * (-1 if problem.cell.options.get("nonlinearity") == "relu" else 1))
+    return replace(problem, leak=1.0) if problem.cell.leak else problem
+
+
+def rows_die_one_by_one(problem):
+    """As before, but every row at its own time, and some never."""
+    x = problem.x.copy()
+    T, B = x.shape[:2]
+    for b in range(B):
+        if b % 5 != 4:
+            x[(7 * b + T // 3) % T, b] = 1e6
+    problem = saturated(problem)
+    return replace(problem, x=x)
+
+
+NETS = [tiny_weights, no_recurrence, saturated, rows_die_one_by_one]
+EACH_NET = pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+
+
+@EACH_DTYPE
+@EACH_NET
+@EACH_SHAPE
+@EACH_CELL
+def test_a_loss_at_the_end_alone(cell, shape, net, dtype, threads):
+    problem = only_at(net(random_problem(cell, *shape, dtype=dtype)), -1)
+    _, _, tape = problem.forward(fastbptt)
+    first = None
+    for n in (1, 2, 5):
+        threads(n)
+        got = assert_same_as_full(problem, tape)
+        first = first or got
+        for name, array in got.items():
+            assert_same_bits(f"{name}, {n} threads", array, first[name])
+    if net in (tiny_weights, no_recurrence):
+        assert not got["x"][: shape[0] // 2].any() and not any(got[name].any() for name in got if name.startswith("state"))
+        assert got["x"].any() or cell == "leaky-relu-units"
+
+
+@EACH_DTYPE
+@EACH_NET
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 4, 2, 9), (60, 33, 5, 40)], ids=str)
+@EACH_CELL
+def test_against_the_reference(cell, shape, net, dtype):
+    problem = only_at(net(random_problem(cell, *shape, dtype=dtype)), -1, -2)
+    got = problem.results(fastbptt)
+    with np.errstate(all="ignore"):
+        expected = oracle(problem)
+    limit = bound(dtype, problem.K, shape[0])
+    for name, array in expected.items():
+        kept = np.abs(array) > 1e3 * float(np.finfo(dtype).tiny)  # smaller numbers are nothing in one precision and something in another
+        scale = np.abs(array).max(initial=0)
+        if scale and kept.any():
+            assert_close(name, np.where(kept, got[name], 0), np.where(kept, array, 0), limit, scale)
+        else:
+            assert np.abs(got[name]).max() <= 1e3 * np.finfo(dtype).tiny
+
+
+@EACH_DTYPE
+@EACH_NET
+@EACH_CELL
+def test_losses_here_and_there(cell, net, dtype, threads):
+    """The pass may not stop before the first loss, however dead the gradient is in between; after it, at once."""
+    problem = net(random_problem(cell, 900, 2, 3, 10, dtype=dtype))
+    for steps in [(899, 898), (899, 500, 3), (899, 1), (510, 512), (256,), (1,), (0,), (0, 899)]:
+        some = only_at(problem, *steps)
+        _, _, tape = some.forward(fastbptt)
+        for n in (1, 2):
+            threads(n)
+            got = assert_same_as_full(some, tape)
+        for t in steps:
+            # W_ih's gradient is what each step leaves in dx; the step of a loss may itself be saturated
+            alone = named(backward(only_at(some, t), tape))
+            np.testing.assert_array_equal(alone["x"][t + 1 :], 0)
+        assert not got["x"][max(steps) + 1 :].any()
+
+
+@EACH_DTYPE
+@EACH_NET
+@pytest.mark.parametrize("shape", [(60, 33, 5, 40), (700, 3, 2, 9), (300, 3, 2, 136)], ids=str)
+@EACH_CELL
+def test_rows_with_a_loss_and_rows_without(cell, shape, net, dtype, threads):
+    """A row without any loss is dead from the start, whoever computes it; its neighbours must not notice."""
+    problem = net(random_problem(cell, *shape, dtype=dtype))
+    T, B = shape[:2]
+    for rows in ([0], list(range(0, B, 2)), list(range(B // 2, B))):
+        some = only_at(problem, T - 1, T // 2, rows=rows)
+        _, _, tape = some.forward(fastbptt)
+        others = [b for b in range(B) if b not in rows]
+        for n in (1, 2, 17):
+            threads(n)
+            got = assert_same_as_full(some, tape)
+            assert not got["x"][:, others].any() and not got["state 0"][others].any()
+
+
+@EACH_DTYPE
+@EACH_SHAPE
+@EACH_CELL
+def test_a_loss_at_the_state_alone(cell, shape, dtype, threads):
+    for net in (tiny_weights, no_recurrence):
+        problem = net(random_problem(cell, *shape, dtype=dtype))
+        problem = replace(problem, d_out=None)
+        _, _, tape = problem.forward(fastbptt)
+        zeros = replace(problem, d_out=np.zeros_like(tape.h[1:]))
+        for n in (1, 2):
+            threads(n)
+            got = assert_same_as_full(problem, tape)
+            for name, array in named(backward(zeros, tape)).items():
+                assert_same_bits(name, array, got[name])
+
+
+@EACH_DTYPE
+@EACH_SHAPE
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_loss_at_all(cell, shape, dtype):
+    problem = random_problem(cell, *shape, dtype=dtype)
+    for d_out in (None, np.zeros_like(problem.d_out)):
+        for d_state in (None, tuple(np.zeros_like(s) for s in problem.state)):
+            got = named(backward(replace(problem, d_out=d_out, d_state=d_state), problem.forward(fastbptt)[2]))
+            for name, array in got.items():
+                assert_same_bits(name, array, np.zeros_like(array))
+
+
+@EACH_DTYPE
+@EACH_SHAPE
+@pytest.mark.parametrize("cell", CELLS)
+def test_nets_that_do_not_forget(cell, shape, dtype, threads):
+    """Nothing is zero here, and nothing may be taken for it."""
+    problem = only_at(random_problem(cell, *shape, dtype=dtype), -1)
+    _, _, tape = problem.forward(fastbptt)
+    for n in (1, 2):
+        threads(n)
+        assert_same_as_full(problem, tape)
+
+
+@EACH_DTYPE
+@EACH_NET
+@EACH_CELL
+def test_tokens(cell, net, dtype, threads):
+    problem = random_problem(cell, 300, 5, 6, 33, dtype=dtype, tokens=True)
+    if net in (saturated, rows_die_one_by_one):
+        w_ih = problem.w_ih.copy()
+        w_ih[:, 2] = -1e6 if problem.cell.options.get("nonlinearity") == "relu" else 1e6
+        problem = replace(problem, w_ih=w_ih, leak=1.0 if problem.cell.leak else None)
+    else:
+        problem = net(problem)
+    problem = only_at(problem, -1, -3)
+    _, _, tape = problem.forward(fastbptt)
+    for n in (1, 2):
+        threads(n)
+        assert_same_as_full(problem, tape)
+
+
+@EACH_DTYPE
+@EACH_NET
+@EACH_CELL
+def test_without_dx(cell, net, dtype):
+    problem = only_at(net(random_problem(cell, 700, 3, 2, 9, dtype=dtype)), -1)
+    _, _, tape = problem.forward(fastbptt)
+    full = named(backward(problem, tape))
+    for name, array in named(problem.backward(fastbptt, tape, need_dx=False)).items():
+        assert_same_bits(name, array, full[name])
+
+
+# --- A real loss in a row of its own ----------------------------------------------------------------------------------
+
+
+@EACH_DTYPE
+@EACH_NET
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (700, 3, 2, 9), (60, 33, 5, 40), (300, 3, 2, 136)], ids=str)
+@EACH_CELL
+def test_a_tiny_loss_at_the_first_step_of_another_row(cell, shape, net, dtype, threads):
+    """The last row has no inputs and no state, so its gradient of 1e-30 at the first step adds zeros to dW_ih and dW_hh."""
+    problem = only_at(net(random_problem(cell, *shape, dtype=dtype)), -1, rows=list(range(shape[1] - 1)))
+    x, state = problem.x.copy(), tuple(s.copy() for s in problem.state)
+    x[0, -1] = 0
+    for part in state:
+        part[-1] = 0
+    problem = replace(problem, x=x, state=state)
+    d_out = problem.d_out.copy()
+    d_out[0, -1, 0] = 1e-30
+    other = replace(problem, d_out=d_out)
+    _, _, tape = problem.forward(fastbptt)
+    for n in (1, 2):
+        threads(n)
+        got, full = named(backward(problem, tape)), named(backward(other, tape))
+        for name in ("w_ih", "w_hh"):
+            assert_same_bits(name, got[name], full[name])
+        assert_same_bits("x", got["x"][:, :-1], full["x"][:, :-1])
+        assert_same_bits("x", got["x"][1:], full["x"][1:])
+        for i in range(problem.cell.states):
+            assert_same_bits(f"state {i}", got[f"state {i}"][:-1], full[f"state {i}"][:-1])
+        for name in ("b_ih", "b_hh"):
+            np.testing.assert_allclose(got[name], full[name], rtol=TOLERANCES[dtype].eps, atol=2e-30)
+
+
+@EACH_DTYPE
+@EACH_NET
+@EACH_CELL
+def test_a_tape_in_two_halves(cell, net, dtype):
+    """The later half, then the earlier one with the gradient that it hands on: the sums of both are those of the whole."""
+    problem = only_at(net(random_problem(cell, 40, 5, 3, 10, dtype=dtype)), -1, 25)
+    _, _, tape = problem.forward(fastbptt)
+    whole = named(backward(problem, tape))
+    later = tape.last(20)
+    grads = getattr(fastbptt, f"{problem.cell.prefix}_backward")(later, problem.d_out[20:])
+    first = replace(problem.steps(0, 20, state=problem.state), d_out=problem.d_out[:20])
+    _, _, own = first.forward(fastbptt)
+    before = getattr(fastbptt, f"{problem.cell.prefix}_backward")(own, first.d_out, grads.state)
+    limit = bound(dtype, problem.K, 40)
+    assert_close("x", np.concatenate([before.x, grads.x]), whole["x"], limit)
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+        assert_close(name, getattr(before, name) + getattr(grads, name), whole[name], limit)
+
+
+# --- Gradients that wander --------------------------------------------------------------------------------------------
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("H", [9, 40, 150, 200])
+def test_one_unit_at_a_time(H, B, dtype, threads):
+    """Each unit hands its gradient on to the next, the last one lets it go: after H steps back, and not one before, all is zero.
+
+    Nearly all units are zero at every step; a thread that has only such units must not stop while another still has something to give.
+    """
+    T = 3 * H
+    w_hh = np.eye(H, k=-1, dtype=dtype)  # h_t[i] = h_{t-1}[i-1]: gradients go from unit i to unit i-1
+    x = np.random.default_rng(0).standard_normal((T, B, 2)).astype(dtype)
+    w_ih = np.random.default_rng(1).standard_normal((H, 2)).astype(dtype)
+    _, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh, nonlinearity="identity")
+    for last in (H - 1, H // 2, 0):
+        d_state = np.zeros((B, H), dtype)
+        d_state[:, last] = 2
+        expected = np.zeros((T, B, 2), dtype)
+        for k in range(last + 1):
+            expected[T - 1 - k] = 2 * w_ih[last - k]
+        for n in (1, 2, 5):
+            threads(n)
+            grads = fastbptt.rnn_backward(tape, None, d_state)
+            np.testing.assert_array_equal(grads.x, expected)
+            assert not grads.state.any()
+            assert_close("w_ih", grads.w_ih[last], 2 * x[T - 1].sum(axis=0), 4 * TOLERANCES[dtype].eps)
+            assert (grads.w_ih[: last + 1].any(axis=1)).all() and not grads.w_ih[last + 1 :].any()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("H", [40, 150])
+def test_a_ring_never_dies(H, dtype, threads):
+    w_hh = np.roll(np.eye(H, dtype=dtype), 1, axis=0)
+    x = np.zeros((3 * H + 5, 1, 1), dtype)
+    _, _, tape = fastbptt.rnn_forward(x, None, np.ones((H, 1), dtype), w_hh, nonlinearity="identity")
+    d_state = np.zeros((1, H), dtype)
+    d_state[0, 7] = 1
+    for n in (1, 2, 3):
+        threads(n)
+        grads = fastbptt.rnn_backward(tape, None, d_state)
+        np.testing.assert_array_equal(grads.state[0], np.roll(d_state[0], -(3 * H + 5)))
+        np.testing.assert_array_equal(grads.x, 1)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("H", [24, 150])
+def test_units_die_at_different_times(H, dtype, threads):
+    """h_t = w h_{t-1} with another w for each unit: from those that vanish in a few steps to those that never do."""
+    w = np.exp2(-np.round(np.linspace(0, 200, H))).astype(dtype)
+    for slowest in (w, w[::-1]):
+        for alive in (True, False):
+            slow = slowest if alive else np.minimum(slowest, dtype.type(2.0**-20))
+            problem = random_problem("rnn-identity", 900, 1, 1, H, dtype=dtype)
+            problem = replace(problem, d_out=None, d_state=(np.ones((1, H), dtype),), w_hh=np.diag(slow))
+            _, _, tape = problem.forward(fastbptt)
+            for n in (1, 2):
+                threads(n)
+                got = assert_same_as_full(problem, tape)
+                np.testing.assert_array_equal(got["state 0"][0], (slow.astype(np.float64) ** 900).astype(dtype))
+
+
+def test_a_chain_of_gates_in_an_lstm(threads):
+    """dc alone may still be alive when dh is zero: c keeps everything, and the output gate shows nothing."""
+    H, T = 130, 600
+    cell = CELLS["lstm"]
+    for dtype in DTYPES:
+        b = np.zeros((4, H), dtype)
+        b[1], b[3] = 1e4, -1e4  # f = 1, o = 0
+        problem = random_problem(cell, T, 2, 3, H, dtype=dtype)
+        zeros = np.zeros_like(problem.w_hh)
+        problem = replace(problem, w_ih=problem.w_ih * 0, w_hh=zeros, b_ih=b.reshape(-1), b_hh=None, d_out=None)
+        problem = replace(problem, d_state=(np.zeros((2, H), dtype), problem.d_state[1]))
+        _, _, tape = problem.forward(fastbptt)
+        for n in (1, 2):
+            threads(n)
+            got = assert_same_as_full(problem, tape)
+            np.testing.assert_array_equal(got["state 1"], problem.d_state[1])
+            assert not got["state 0"].any() and got["b_ih"].any()
+
+
+# --- Negative zeros ---------------------------------------------------------------------------------------------------
+
+
+@EACH_DTYPE
+@EACH_CELL
+def test_negative_zeros_in_the_gradients(cell, dtype, threads):
+    """A -0.0 among the cotangents changes no number, wherever it stands."""
+    problem = only_at(no_recurrence(random_problem(cell, 600, 2, 3, 130, dtype=dtype)), -1)
+    _, _, tape = problem.forward(fastbptt)
+    expected = named(backward(problem, tape))
+    for t in (0, 1, 300, 598):
+        d_out = problem.d_out.copy()
+        d_out[t] = -0.0
+        some = replace(problem, d_out=d_out)
+        for n in (1, 2):
+            threads(n)
+            got = named(backward(some, tape))
+            for name, array in got.items():
+                np.testing.assert_array_equal(array, expected[name], err_msg=name)
+            assert_same_as_full(some, tape)
+    negative = replace(problem, d_out=-np.zeros_like(problem.d_out), d_state=tuple(-np.zeros_like(s) for s in problem.state))
+    for name, array in named(backward(negative, tape)).items():
+        assert not array.any(), name
+    assert_same_as_full(replace(negative, d_out=None), tape)
+
+
+# --- What is not finite -----------------------------------------------------------------------------------------------
+
+
+def assert_nan_where_the_reference_has_it(problem, **options):
+    """Where zeros meet inf or NaN on the way back the result is NaN, as if there were no stop."""
+    _, _, tape = problem.forward(fastbptt)
+    got = named(problem.backward(fastbptt, tape, **options))
+    full = named(without_the_stop(problem).backward(fastbptt, tape, **options))
+    with np.errstate(all="ignore"):
+        wide = problem.astype(np.float64)
+        expected = named(wide.backward(fastbptt.reference, wide.forward(fastbptt.reference)[2], **options))
+    for name, array in got.items():
+        np.testing.assert_array_equal(np.isnan(array), np.isnan(full[name]), err_msg=name)
+        np.testing.assert_array_equal(np.isnan(array), np.isnan(expected[name]), err_msg=f"{name} of the reference")
+    return got
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 2, 2, 9), (30, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_nonfinite_inputs_before_the_stop(cell, shape, bad, dtype, threads):
+    """An infinite input saturates its step, and the states after it are finite; its zero gradient times inf is NaN all the same."""
+    problem = only_at(no_recurrence(random_problem(cell, *shape, dtype=dtype)), -1)
+    x = problem.x.copy()
+    x[2, 1, 0] = bad
+    problem = replace(problem, x=x)
+    for n in (1, 2):
+        threads(n)
+        got = assert_nan_where_the_reference_has_it(problem)
+        assert np.isnan(got["w_ih"][:, 0]).all()
+        assert np.isnan(assert_nan_where_the_reference_has_it(problem, need_dx=False)["w_ih"]).any()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 2, 2, 9), (30, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize(("cell", "part"), [("rnn-tanh", 0), ("gru", 0), ("lstm", 0), ("lstm", 1)])
+def test_nonfinite_states_before_the_stop(cell, part, shape, bad, dtype, threads):
+    problem = only_at(tiny_weights(random_problem(cell, *shape, dtype=dtype)), -1)
+    state = tuple(s.copy() for s in problem.state)
+    state[part][1, 3] = bad
+    problem = replace(problem, state=state)
+    for n in (1, 2):
+        threads(n)
+        got = assert_nan_where_the_reference_has_it(problem)
+        assert np.isnan(got["w_hh"]).any()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["w_ih", "w_hh", "b_ih", "b_hh"])
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_nonfinite_weights(cell, name, bad, dtype):
+    problem = only_at(no_recurrence(random_problem(cell, 300, 3, 2, 9, dtype=dtype)), -1)
+    array = getattr(problem, name).copy()
+    array.flat[0] = bad
+    assert_nan_where_the_reference_has_it(replace(problem, **{name: array}))
+    assert_nan_where_the_reference_has_it(replace(problem, **{name: array}), need_dx=False)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_arrays_changed_after_the_forward_pass(bad, dtype):
+    """The tape refers to the inputs: what they hold when the gradients are taken counts."""
+    problem = only_at(no_recurrence(random_problem("rnn-tanh", 600, 2, 3, 5, dtype=dtype)), -1)
+    x = problem.x.copy()
+    problem = replace(problem, x=x)
+    _, _, tape = problem.forward(fastbptt)
+    x[4, 0, 1] = bad
+    got = named(backward(problem, tape))
+    assert np.isnan(got["w_ih"][:, 1]).all() and not np.isnan(got["w_ih"][:, 0]).any()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_a_nonfinite_loss_spreads_as_ever(cell, dtype):
+    """inf and NaN are no zeros, and a row that has them does not stop."""
+    problem = only_at(no_recurrence(random_problem(cell, 300, 3, 2, 9, dtype=dtype)), -1)
+    for bad in (np.nan, np.inf):
+        d_out = problem.d_out.copy()
+        d_out[-1, 1, 2] = bad
+        assert_nan_where_the_reference_has_it(replace(problem, d_out=d_out))
+
+
+# --- What it is for ---------------------------------------------------------------------------------------------------
+
+
+def processor_time(call):
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("before", ["nothing", "a call with NaN"])
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_the_steps_that_are_left_cost_nothing(cell, before, dtype, threads):
+    """All but a look at the arrays, that is; and whatever an earlier call has left in the memory that is used again."""
+    threads(1)
+    problem = only_at(no_recurrence(random_problem(cell, 500, 8, 16, 128, dtype=dtype)), -1)
+    _, _, tape = problem.forward(fastbptt)
+    if before == "a call with NaN":
+        dirty = random_problem(cell, 500, 8, 16, 128, dtype=dtype)
+        dirty.w_hh[...] = dirty.d_out[...] = np.nan
+        dirty.results(fastbptt)
+        random_problem(cell, 500, 8, 100, 100, dtype=dtype).results(fastbptt)
+    full = without_the_stop(problem)
+    stopped, all_the_way = (processor_time(lambda p=p: p.backward(fastbptt, tape)) for p in (problem, full))
+    assert stopped < all_the_way / 3
+
+
+def test_the_reader_of_windows_may_stop_too():
+    """Truncated BPTT whose gradient dies within the newest window: the older ones add nothing."""
+    for make in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM):
+        layer = make(3, 6, rng=0)
+        layer.params["weight_hh_l0"][...] = 0
+        if make is not fastbptt.RNN:
+            layer.params["bias_ih_l0"].reshape(-1, 6)[1] = -800
+        x, d = np.random.default_rng(0).standard_normal((16, 2, 3)), np.random.default_rng(1).standard_normal((4, 2, 6))
+        reader, total = fastbptt.TruncatedBPTT(layer, 12, 4), {}
+        for start in range(0, 16, 4):
+            reader.forward(x[start : start + 4])
+            layer.zero_grad()
+            reader.backward(d)
+            total = {name: g.copy() for name, g in layer.grads.items()}
+        layer.zero_grad()
+        out, _ = layer(x)
+        d_out = np.zeros_like(out)
+        d_out[12:] = d
+        layer.backward(d_out)
+        for name, g in layer.grads.items():
+            assert_close(name, total[name], g, 1e-13)
+
+
+def test_the_helpers_here_can_fail():
+    problem = only_at(random_problem("rnn-tanh", 30, 3, 2, 9), -1)
+    got = problem.results(fastbptt)
+    wrong = got | {"d_w_hh": np.nextafter(got["d_w_hh"], 9)}
+    with pytest.raises(AssertionError, match="d_w_hh"):
+        assert_results_same_bits(wrong, got)
+    with pytest.raises(AssertionError, match="d_w_hh"):
+        assert_results_close(got | {"d_w_hh": -got["d_w_hh"]}, got, 1e-12)

@@ -1,0 +1,455 @@
+"""Layers: parameters and gradients as views, PyTorch's names, and when a backward pass is due."""
+
+import functools
+
+import numpy as np
+import pytest
+from problems import CELLS, WEIGHTS, arrays_of, random_problem
+from tolerances import DTYPES, TOLERANCES, assert_close
+
+import fastbptt
+
+NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+
+RECURRENT = {
+    "RNN": fastbptt.RNN,
+    "leaky RNN": functools.partial(fastbptt.RNN, leak=0.3),
+    "GRU": fastbptt.GRU,
+    "LSTM": fastbptt.LSTM,
+}
+LAYERS = {
+    **{name: lambda cls=cls, **options: cls(4, 7, rng=0, **options) for name, cls in RECURRENT.items()},
+    "Linear": lambda **options: fastbptt.Linear(4, 7, rng=0, **options),
+}
+EACH_RECURRENT = pytest.mark.parametrize("make", RECURRENT.values(), ids=RECURRENT)
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def inputs(seed=0, shape=(5, 3, 4), dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def layered(state):
+    """A state as a layer takes it: an array, or a pair of them, with an axis for the layers."""
+    return None if state is None else state[0][None] if len(state) == 1 else tuple(part[None] for part in state)
+
+
+def run(layer, x):
+    result = layer(x)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def copies(arrays):
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+# --- Parameters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_parameters_are_views_of_one_flat_array(make):
+    layer = make()
+    for flat, named in ((layer.flat_params, layer.params), (layer.flat_grads, layer.grads)):
+        assert flat.ndim == 1 and flat.flags.c_contiguous and flat.size == sum(p.size for p in named.values())
+        flat[:] = np.arange(flat.size)
+        np.testing.assert_array_equal(np.concatenate([p.ravel() for p in named.values()]), flat)
+        for p in named.values():
+            assert np.shares_memory(p, flat) and p.flags.c_contiguous
+            p[...] = -1
+        assert (flat == -1).all()
+    assert layer.params.keys() == layer.grads.keys()
+    assert not np.shares_memory(layer.flat_params, layer.flat_grads)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_names_and_shapes_are_torchs(bias, torch):
+    for layer, module in [
+        (fastbptt.RNN(4, 7, bias=bias), torch.nn.RNN(4, 7, bias=bias)),
+        (fastbptt.GRU(4, 7, bias=bias), torch.nn.GRU(4, 7, bias=bias)),
+        (fastbptt.LSTM(4, 7, bias=bias), torch.nn.LSTM(4, 7, bias=bias)),
+        (fastbptt.Linear(4, 7, bias=bias), torch.nn.Linear(4, 7, bias=bias)),
+    ]:
+        theirs = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        assert {name: p.shape for name, p in layer.params.items()} == theirs
+        assert list(layer.params) == list(theirs)
+
+
+@EACH_RECURRENT
+def test_the_start_is_drawn_from_the_seed(make):
+    a, b, c = (make(4, 25, rng=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.flat_params, b.flat_params)
+    assert (a.flat_params != c.flat_params).all()
+    assert 0.19 < np.abs(a.flat_params).max() <= 0.2
+    np.testing.assert_array_equal(make(4, 25, rng=np.random.default_rng(1)).flat_params, a.flat_params)
+    single = make(4, 25, rng=1, dtype=np.float32)
+    np.testing.assert_array_equal(single.flat_params, a.flat_params.astype(np.float32))
+    assert single.flat_grads.dtype == np.float32 == single.dtype
+    assert 0.45 < np.abs(fastbptt.Linear(4, 50, rng=0).flat_params).max() <= 0.5
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_state_dict_is_a_copy_and_loads_back(make):
+    layer, other = make(), make()
+    saved = layer.state_dict()
+    assert saved.keys() == layer.params.keys()
+    layer.flat_params[:] = 0
+    assert all(array.any() for array in saved.values())
+    other.flat_params[:] = 5
+    other.load_state_dict({name: array.astype(np.float32) for name, array in saved.items()})
+    for name, p in other.params.items():
+        np.testing.assert_array_equal(p, saved[name].astype(np.float32))
+        assert np.shares_memory(p, other.flat_params)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda d: None, TypeError, "state: expected a dict of arrays, got NoneType"),
+        (lambda d: {}, KeyError, "missing"),
+        (lambda d: d | {"weight_ih_l1": np.ones(3)}, KeyError, "unexpected.*weight_ih_l1"),
+        (lambda d: {name: d[name] for name in NAMES[:3]}, KeyError, "missing.*bias_hh_l0"),
+        (lambda d: d | {"bias_hh_l0": np.ones(8)}, ValueError, r"state\['bias_hh_l0'\]: expected shape \(7,\), got \(8,\)"),
+        (lambda d: d | {"bias_hh_l0": np.ones(7, int)}, TypeError, r"state\['bias_hh_l0'\]: expected a float dtype, got int64"),
+        (lambda d: d | {"bias_hh_l0": np.ones(7, complex)}, TypeError, r"state\['bias_hh_l0'\]: expected a float dtype"),
+        (lambda d: d | {"bias_hh_l0": [1.0] * 7}, TypeError, r"state\['bias_hh_l0'\]: expected a NumPy array, got list"),
+        (lambda d: d | {"bias_hh_l0": np.ma.ones(7)}, TypeError, r"state\['bias_hh_l0'\]: expected a plain NumPy array"),
+    ],
+)
+def test_loading_is_strict_and_all_or_nothing(change, error, message):
+    layer = fastbptt.RNN(4, 7, rng=0)
+    before = layer.flat_params.copy()
+    zeros = {name: np.zeros_like(p) for name, p in layer.params.items()}
+    with pytest.raises(error, match=message):
+        layer.load_state_dict(change(zeros))
+    np.testing.assert_array_equal(layer.flat_params, before)
+
+
+# --- Forward and backward ---------------------------------------------------------------------------------------------
+
+
+def layer_of(problem, **options):
+    cls = getattr(fastbptt, problem.cell.prefix.upper())
+    leak = {} if problem.leak is None else {"leak": problem.leak}
+    H, I = problem.w_hh.shape[1], problem.w_ih.shape[1]
+    layer = cls(I, H, dtype=problem.w_ih.dtype, **problem.cell.options, **leak, **options)
+    layer.load_state_dict({name: getattr(problem, short) for name, short in zip(NAMES, WEIGHTS)})
+    return layer
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+def test_the_layer_is_the_function(cell, tokens, dtype):
+    problem = random_problem(cell, tokens=tokens, dtype=dtype)
+    layer = layer_of(problem)
+    expected = problem.results(fastbptt)
+    out, state = layer(problem.x, layered(problem.state))
+    dx, d_state = layer.backward(problem.d_out, layered(problem.d_state))
+    np.testing.assert_array_equal(out, expected["out"])
+    assert isinstance(state, tuple) == isinstance(d_state, tuple) == (problem.cell.states == 2)
+    for i, (part, d_part) in enumerate(zip(arrays_of(state), arrays_of(d_state), strict=True)):
+        np.testing.assert_array_equal(part, expected[f"final state {i}"][None])
+        np.testing.assert_array_equal(d_part, expected[f"d_initial_state {i}"][None])
+    for name, short in zip(NAMES, WEIGHTS):
+        np.testing.assert_array_equal(layer.grads[name], expected[f"d_{short}"])
+        assert layer.grads[name].dtype == dtype
+    assert dx is None if tokens else np.array_equal(dx, expected["d_x"])
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_against_torch(name, batch_first, bias, dtype, torch):
+    torch.manual_seed(0)
+    module = getattr(torch.nn, name)(4, 7, bias=bias, batch_first=batch_first, dtype=getattr(torch, dtype.name))
+    layer = getattr(fastbptt, name)(4, 7, bias=bias, batch_first=batch_first, dtype=dtype)
+    layer.load_state_dict({key: p.numpy() for key, p in module.state_dict().items()})
+    shape, parts = (3, 5) if batch_first else (5, 3), 2 if name == "LSTM" else 1
+    x, d_out = inputs(1, (*shape, 4), dtype), inputs(2, (*shape, 7), dtype)
+    start, d_end = ([inputs(seed + i, (1, 3, 7), dtype) for i in range(parts)] for seed in (3, 5))
+    pack = tuple if parts == 2 else lambda arrays: arrays[0]
+    their_x, *their_start = (torch.from_numpy(array).requires_grad_() for array in (x, *start))
+    their_out, their_end = module(their_x, pack(their_start))
+    torch.autograd.backward([their_out, *arrays_of(their_end)], [torch.from_numpy(d) for d in (d_out, *d_end)])
+    out, end = layer(x, pack(start))
+    dx, d_start = layer.backward(d_out, pack(d_end))
+    pairs = {"out": (out, their_out), "dx": (dx, their_x.grad)}
+    pairs |= {f"state {i}": pair for i, pair in enumerate(zip(arrays_of(end), arrays_of(their_end), strict=True))}
+    pairs |= {f"d_state {i}": (d, t.grad) for i, (d, t) in enumerate(zip(arrays_of(d_start), their_start, strict=True))}
+    pairs |= {key: (layer.grads[key], p.grad) for key, p in module.named_parameters()}
+    for key, (got, expected) in pairs.items():
+        assert_close(key, got, expected.detach().numpy(), TOLERANCES[dtype].torch, relative=TOLERANCES[dtype].torch_relative)
+
+
+def test_an_lstm_takes_half_a_state():
+    layer, x = fastbptt.LSTM(4, 7, rng=0), inputs()
+    part, zero = inputs(1, (1, 3, 7)), np.zeros((1, 3, 7))
+    for half, whole in [
+        ((part, None), (part, zero)),
+        ((None, part), (zero, part)),
+        ([part, zero], (part, zero)),
+        ((part[0], zero[0]), (part, zero)),
+    ]:
+        out, _ = layer(x, half)
+        np.testing.assert_array_equal(out, layer(x, whole)[0])
+        expected = layer.backward(out.copy(), whole)
+        layer(x, whole)
+        for a, b in zip(layer.backward(out.copy(), half)[1], expected[1]):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        (np.zeros((1, 3, 7)), TypeError, "^state: expected a pair of arrays or None, got ndarray"),
+        (np.zeros((2, 3, 7)), TypeError, "^state: expected a pair of arrays or None, got ndarray"),
+        ((np.zeros((1, 3, 7)),), TypeError, "^state: expected a pair of arrays or None, got tuple"),
+        ((np.zeros((1, 3, 7)),) * 3, TypeError, "^state: expected a pair of arrays or None, got tuple"),
+        ((np.zeros((1, 3, 7)), np.zeros((1, 2, 7))), ValueError, r"^state\[1\]: expected shape \(3, 7\), got \(2, 7\)"),
+        ((np.zeros((2, 3, 7)), np.zeros((1, 3, 7))), ValueError, r"^state\[0\]: expected shape \(1, B, 7\), got \(2, 3, 7\)"),
+        ((np.zeros((1, 3, 7)), [0.0]), TypeError, r"^state\[1\]: expected a NumPy array, got list"),
+        ((np.zeros((1, 3, 7)), np.zeros((1, 3, 7), np.float32)), TypeError, r"^state\[1\]: expected dtype float64 .*, got float32"),
+        ("hc", TypeError, "^state: expected a pair of arrays or None, got 'hc'"),
+        ({}, TypeError, "^state: expected a pair of arrays or None, got dict"),
+    ],
+)
+def test_wrong_pairs(state, error, message):
+    layer = fastbptt.LSTM(4, 7, rng=0)
+    with pytest.raises(error, match=message):
+        layer(inputs(), state)
+    layer(inputs())
+    with pytest.raises(error, match=message.replace("^state", "^d_state")):
+        layer.backward(None, state)
+    assert not layer.flat_grads.any()
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU])
+def test_a_pair_where_none_is_due(make):
+    layer = make(4, 7, rng=0)
+    pair = (np.zeros((1, 3, 7)),) * 2
+    with pytest.raises(TypeError, match=r"^state: expected a NumPy array, got tuple"):
+        layer(inputs(), pair)
+    layer(inputs())
+    with pytest.raises(TypeError, match=r"^d_state: expected a NumPy array, got tuple"):
+        layer.backward(None, pair)
+
+
+@EACH_DTYPE
+def test_a_leak_of_a_layer(dtype):
+    each = 1 - np.random.default_rng(0).random(7).astype(dtype)
+    one, many = fastbptt.RNN(4, 7, leak=0.25, rng=0, dtype=dtype), fastbptt.RNN(4, 7, leak=each, rng=0, dtype=dtype)
+    plain = fastbptt.RNN(4, 7, rng=0, dtype=dtype)
+    assert plain.leak is None and set(one.params) == set(plain.params)
+    x = inputs(dtype=dtype)
+    for layer, leak in ((one, 0.25), (many, each)):
+        expected = fastbptt.rnn_forward(x, None, *layer.params.values(), leak=leak)[0]
+        np.testing.assert_array_equal(layer(x)[0], expected)
+        assert np.abs(layer(x)[0] - plain(x)[0]).max() > 0.01
+
+
+# From a single number to several blocks of rows and of columns, and enough work for threads.
+@pytest.mark.parametrize(
+    "sizes",
+    [((1,), 1, 1), ((5, 3), 4, 7), ((4,), 9, 9), ((), 4, 7), ((2, 3, 4), 5, 6), ((300,), 60, 30), ((700,), 33, 65), ((513,), 530, 70)],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 4])
+@EACH_DTYPE
+def test_linear_is_the_formula(sizes, bias, n, dtype, threads):
+    threads(n)
+    shape, I, N = sizes
+    layer = fastbptt.Linear(I, N, bias=bias, dtype=dtype, rng=0)
+    x, d_out = inputs(1, (*shape, I), dtype), inputs(2, (*shape, N), dtype)
+    y, dx = layer(x), layer.backward(d_out)
+    assert y.dtype == dx.dtype == dtype
+    limit = 500 * TOLERANCES[dtype].eps
+    x, d_out = x.astype(float), d_out.astype(float)
+    w, b = layer.params["weight"].astype(float), layer.params.get("bias", np.zeros(1)).astype(float)
+    assert_close("y", y, x @ w.T + b, limit)
+    rows, d_rows = x.reshape(-1, I), d_out.reshape(-1, N)
+    assert_close("dx", dx, d_out @ w, limit)
+    assert_close("d_weight", layer.grads["weight"], d_rows.T @ rows, limit)
+    if bias:
+        assert_close("d_bias", layer.grads["bias"], d_rows.sum(axis=0), 10 * limit)
+
+
+def test_linear_without_dx():
+    layer = fastbptt.Linear(4, 7, rng=0)
+    x, d_out = inputs(), inputs(1, (5, 3, 7))
+    layer(x)
+    assert layer.backward(d_out, need_dx=False) is None
+    assert_close("d_weight", layer.grads["weight"], d_out.reshape(-1, 7).T @ x.reshape(-1, 4), 1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4)])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@EACH_DTYPE
+def test_nothing_in_nothing_out(make, shape, dtype):
+    layer = make(dtype=dtype)
+    out = run(layer, np.empty(shape, dtype))
+    assert out.shape == (*shape[:2], 7)
+    layer.backward(np.empty(out.shape, dtype))
+    assert not layer.flat_grads.any()
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_gradients_add_up_until_zeroed(make):
+    layer, x, d_out = make(), inputs(), inputs(1, (5, 3, 7))
+    run(layer, x)
+    layer.backward(d_out)
+    once = copies(layer.grads)
+    run(layer, x)
+    layer.backward(d_out)
+    for name, g in layer.grads.items():
+        assert_close(name, g, 2 * once[name], 1e-14)
+        assert np.abs(g).max() > 0.1
+    layer.zero_grad()
+    assert not layer.flat_grads.any()
+
+
+@EACH_RECURRENT
+def test_batch_first_turns_inputs_and_outputs_round(make):
+    a, b = make(4, 7, rng=0), make(4, 7, rng=0, batch_first=True)
+    x, d_out = inputs(), inputs(1, (5, 3, 7))
+    (out, state), (turned, same) = a(x), b(x.swapaxes(0, 1))
+    np.testing.assert_array_equal(turned, out.swapaxes(0, 1))
+    np.testing.assert_array_equal(same, state)
+    (dx, d_state), (turned, same) = a.backward(d_out), b.backward(d_out.swapaxes(0, 1))
+    np.testing.assert_array_equal(turned, dx.swapaxes(0, 1))
+    np.testing.assert_array_equal(same, d_state)
+    np.testing.assert_array_equal(a.flat_grads, b.flat_grads)
+
+
+@EACH_RECURRENT
+def test_tokens_batch_first(make):
+    layer = make(4, 7, rng=0, batch_first=True)
+    tokens = np.arange(15).reshape(3, 5) % 4
+    np.testing.assert_array_equal(layer(tokens)[0], layer(np.eye(4)[tokens])[0])
+
+
+@EACH_RECURRENT
+def test_a_state_may_be_carried_on(make):
+    layer, x = make(4, 7, rng=0), inputs()
+    whole, end = layer(x)
+    first, state = layer(x[:2])
+    second, last = layer(x[2:], state)
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    np.testing.assert_array_equal(last, end)
+    bare = state[0] if not isinstance(state, tuple) else tuple(part[0] for part in state)
+    np.testing.assert_array_equal(layer(x[2:], bare)[0], second)
+
+
+# --- When ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+class TestOrderOfCalls:
+    d_out = np.ones((5, 3, 7))
+
+    def test_backward_without_forward(self, make):
+        with pytest.raises(RuntimeError, match="backward: no forward pass"):
+            make().backward(self.d_out)
+
+    def test_backward_twice(self, make):
+        layer = make()
+        run(layer, inputs())
+        layer.backward(self.d_out)
+        once = layer.flat_grads.copy()
+        with pytest.raises(RuntimeError, match="backward: no forward pass in training mode since the last backward pass"):
+            layer.backward(self.d_out)
+        np.testing.assert_array_equal(layer.flat_grads, once)
+
+    def test_backward_after_eval(self, make):
+        layer = make()
+        run(layer, inputs())
+        assert layer.eval() is layer and layer.training is False
+        run(layer, inputs())
+        with pytest.raises(RuntimeError, match="no forward pass in training mode"):
+            layer.backward(self.d_out)
+        assert layer.train() is layer and layer.training is True
+        run(layer, inputs())
+        layer.backward(self.d_out)
+
+    def test_a_failed_backward_may_be_tried_again(self, make):
+        layer = make()
+        run(layer, inputs())
+        with pytest.raises(ValueError, match=r"d_out: expected shape \(5, 3, 7\), got \(5, 3, 6\)"):
+            layer.backward(np.ones((5, 3, 6)))
+        assert not layer.flat_grads.any()
+        layer.backward(self.d_out)
+        assert layer.flat_grads.any()
+
+
+# --- Bad arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fastbptt.RNN(0, 7), ValueError, "input_size: expected an integer of at least 1, got 0"),
+        (lambda: fastbptt.RNN(4, -1), ValueError, "hidden_size: expected an integer of at least 1, got -1"),
+        (lambda: fastbptt.RNN(4, 7.0), TypeError, "hidden_size: expected an integer, got 7.0"),
+        (lambda: fastbptt.RNN(True, 7), TypeError, "input_size: expected an integer"),
+        (lambda: fastbptt.RNN(4, 7, dtype=np.float16), TypeError, "dtype: expected float64 or float32, got float16"),
+        (lambda: fastbptt.GRU(4, 7, dtype=np.longdouble), TypeError, "dtype: expected float64 or float32"),
+        (lambda: fastbptt.GRU(0, 7), ValueError, "input_size: expected an integer of at least 1, got 0"),
+        (lambda: fastbptt.LSTM(4, 0), ValueError, "hidden_size: expected an integer of at least 1, got 0"),
+        (lambda: fastbptt.LSTM(4, 7.5), TypeError, "hidden_size: expected an integer, got 7.5"),
+        (lambda: fastbptt.LSTM(4, 7, leak=0.5), TypeError, "unexpected keyword argument 'leak'"),
+        (lambda: fastbptt.GRU(4, 7, nonlinearity="tanh"), TypeError, "unexpected keyword argument 'nonlinearity'"),
+        (lambda: fastbptt.RNN(4, 7, leak=0), ValueError, "leak: expected a number above 0 and at most 1, got 0"),
+        (lambda: fastbptt.RNN(4, 7, leak=np.ones(6)), ValueError, r"leak: expected shape \(7,\), got \(6,\)"),
+        (lambda: fastbptt.RNN(4, 7, leak=np.ones(7, np.float32)), TypeError, "leak: expected dtype float64"),
+        (lambda: fastbptt.RNN(4, 7, nonlinearity="cosine"), ValueError, "nonlinearity: expected one of 'tanh'"),
+        (lambda: fastbptt.Linear(4, 0), ValueError, "out_features: expected an integer of at least 1, got 0"),
+        (lambda: fastbptt.Linear("4", 7), TypeError, "in_features: expected an integer, got '4'"),
+    ],
+)
+def test_bad_sizes(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None,), TypeError, "x: expected a NumPy array, got NoneType"),
+        ((np.ones((5, 3, 5)),), ValueError, r"x: expected shape \(5, 3, 4\), got \(5, 3, 5\)"),
+        ((np.ones((5, 3, 4)), np.ones((2, 3, 7))), ValueError, r"state: expected shape \(1, B, 7\), got \(2, 3, 7\)"),
+        ((np.ones((5, 3, 4)), [1.0]), TypeError, "state: expected a NumPy array, got list"),
+        ((np.full((5, 3), 4),), IndexError, "x: expected tokens from 0 to 3, got 4"),
+    ],
+)
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU])
+def test_bad_inputs(arguments, error, message, make):
+    with pytest.raises(error, match=message):
+        make(4, 7)(*arguments)
+
+
+@EACH_RECURRENT
+@EACH_DTYPE
+def test_inputs_of_another_precision(make, dtype):
+    layer = make(4, 7, dtype=dtype)
+    other = next(d for d in DTYPES if d != dtype)
+    with pytest.raises(TypeError, match=f"^x: expected dtype {dtype} like the other arrays of this call, got {other}$"):
+        layer(inputs(dtype=other))
+    out, _ = layer(inputs(dtype=dtype))
+    with pytest.raises(TypeError, match=f"^d_out: expected dtype {dtype} like the other arrays of this call, got {other}$"):
+        layer.backward(out.astype(other))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (None, TypeError, "x: expected a NumPy array, got NoneType"),
+        (np.float64(3), TypeError, "x: expected a NumPy array, got"),
+        (np.array(3.0), ValueError, r"x: expected shape \(.*4,?\), got \(\)"),
+        (np.ones((5, 3)), ValueError, r"x: expected shape \(5, 4\), got \(5, 3\)"),
+        (np.ones((5, 4), int), TypeError, "x: expected dtype float64"),
+    ],
+)
+def test_bad_linear_inputs(x, error, message):
+    with pytest.raises(error, match=message):
+        fastbptt.Linear(4, 7)(x)

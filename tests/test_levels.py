@@ -1,0 +1,152 @@
+"""Every instruction-set level that this machine can run computes the right thing, and none leaves its mark on the process."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import environment, run_python
+
+import fastbptt
+
+CONFIG = fastbptt.show_config(mode="dicts")
+SHORT = {"x86-64-v4": "v4", "x86-64-v3": "v3"}
+USABLE = [name for name, state in CONFIG["isa_levels"].items() if state == "usable"]
+KERNEL_TESTS = [
+    "test_gradients.py",
+    "test_bits.py",
+    "test_early_stop.py",
+    "test_math.py",
+    "test_clipping.py",
+    "test_losses.py",
+    "test_optim.py",
+    "test_layers.py",
+]
+HERE = Path(__file__).parent
+
+SMOKE = """
+import fastbptt, numpy as np
+from problems import CELLS, random_problem
+from test_gradients import assert_right
+from tolerances import DTYPES
+for cell in CELLS:
+    for dtype in DTYPES:
+        for shape in [(5, 3, 4, 7), (1, 1, 1, 1), (20, 17, 9, 33), (100, 7, 5, 6)]:
+            problem = random_problem(cell, *shape, dtype=dtype, tokens=shape[0] == 20)
+            assert_right(problem, problem.results(fastbptt))
+print(fastbptt.show_config(mode="dicts")["isa"])
+"""
+
+
+@pytest.mark.parametrize("asked", [name for level in USABLE for name in {level, SHORT.get(level, level)}])
+def test_each_level_is_right_under_each_of_its_names(asked):
+    level = run_python(SMOKE, FASTBPTT_ISA=asked).strip()
+    assert asked in (level, SHORT.get(level))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [level for level in USABLE if level != CONFIG["isa"]])
+def test_the_kernel_tests_pass_at_every_other_level(level):
+    """The level of this process has its turn in the rest of the suite. Left out are PyTorch, which is slow to import, and what takes long."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not torch and not long and not rerun", *KERNEL_TESTS],
+        cwd=HERE,
+        env=environment(FASTBPTT_ISA=level, FASTBPTT_TEST_SHAPES=40, FASTBPTT_TEST_POINTS=40_000),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert re.search(r"\d{4} passed", result.stdout), result.stdout[-500:]
+
+
+@pytest.mark.parametrize("asked", ["avx9", "V3", "x86-64-v2", "v3,v4", "0"])
+def test_a_level_that_there_is_not(asked):
+    result = run_python("import fastbptt", FASTBPTT_ISA=asked, check=False)
+    assert result.returncode == 1
+    assert f"ImportError: FASTBPTT_ISA='{asked}' is no instruction-set level; here it can be one of: {', '.join(USABLE)}" in result.stderr
+
+
+@pytest.mark.parametrize("level", [level for level in CONFIG["isa_levels"] if level not in USABLE])
+def test_a_level_that_this_machine_has_not(level):
+    result = run_python("import fastbptt", FASTBPTT_ISA=level, check=False)
+    assert result.returncode == 1
+    assert f"ImportError: FASTBPTT_ISA='{level}' is not supported" in result.stderr
+
+
+def test_a_level_that_the_processor_lacks_is_refused():
+    """As on an older processor: the dispatcher is told that nothing above the baseline runs."""
+    code = """
+import sys, types
+import numpy
+sys.modules["fastbptt._kernels.cpu"] = cpu = types.ModuleType("cpu")
+cpu.runs = lambda level: level not in ("v3", "v4")
+import fastbptt
+print(fastbptt.show_config(mode="dicts")["isa"], *[name for name in sys.modules if "_v3_" in name or "_v4_" in name])
+"""
+    assert run_python(code, FASTBPTT_ISA="").split() == ["baseline"]
+    refused = run_python(code, FASTBPTT_ISA="v3", check=False)
+    assert refused.returncode == 1
+    complaint = "FASTBPTT_ISA='v3' is not supported by this processor or not built; here it can be one of: baseline, scalar"
+    assert f"ImportError: {complaint}" in refused.stderr
+
+
+def test_without_a_wish_the_best_level_is_chosen():
+    assert run_python("import fastbptt; print(fastbptt.show_config(mode='dicts')['isa'])", FASTBPTT_ISA="").strip() == USABLE[0]
+
+
+def test_only_the_chosen_level_is_imported():
+    code = "import fastbptt, sys; print(*sorted(name for name in sys.modules if name.startswith('fastbptt._kernels._')))"
+    assert run_python(code, FASTBPTT_ISA="baseline").split() == sorted(f"fastbptt._kernels._baseline_{dtype}" for dtype in CONFIG["dtypes"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])])
+def test_no_avx_where_an_old_processor_comes_by(name):
+    if CONFIG["isa_levels"].get("x86-64-v3") != "usable":
+        pytest.skip("not an x86-64 build")
+    if not shutil.which("objdump"):
+        pytest.skip("needs objdump")
+
+    def avx_instructions(module):
+        file = importlib.util.find_spec(f"fastbptt._kernels.{module}").origin
+        listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True).stdout
+        assert len(listing) > 10_000
+        return re.findall(r"\t(v[a-z0-9]+ .*|.*%[yz]mm\d+.*)", listing)
+
+    assert not avx_instructions(name)
+    assert avx_instructions(f"_v3_{CONFIG['dtypes'][0]}")
+
+
+@pytest.mark.parametrize("level", USABLE)
+def test_the_floating_point_environment_is_left_alone(level):
+    """Subnormal numbers are kept, and rounding goes to nearest: after import, after calls, and in threads born before and after."""
+    code = """
+import threading
+tiny, one = float("5e-324"), float("1")
+def look():
+    halves = [one + 2.0**-53 == one, one + 3 * 2.0**-53 == one + 2.0**-51, -one - 2.0**-53 == -one]
+    return all(halves) and tiny * one == tiny and float("1e-310") / 2 == float("5e-311") != 0
+assert look()
+go, seen = threading.Event(), []
+old = threading.Thread(target=lambda: (go.wait(), seen.append(look())))
+old.start()
+import numpy as np
+import fastbptt
+from problems import random_problem
+assert look()
+fastbptt.set_num_threads(3)
+for cell in ("rnn-tanh", "gru", "lstm"):
+    for dtype in (np.float64, np.float32):
+        random_problem(cell, 60, 20, 30, 65, dtype=dtype).results(fastbptt)
+fastbptt.clip_grad_norm_(np.ones(300_000), 0.5)
+assert look() and (np.full(9, 1e-310) / 2 > 0).all()
+new = threading.Thread(target=lambda: seen.append(look()))
+new.start()
+go.set()
+old.join(), new.join()
+assert seen == [True, True]
+"""
+    run_python(code, FASTBPTT_ISA=level)

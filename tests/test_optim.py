@@ -1,0 +1,323 @@
+"""The optimisers, against their formulas in NumPy and against PyTorch."""
+
+import numpy as np
+import pytest
+
+import fastbptt
+
+STEPS = 6
+
+
+def plain_sgd(p, grads, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False):
+    buffer = None
+    for g in grads:
+        g = g + weight_decay * p
+        if momentum:
+            buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
+            g = g + momentum * buffer if nesterov else buffer
+        p = p - lr * g
+    return p
+
+
+def plain_rmsprop(p, grads, lr, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False):
+    square, mean, buffer = 0, 0, 0
+    for g in grads:
+        g = g + weight_decay * p
+        square = alpha * square + (1 - alpha) * g**2
+        mean = alpha * mean + (1 - alpha) * g
+        step = g / (np.sqrt(square - mean**2 if centered else square) + eps)
+        buffer = momentum * buffer + step
+        p = p - lr * buffer
+    return p
+
+
+def plain_adam(p, grads, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False):
+    mean, square, largest = 0, 0, 0
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * p
+        mean = betas[0] * mean + (1 - betas[0]) * g
+        square = betas[1] * square + (1 - betas[1]) * g**2
+        largest = np.maximum(largest, square) if amsgrad else square
+        p = p - lr * (mean / (1 - betas[0] ** t)) / (np.sqrt(largest / (1 - betas[1] ** t)) + eps)
+    return p
+
+
+CASES = [
+    ("SGD", plain_sgd, {"lr": 0.1}),
+    ("SGD", plain_sgd, {"lr": 0.1, "weight_decay": 0.2}),
+    ("SGD", plain_sgd, {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", plain_sgd, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    ("SGD", plain_sgd, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    ("RMSprop", plain_rmsprop, {"lr": 0.1}),
+    ("RMSprop", plain_rmsprop, {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1}),
+    ("RMSprop", plain_rmsprop, {"lr": 0.1, "momentum": 0.9}),
+    ("RMSprop", plain_rmsprop, {"lr": 0.1, "alpha": 0.5, "centered": True, "momentum": 0.5}),
+    ("Adam", plain_adam, {"lr": 0.1}),
+    ("Adam", plain_adam, {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-2, "weight_decay": 0.3}),
+    ("Adam", plain_adam, {"lr": 0.1, "amsgrad": True, "betas": (0.9, 0.5)}),
+    ("Adam", plain_adam, {"lr": 0.1, "betas": (0.0, 0.0)}),
+]
+EACH_CASE = pytest.mark.parametrize(
+    ("name", "plain", "options"), CASES, ids=lambda value: str(value) if isinstance(value, (str, dict)) else ""
+)
+
+
+def start(seed=0):
+    """Parameters of several shapes, and gradients for some steps: the first ones large, so that a running maximum matters."""
+    rng = np.random.default_rng(seed)
+    shapes = {"a": (7, 4), "b": (33,), "c": (1,)}
+    params = {key: rng.standard_normal(shape) for key, shape in shapes.items()}
+    return params, [{key: rng.standard_normal(shape) * (3 if t < 2 else 1) for key, shape in shapes.items()} for t in range(STEPS)]
+
+
+@EACH_CASE
+def test_the_formula(name, plain, options):
+    params, grads = start()
+    expected = {key: plain(p, [g[key] for g in grads], **options) for key, p in params.items()}
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads:
+        before = {key: array.copy() for key, array in g.items()}
+        optimiser.step(g)
+        for key, array in g.items():
+            np.testing.assert_array_equal(array, before[key])
+    for key, p in params.items():
+        np.testing.assert_allclose(p, expected[key], rtol=1e-12, atol=1e-13, err_msg=key)
+        assert np.abs(p - start()[0][key]).max() > 1e-3
+
+
+@EACH_CASE
+def test_against_torch(name, plain, options, torch):
+    params, grads = start()
+    theirs = {key: torch.nn.Parameter(torch.from_numpy(p.copy())) for key, p in params.items()}
+    their_optimiser = getattr(torch.optim, name)(theirs.values(), **options)
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads:
+        optimiser.step(g)
+        for key, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(g[key].copy())
+        their_optimiser.step()
+    for key, p in params.items():
+        np.testing.assert_allclose(p, theirs[key].detach().numpy(), rtol=1e-12, atol=1e-13, err_msg=key)
+
+
+def to_single(arrays):
+    return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+@EACH_CASE
+def test_the_formula_in_single_precision(name, plain, options):
+    """Up to the rounding of the parameters and of the state, the numbers of the same steps in double precision."""
+    params, grads = start()
+    params, grads = to_single(params), [to_single(g) for g in grads]
+    wide = {key: p.astype(float) for key, p in params.items()}
+    expected = {key: plain(p, [g[key].astype(float) for g in grads], **options) for key, p in wide.items()}
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads:
+        optimiser.step(g)
+    for key, p in params.items():
+        assert p.dtype == np.float32
+        np.testing.assert_allclose(p, expected[key], rtol=3e-6, atol=3e-6, err_msg=key)
+    for array in optimiser.state_dict().values():
+        assert array.dtype in (np.float32, np.int64)
+
+
+@EACH_CASE
+def test_single_precision_against_torch(name, plain, options, torch):
+    params, grads = start()
+    params, grads = to_single(params), [to_single(g) for g in grads]
+    theirs = {key: torch.nn.Parameter(torch.from_numpy(p.copy())) for key, p in params.items()}
+    their_optimiser = getattr(torch.optim, name)(theirs.values(), **options)
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads:
+        optimiser.step(g)
+        for key, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(g[key].copy())
+        their_optimiser.step()
+    for key, p in params.items():
+        np.testing.assert_allclose(p, theirs[key].detach().numpy(), rtol=1.3e-6, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("options", [{}, {"betas": (0.9, 0.9999)}, {"amsgrad": True}, {"betas": (0.99, 0.99999)}], ids=str)
+def test_the_first_step_of_adam_is_the_learning_rate_in_single_precision(options):
+    """1 - beta must not be taken of a beta that was rounded: of 0.001 that leaves four digits, of 0.00001 two."""
+    w = np.zeros(5, np.float32)
+    fastbptt.Adam(w, lr=1.0, eps=0.0, **options).step(np.array([1e-3, 0.1, 1, 100, 1e4], np.float32))
+    np.testing.assert_allclose(w, -1.0, rtol=1e-6)
+
+
+def test_the_first_step_of_rmsprop_in_single_precision():
+    w = np.zeros(3, np.float32)
+    fastbptt.RMSprop(w, lr=1.0, alpha=0.9999, eps=0.0).step(np.array([1e-3, 1, 100], np.float32))
+    np.testing.assert_allclose(w, -100.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_layers_of_both_precisions_side_by_side(name):
+    layers = [fastbptt.GRU(4, 7, rng=0), fastbptt.LSTM(4, 7, rng=0, dtype=np.float32)]
+    before = [layer.flat_params.copy() for layer in layers]
+    for layer in layers:
+        layer.flat_grads[:] = 1
+    getattr(fastbptt, name)(layers, lr=0.5).step()
+    for layer, old in zip(layers, before):
+        assert layer.flat_params.dtype == old.dtype and (layer.flat_params < old).all()
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_defaults_are_torchs(name, torch):
+    import inspect
+
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
+    for key, parameter in list(inspect.signature(getattr(fastbptt, name)).parameters.items())[1:]:
+        assert parameter.default == theirs[key].default, key
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_layers_are_updated_through_their_own_gradients(name):
+    layers = [fastbptt.RNN(4, 7, rng=0), fastbptt.Linear(7, 3, rng=1)]
+    bare = [layer.flat_params.copy() for layer in layers]
+    by_layers, by_arrays = getattr(fastbptt, name)(layers, lr=0.1), getattr(fastbptt, name)(bare, lr=0.1)
+    for seed in range(3):
+        for i, layer in enumerate(layers):
+            layer.flat_grads[:] = np.random.default_rng([seed, i]).standard_normal(layer.flat_grads.size)
+        by_layers.step()
+        by_arrays.step([layer.flat_grads for layer in layers])
+    for layer, array in zip(layers, bare):
+        np.testing.assert_array_equal(layer.flat_params, array)
+        assert all(np.shares_memory(p, layer.flat_params) for p in layer.params.values())
+
+
+@pytest.mark.parametrize("form", ["array", "list", "tuple", "dict"])
+def test_forms_of_parameters(form):
+    w = np.ones((2, 3))
+    given = {"array": w, "list": [w], "tuple": (w,), "dict": {"w": w}}[form]
+    g = np.full((2, 3), 0.5)
+    gradient = {"array": g, "list": [g], "tuple": (g,), "dict": {"w": g, "another": g}}[form]
+    fastbptt.SGD(given, lr=1.0).step(gradient)
+    np.testing.assert_array_equal(w, 0.5)
+
+
+def test_the_learning_rate_may_change():
+    w = np.zeros(1)
+    optimiser = fastbptt.SGD(w, lr=1.0)
+    optimiser.step(np.ones(1))
+    optimiser.lr = 0.25
+    optimiser.step(np.ones(1))
+    assert w[0] == -1.25 and optimiser.lr == 0.25
+    with pytest.raises(ValueError, match="lr: expected a number at least 0, got -1"):
+        optimiser.lr = -1
+
+
+@EACH_CASE
+def test_saved_and_restored_it_goes_on_the_same(name, plain, options):
+    params, grads = start()
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads[:3]:
+        optimiser.step(g)
+    saved, kept = optimiser.state_dict(), {key: p.copy() for key, p in params.items()}
+    for g in grads[3:]:
+        optimiser.step(g)
+    again = getattr(fastbptt, name)(kept, **options)
+    again.load_state_dict(saved)
+    for g in grads[3:]:
+        again.step(g)
+    for key, p in params.items():
+        np.testing.assert_array_equal(kept[key], p)
+
+
+def test_the_saved_state_is_a_copy():
+    optimiser = fastbptt.Adam(np.ones(3))
+    optimiser.step(np.ones(3))
+    saved = optimiser.state_dict()
+    before = {name: array.copy() for name, array in saved.items()}
+    optimiser.step(np.ones(3))
+    for name, array in saved.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    optimiser = fastbptt.Adam(np.ones(3))
+    optimiser.step(np.ones(3))
+    before = optimiser.state_dict()
+    unusable = before | {"exp_avg_sq.0": np.array(["x", "y", "z"]), "exp_avg.0": np.full(3, 9.0)}
+    for state, error in [
+        ({}, KeyError),
+        (before | {"more": np.ones(1)}, KeyError),
+        (before | {"exp_avg.0": np.ones(4)}, ValueError),
+        (unusable, (TypeError, ValueError)),
+    ]:
+        with pytest.raises(error):
+            optimiser.load_state_dict(state)
+        for name, array in optimiser.state_dict().items():
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+# --- Bad arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fastbptt.SGD([]), ValueError, "layers_or_params: expected at least one"),
+        (lambda: fastbptt.SGD(None), TypeError, r"layers_or_params\[0\]: expected a NumPy array, got NoneType"),
+        (lambda: fastbptt.SGD([np.ones(3), [1.0]]), TypeError, r"layers_or_params\[1\]: expected a NumPy array, got list"),
+        (lambda: fastbptt.SGD(np.ones(3, int)), TypeError, r"layers_or_params\[0\]: expected dtype float"),
+        (lambda: fastbptt.SGD(np.ones(6)[::2]), ValueError, r"layers_or_params\[0\]: expected a contiguous, aligned and writeable array"),
+        (
+            lambda: fastbptt.SGD(np.broadcast_to(1.0, 3)),
+            ValueError,
+            r"layers_or_params\[0\]: expected a contiguous, aligned and writeable array",
+        ),
+        (lambda: fastbptt.SGD(np.ones(3), lr=-1), ValueError, "lr: expected a number at least 0"),
+        (lambda: fastbptt.SGD(np.ones(3), lr=np.nan), ValueError, "lr: expected a number"),
+        (lambda: fastbptt.SGD(np.ones(3), lr="0.1"), TypeError, "lr: expected a number, got '0.1'"),
+        (lambda: fastbptt.SGD(np.ones(3), nesterov=True), ValueError, "nesterov: expected momentum"),
+        (lambda: fastbptt.RMSprop(np.ones(3), alpha=1.5), ValueError, "alpha: expected a number at least 0 and at most 1"),
+        (lambda: fastbptt.RMSprop(np.ones(3), eps=-1e-8), ValueError, "eps: expected a number"),
+        (lambda: fastbptt.Adam(np.ones(3), betas=(0.9, 1.0)), ValueError, r"betas\[1\]: expected a number"),
+        (lambda: fastbptt.Adam(np.ones(3), betas=0.9), TypeError, "betas: expected two numbers"),
+        (lambda: fastbptt.Adam(np.ones(3), weight_decay=-1), ValueError, "weight_decay: expected a number"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        (None, TypeError, "grads: expected the gradients of the parameter arrays, got None"),
+        ({"a": np.ones(3)}, ValueError, r"grads: expected a gradient for every parameter, got none for \['b'\]"),
+        ({"a": np.ones(3), "b": np.ones(3)}, ValueError, r"grads\['b'\]: expected shape \(4,\), got \(3,\)"),
+        ({"a": np.ones(3), "b": np.ones(4, np.float16)}, TypeError, r"grads\['b'\]: expected dtype float64"),
+        ([np.ones(3)], ValueError, "grads: expected 2 arrays, got 1"),
+    ],
+)
+def test_gradients_that_do_not_fit_change_nothing(grads, error, message):
+    params = {"a": np.ones(3), "b": np.ones(4)}
+    optimiser = fastbptt.SGD(params, lr=0.1, momentum=0.9)
+    with pytest.raises(error, match=message):
+        optimiser.step(grads)
+    assert optimiser.steps == 0 and all((p == 1).all() for p in params.values())
+
+
+def test_layers_need_no_gradients():
+    optimiser = fastbptt.SGD(fastbptt.Linear(2, 2))
+    with pytest.raises(TypeError, match="grads: expected None, since the layers have their own gradients"):
+        optimiser.step([np.ones(6)])
+
+
+def test_parameters_that_overlap_are_refused():
+    w = np.ones(5)
+    for pair in ([w, w], [w[:3], w[2:]]):
+        with pytest.raises(ValueError, match="overlap"):
+            fastbptt.SGD(pair)
+
+
+def test_nan_gradients_reach_only_their_own_parameters():
+    for name in ("SGD", "RMSprop", "Adam"):
+        w = np.ones(20)
+        g = np.ones(20)
+        g[7] = np.nan
+        getattr(fastbptt, name)(w, lr=0.1).step(g)
+        assert np.flatnonzero(np.isnan(w)).tolist() == [7]

@@ -1,0 +1,36 @@
+"""Pictures: whatever the numbers, a picture comes out, without a warning."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from fastbptt.train.plot import plot_training
+
+CASES = {
+    "an ordinary run": (np.linspace(4, 1, 1000), np.linspace(0.5, 2, 1000), 1.0, 1.1),
+    "few updates": ([4.0, 3.0], [1.0, 0.5], 1.0, 2.0),
+    "one update": ([4.0], [1.0], 1.0, 2.0),
+    "none": ([], [], 1.0, None),
+    "nothing to learn": (np.zeros(700), np.zeros(700), 1.0, 0.0),
+    "an explosion": ([4.0, 1e3, 1e20, 1e308], [1.0, 1e100, 1e300, 1.7e308], math.inf, 1e10),
+    "a vanishing gradient": ([4.0, 4.0, 4.0], [1.0, 1e-200, 5e-324], 1e-300, 4.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_picture(tmp_path, case):
+    losses, norms, clip, held_out_loss = CASES[case]
+    path = tmp_path / "picture.png"
+    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 10_000
+    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
+    assert path.read_bytes() == content
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        plot_training(tmp_path / "missing" / "picture.png", [1.0], [1.0])

@@ -1,0 +1,513 @@
+"""The library in a process with other work: forks, threads, signals, limits. Time limits are for hangs, but for Ctrl-C's half a second."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from problems import random_problem
+from processes import PATH, current_level, environment, run_python
+from tolerances import assert_same_bits
+
+import fastbptt
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
+linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+
+CALL = """
+import fastbptt, numpy as np, os, signal, sys, threading, time
+from problems import random_problem
+problem = random_problem("rnn-tanh", 100, 20, 30, 65)
+def call(threads=2):
+    fastbptt.set_num_threads(threads)
+    return problem.results(fastbptt)
+def same(got):
+    return all(got[name].tobytes() == expected[name].tobytes() for name in expected)
+expected = call()
+
+def in_child(work, limit=20):
+    "Exit status of a forked child that does this; killed if it hangs."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if work() else 3)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(4)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hung"
+"""
+
+
+# --- Fork -------------------------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_forked_child_can_call(threads):
+    run_python(
+        CALL
+        + f"""
+for _ in range(5):
+    assert in_child(lambda: same(call({threads}))) == 0
+    assert same(call({threads}))
+"""
+    )
+
+
+@posix
+def test_a_grandchild_can_call():
+    run_python(CALL + "assert in_child(lambda: same(call()) and in_child(lambda: same(call(3))) == 0) == 0")
+
+
+@posix
+def test_fork_while_another_thread_is_in_a_kernel():
+    run_python(
+        CALL
+        + """
+stop = False
+def work():
+    while not stop:
+        problem.results(fastbptt)
+workers = [threading.Thread(target=work) for _ in range(2)]
+for worker in workers: worker.start()
+results = [in_child(lambda: same(call())) for _ in range(20)]
+stop = True
+for worker in workers: worker.join()
+assert results == [0] * 20, results
+assert same(call())
+""",
+        timeout=120,
+    )
+
+
+SCRIPT = """
+import multiprocessing, sys
+import fastbptt
+from problems import random_problem
+
+def norms(seed):
+    fastbptt.set_num_threads(2)
+    return [float(abs(value).sum()) for value in random_problem("rnn-tanh", 60, 20, 30, 65, seed=seed).results(fastbptt).values()]
+
+if __name__ == "__main__":
+    expected = [norms(seed) for seed in range(4)]
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        assert pool.map_async(norms, range(4)).get(timeout=50) == expected
+"""
+
+
+@posix
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), method],
+        env=environment(**current_level()),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+# --- Ctrl-C and the GIL -----------------------------------------------------------------------------------------------
+
+# Calls that last for seconds: the only way out of them within half a second is to notice the signal inside.
+LONG_CALLS = {
+    "forward, few rows": """
+x, w_ih, w_hh = np.zeros((30_000, 1, 1)), rng.standard_normal((1024, 1)), rng.standard_normal((1024, 1024)) / 40
+def long_call(): fastbptt.rnn_forward(x, None, w_ih, w_hh)
+""",
+    "forward, many rows": """
+x, w_ih, w_hh = np.zeros((900, 64, 1)), rng.standard_normal((768, 1)), rng.standard_normal((768, 768)) / 40
+def long_call(): fastbptt.rnn_forward(x, None, w_ih, w_hh)
+""",
+    "projection": """
+x, w_ih, w_hh = np.broadcast_to(1.0, (16_000, 1, 2048)).copy(), rng.standard_normal((1024, 2048)) / 50, np.zeros((1024, 1024))
+def long_call(): fastbptt.rnn_forward(x, None, w_ih, w_hh)
+""",
+    "backward": """
+x, w_ih, w_hh = np.zeros((1200, 32, 1)), rng.standard_normal((768, 1)), rng.standard_normal((768, 768)) / 40
+out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
+d_out = np.ones_like(out)
+def long_call(): fastbptt.rnn_backward(tape, d_out)
+""",
+    "backward, few rows": """
+x, w_ih, w_hh = np.zeros((10_000, 1, 1)), rng.standard_normal((1024, 1)), rng.standard_normal((1024, 1024)) / 40
+out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
+d_out = np.ones_like(out)
+def long_call(): fastbptt.rnn_backward(tape, d_out)
+""",
+}
+INTERRUPTED = """
+import fastbptt, numpy as np, sys, time
+from problems import random_problem
+fastbptt.set_num_threads(int(sys.argv[1]))
+problem = random_problem("rnn-tanh", 20, 5, 6, 7)
+expected = problem.results(fastbptt)
+rng = np.random.default_rng(0)
+%s
+print("ready", flush=True)
+try:
+    long_call()
+    print("finished", time.monotonic())
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic())
+again = problem.results(fastbptt)
+assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
+big = random_problem("rnn-tanh", 100, 20, 30, 65)
+fastbptt.set_num_threads(2)
+assert np.isfinite(big.results(fastbptt)["d_w_hh"]).all()
+print("and on")
+"""
+
+
+@posix
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", LONG_CALLS)
+def test_ctrl_c_within_half_a_second(name, threads):
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED % LONG_CALLS[name], str(threads)],
+        env=environment(**current_level()),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
+        time.sleep(0.15)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 0, out + err[-3000:]
+    (what, when), goodbye = (line.split() for line in out.splitlines())
+    assert what == "interrupted", "the call ended before it could be interrupted, or did not notice"
+    assert float(when) - sent <= 0.5
+    assert goodbye == ["and", "on"]
+
+
+@posix
+def test_an_exception_in_a_signal_handler_comes_through():
+    run_python(
+        CALL
+        + """
+class Alarm(Exception): pass
+def handler(*_): raise Alarm
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+x, w = np.zeros((20_000, 1, 1)), np.zeros((1024, 1024))
+try:
+    fastbptt.rnn_forward(x, None, w[:, :1], w)
+except Alarm:
+    assert same(call())
+    sys.exit(0)
+sys.exit("no exception")
+"""
+    )
+
+
+@posix
+def test_a_harmless_signal_changes_nothing():
+    run_python(
+        CALL
+        + """
+seen = []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+for _ in range(100): assert same(call())
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert len(seen) >= 3
+"""
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_gil_is_released(n, threads):
+    """Another Python thread goes on counting while a call is under way."""
+    threads(n)
+    x, w = np.zeros((2500, 1, 1)), np.zeros((1024, 1024))
+    counts, stop = [], threading.Event()
+    counter = threading.Thread(target=lambda: [counts.append(time.monotonic()) for _ in iter(lambda: stop.wait(0.002), True)])
+    counter.start()
+    start = time.monotonic()
+    fastbptt.rnn_forward(x, None, w[:, :1].copy(), w)
+    end = time.monotonic()
+    stop.set()
+    counter.join()
+    assert sum(start < count < end for count in counts) >= 5
+
+
+# --- Threads ----------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_import_starts_no_thread():
+    code = """
+import os, numpy
+before = len(os.listdir("/proc/self/task"))
+import fastbptt
+assert len(os.listdir("/proc/self/task")) == before
+fastbptt.set_num_threads(3)
+assert len(os.listdir("/proc/self/task")) == before
+from problems import random_problem
+random_problem("rnn-tanh", 2, 2, 2, 2).results(fastbptt)
+assert len(os.listdir("/proc/self/task")) == before, "a small call started a thread"
+for _ in range(20): random_problem("rnn-tanh", 100, 20, 30, 65).results(fastbptt)
+assert before < len(os.listdir("/proc/self/task")) <= before + 2
+"""
+    run_python(code)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+def test_affinity_is_respected():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import fastbptt; print(fastbptt.get_num_threads())"
+    assert run_python(code).strip() == "1"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("1", 1), ("3", 3), (" 2 ", 2), ("256", 256)])
+def test_threads_from_the_environment(asked, expected):
+    code = "import fastbptt; print(fastbptt.get_num_threads(), fastbptt.show_config(mode='dicts')['num_threads_reason'])"
+    assert run_python(code, FASTBPTT_NUM_THREADS=asked).split() == [str(expected), f"FASTBPTT_NUM_THREADS={asked.strip()}"]
+
+
+@pytest.mark.parametrize("asked", ["0", "-3", "1.5", "two", "257", "1099511627776"])
+def test_bad_threads_in_the_environment(asked):
+    result = run_python("import fastbptt", FASTBPTT_NUM_THREADS=asked, check=False)
+    assert result.returncode == 1
+    assert f"ImportError: FASTBPTT_NUM_THREADS: expected a number of threads from 1 to 256, got '{asked}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (0, ValueError, "n: expected 1 to 256 threads, got 0"),
+        (-3, ValueError, "n: expected 1 to 256"),
+        (2**40, ValueError, "n: expected 1 to 256"),
+        (2**70, ValueError, "n: expected 1 to 256"),
+        (1.5, TypeError, "n: expected an int, got float"),
+        ("2", TypeError, "n: expected an int, got str"),
+        (None, TypeError, "n: expected an int, got NoneType"),
+        (True, TypeError, "n: expected an int, got bool"),
+        (2.0, TypeError, "n: expected an int"),
+    ],
+)
+def test_bad_thread_counts(n, error, message):
+    before = fastbptt.get_num_threads()
+    with pytest.raises(error, match=message):
+        fastbptt.set_num_threads(n)
+    assert fastbptt.get_num_threads() == before
+
+
+def test_thread_count_may_be_a_numpy_integer(threads):
+    threads(np.int64(3))
+    assert fastbptt.get_num_threads() == 3
+
+
+def test_more_threads_than_rows(threads):
+    problem = random_problem("rnn-tanh", 200, 2, 20, 40)
+    threads(1)
+    expected = problem.results(fastbptt)
+    threads(256)
+    for name, value in problem.results(fastbptt).items():
+        assert_same_bits(name, value, expected[name])
+
+
+@linux
+def test_threads_that_cannot_be_started_are_done_without():
+    """Room for arrays, none for the stack of a thread: 256 MB, as long as the process starts with that limit."""
+    code = (
+        """
+import os, resource, sys
+if "again" not in sys.argv:
+    resource.setrlimit(resource.RLIMIT_STACK, (256 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+"""
+        + CALL.replace("expected = call()", "expected = call(1)")
+        + """
+with open("/proc/self/statm") as file: pages = int(file.read().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+before = len(os.listdir("/proc/self/task"))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for _ in range(3): assert same(call(4))
+assert len(os.listdir("/proc/self/task")) == before, "the limit left room for a thread: the test shows nothing"
+"""
+    )
+    run_python(code)
+
+
+def test_the_thread_count_may_change_while_a_call_runs():
+    """In a process of its own: scratch memory made for one number of threads and used by another would end it."""
+    run_python(
+        CALL
+        + """
+stop = False
+sys.setswitchinterval(1e-5)
+def change():
+    n = 0
+    while not stop:
+        fastbptt.set_num_threads(1 + n % 2 * 63)
+        n += 1
+thread = threading.Thread(target=change)
+thread.start()
+end = time.monotonic() + 3
+layer = fastbptt.Linear(300, 100, rng=0)
+x = np.ones((200, 300))
+try:
+    while time.monotonic() < end:
+        assert same(problem.results(fastbptt))
+        layer.backward(layer(x))
+finally:
+    stop = True
+    thread.join()
+"""
+    )
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_memory_does_not_grow():
+    code = """
+import fastbptt, gc, numpy as np, resource
+from problems import random_problem
+problem = random_problem("rnn-tanh", 6, 3, 8, 16)
+tokens = random_problem("rnn-tanh", 6, 3, 8, 16, tokens=True)
+layer, readout = fastbptt.RNN(8, 16, rng=0), fastbptt.Linear(16, 9, rng=0)
+optimiser = fastbptt.Adam([layer, readout])
+reader = fastbptt.TruncatedBPTT(layer, 12, 6)
+targets = np.zeros((6, 3), int)
+def everything():
+    problem.results(fastbptt)
+    tokens.results(fastbptt)
+    out = reader.forward(problem.x)
+    loss, d_logits = fastbptt.softmax_cross_entropy(readout(out), targets)
+    reader.backward(readout.backward(d_logits))
+    fastbptt.clip_grad_norm_([layer, readout], 0.1)
+    fastbptt.clip_grad_value_([layer, readout], 0.1)
+    optimiser.step()
+    for bad in (lambda: fastbptt.rnn_forward(problem.x[0], *([problem.w_hh] * 3)), lambda: fastbptt.clip_grad_norm_([np.ones(3), None], 1),
+                lambda: fastbptt.clip_grad_norm_(np.array([np.nan]), 1), lambda: readout(problem.x)):
+        try: bad()
+        except (TypeError, ValueError, FloatingPointError): pass
+        else: raise AssertionError
+def resident():
+    gc.collect()
+    with open("/proc/self/statm") as file: return int(file.read().split()[1]) * resource.getpagesize()
+for _ in range(500): everything()
+before = resident()
+for _ in range(3000): everything()
+grown = resident() - before
+assert grown < 2 << 20, grown
+"""
+    run_python(code, timeout=120)
+
+
+@linux
+def test_a_large_result_is_given_back():
+    code = """
+import fastbptt, numpy as np, resource
+x, w = np.zeros((400, 50, 8)), np.zeros((64, 64))
+def resident():
+    with open("/proc/self/statm") as file: return int(file.read().split()[1]) * resource.getpagesize()
+for n in range(30):
+    out, _, tape = fastbptt.rnn_forward(x, None, w[:, :8].copy(), w)
+    fastbptt.rnn_backward(tape, out)
+    if n == 4: before = resident()
+assert resident() - before < 30 << 20
+"""
+    run_python(code)
+
+
+# Workspaces of two sizes fail: one larger, one smaller than what the library keeps between calls.
+NO_ROOM = (
+    CALL
+    + """
+import resource
+def leave(room):
+    with open("/proc/self/statm") as file: pages = int(file.read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, resource.RLIM_INFINITY))
+def expect_memory_error(work):
+    try: work()
+    except MemoryError: return
+    raise SystemExit("no MemoryError")
+"""
+)
+
+
+@linux
+@pytest.mark.parametrize("H", [1200, 2500])
+def test_no_memory_for_a_workspace(H):
+    run_python(
+        NO_ROOM
+        + f"""
+w = np.zeros(({H}, {H}))
+x = np.zeros((1, 1, 1))
+small = random_problem("rnn-tanh")
+right = small.results(fastbptt)
+leave(4 << 20)
+for _ in range(3): expect_memory_error(lambda: fastbptt.rnn_forward(x, None, w[:, :1], w))
+for _ in range(3):
+    again = small.results(fastbptt)
+    assert all(again[name].tobytes() == right[name].tobytes() for name in right), "the next call"
+leave(1 << 30)
+fastbptt.rnn_forward(x, None, w[:, :1], w)
+assert same(call())
+"""
+    )
+
+
+@linux
+def test_no_memory_for_the_results():
+    run_python(
+        NO_ROOM
+        + """
+x, w, h0 = np.zeros((100_000, 8, 1)), np.zeros((64, 64)), np.ones((8, 64))
+out, _, tape = fastbptt.rnn_forward(x[:9], h0, w[:, :1], w)
+layer = fastbptt.RNN(1, 64, rng=0)
+leave(32 << 20)
+expect_memory_error(lambda: fastbptt.rnn_forward(x, h0, w[:, :1], w))
+expect_memory_error(lambda: layer(x))
+assert not layer.flat_grads.any() and (h0 == 1).all()
+fastbptt.rnn_backward(tape, np.ones_like(out))
+layer(x[:9]); layer.backward(np.ones((9, 8, 64)))
+assert layer.flat_grads.any() and same(call())
+"""
+    )
+
+
+@pytest.mark.parametrize("order", ["numpy, torch, fastbptt", "fastbptt, torch"])
+def test_next_to_torch(order):
+    pytest.importorskip("torch")
+    run_python(
+        f"import {order}\n"
+        + CALL
+        + """
+import torch
+a = torch.ones(300, 300)
+for _ in range(20):
+    a @ a
+    assert same(call())
+"""
+    )
+
+
+def test_python_finds_the_helpers():
+    """The other tests here rest on it."""
+    assert PATH.split(os.pathsep)[0] == os.path.dirname(os.path.dirname(os.path.abspath(fastbptt.__file__)))
+    assert run_python("import fastbptt; print(fastbptt.__file__)").strip() == fastbptt.__file__

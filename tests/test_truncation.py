@@ -1,0 +1,253 @@
+"""BPTT(h; h'): which steps a gradient reaches, and what is lost by cutting it."""
+
+import functools
+
+import numpy as np
+import pytest
+from problems import arrays_of
+from tolerances import DTYPES, TOLERANCES, assert_close
+
+import fastbptt
+
+
+def scalar_layer(w, nonlinearity="identity"):
+    """x_t = w x_{t-1}, without input: the gradient of x_T by w is T w^(T-1) x_0, one equal share from every step."""
+    layer = fastbptt.RNN(1, 1, nonlinearity=nonlinearity, bias=False)
+    layer.flat_params[:] = [0, w]
+    return layer
+
+
+def random_run(T=24, B=3, I=4, H=7, seed=0, make=fastbptt.RNN, dtype=np.float64, **options):
+    rng = np.random.default_rng(seed)
+    layer = make(I, H, rng=seed, dtype=dtype, **options)
+    layer.flat_params *= 2
+    x, d_out, *state = (rng.standard_normal(shape).astype(dtype) for shape in ((T, B, I), (T, B, H), (1, B, H), (1, B, H)))
+    return layer, x, d_out, tuple(state) if isinstance(layer, fastbptt.LSTM) else state[0]
+
+
+def fresh_like(layer):
+    """Another layer with the same parameters."""
+    options = {name: getattr(layer, name) for name in ("nonlinearity", "leak") if hasattr(layer, name)}
+    other = type(layer)(layer.input_size, layer.hidden_size, dtype=layer.dtype, **options)
+    other.load_state_dict(layer.state_dict())
+    return other
+
+
+EACH_LAYER = pytest.mark.parametrize(
+    ("make", "dtype"),
+    [(make, dtype) for make in (fastbptt.RNN, functools.partial(fastbptt.RNN, leak=0.3), fastbptt.GRU, fastbptt.LSTM) for dtype in DTYPES],
+    ids=lambda v: str(v) if isinstance(v, np.dtype) else "leaky" if isinstance(v, functools.partial) else v.__name__,
+)
+
+
+def read(reader, x, d_out, window):
+    """Forward and backward through all of x, window by window; out and dx put together."""
+    outs, dxs = [], []
+    for start in range(0, len(x), window):
+        outs.append(reader.forward(x[start : start + window]))
+        dxs.append(reader.backward(d_out[start : start + window]))
+    return np.concatenate(outs), np.concatenate(dxs)
+
+
+@pytest.mark.parametrize("w", [1.0, 0.5, 2.0, -1.0])
+@pytest.mark.parametrize(("h", "h_prime"), [(1, 1), (5, 5), (10, 5), (13, 4), (20, 1), (40, 8), (40, 40), (99, 10)])
+def test_the_bias_of_a_linear_unit_is_h_over_T(w, h, h_prime):
+    """A loss at T alone. Its true gradient is a sum of T equal terms, of which h steps back are h."""
+    T, x0 = 40, 3.0
+    layer = scalar_layer(w)
+    reader = fastbptt.TruncatedBPTT(layer, h, h_prime)
+    reader.reset(np.full((1, 1, 1), x0))
+    starts = range(0, T, h_prime)
+    for start in starts:
+        out = reader.forward(np.zeros((min(h_prime, T - start), 1, 1)))
+        last = start == starts[-1]
+        d_out = np.zeros_like(out)
+        d_out[-1] = last
+        reader.backward(d_out)
+    reach = min(h, T)
+    assert out[-1] == w**T * x0
+    assert layer.grads["weight_hh_l0"][0, 0] == reach * w ** (T - 1) * x0
+    assert layer.grads["weight_hh_l0"][0, 0] / (T * w ** (T - 1) * x0) == pytest.approx(reach / T, rel=1e-15)
+
+
+def test_steps_back_need_no_backward_pass_of_their_own():
+    """Windows that were only read count all the same."""
+    layer = scalar_layer(1.0)
+    reader = fastbptt.TruncatedBPTT(layer, h=10, h_prime=2)
+    reader.reset(np.ones((1, 1, 1)))
+    for _ in range(10):
+        out = reader.forward(np.zeros((2, 1, 1)))
+    reader.backward(np.array([0.0, 1.0]).reshape(out.shape))
+    assert layer.grads["weight_hh_l0"][0, 0] == 10
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("window", [1, 5, 8, 24])
+def test_h_equal_to_h_prime_is_plain_windows(window, make, dtype):
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader = fastbptt.TruncatedBPTT(layer, window)
+    reader.reset(h0)
+    out, dx = read(reader, x, d_out, window)
+    same, state = fresh_like(layer), h0
+    for start in range(0, 24, window):
+        piece = slice(start, start + window)
+        expected, state = same(x[piece], state)
+        np.testing.assert_array_equal(out[piece], expected)
+        np.testing.assert_array_equal(dx[piece], same.backward(d_out[piece])[0])
+    np.testing.assert_array_equal(layer.flat_grads, same.flat_grads)
+    for carried, part in zip(arrays_of(reader.state), arrays_of(state), strict=True):
+        np.testing.assert_array_equal(carried, part)
+
+
+@EACH_LAYER
+@pytest.mark.parametrize(("h", "h_prime"), [(24, 1), (24, 5), (24, 24), (100, 7), (10**9, 3)])
+def test_h_of_the_whole_length_is_full_bptt(h, h_prime, make, dtype):
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader = fastbptt.TruncatedBPTT(layer, h, h_prime)
+    reader.reset(h0)
+    out, _ = read(reader, x, d_out, h_prime)
+    full = fresh_like(layer)
+    expected, _ = full(x, h0)
+    full.backward(d_out)
+    np.testing.assert_array_equal(out, expected)
+    for name, g in layer.grads.items():
+        assert_close(name, g, full.grads[name], 500 * TOLERANCES[dtype].eps)
+
+
+@EACH_LAYER
+@pytest.mark.parametrize(("h", "h_prime", "window"), [(8, 4, 4), (9, 4, 4), (7, 3, 3), (10, 4, 3), (6, 1, 1), (12, 8, 5), (5, 3, 2)])
+def test_gradients_are_the_sum_of_those_cut_h_steps_back(h, h_prime, window, make, dtype):
+    """Each window's loss, taken back on its own through a sequence that starts h steps before the window's end."""
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader = fastbptt.TruncatedBPTT(layer, h, h_prime)
+    reader.reset(h0)
+    read(reader, x, d_out, window)
+    cut, stepper = fresh_like(layer), fresh_like(layer)
+    states = [h0]
+    for t in range(24):
+        states.append(stepper(x[t : t + 1], states[-1])[1])
+    for start in range(0, 24, window):
+        end = min(24, start + window)
+        first = max(0, end - h)
+        cut(x[first:end], states[first])
+        d = d_out[first:end].copy()
+        d[: start - first] = 0
+        cut.backward(d)
+    for name, g in layer.grads.items():
+        assert_close(name, g, cut.grads[name], 500 * TOLERANCES[dtype].eps)
+    full = fresh_like(layer)
+    full(x, h0)
+    full.backward(d_out)
+    assert np.abs(full.flat_grads - layer.flat_grads).max() > 1e-5 * np.abs(full.flat_grads).max()
+
+
+@EACH_LAYER
+def test_reset_cuts_the_past_off(make, dtype):
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader = fastbptt.TruncatedBPTT(layer, 20, 4)
+    read(reader, x[:12], d_out[:12], 4)
+    layer.zero_grad()
+    reader.reset(h0)
+    out, dx = read(reader, x[12:16], d_out[12:16], 4)
+    fresh = fresh_like(layer)
+    np.testing.assert_array_equal(out, fresh(x[12:16], h0)[0])
+    np.testing.assert_array_equal(dx, fresh.backward(d_out[12:16])[0])
+    np.testing.assert_array_equal(layer.flat_grads, fresh.flat_grads)
+    reader.reset()
+    assert reader.state is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_bias_of_a_cell_that_keeps_everything(dtype):
+    """With f = 1, i and g fixed, c_t = c_{t-1} + i g: the gradient of c_T by the bias of g is one equal share from every step."""
+    T = 40
+    for h, h_prime in ((10, 5), (20, 1), (13, 4)):
+        layer = fastbptt.LSTM(1, 1, dtype=dtype)
+        layer.flat_params[:] = 0
+        layer.params["bias_ih_l0"][:] = [0, 1e4, 0, 1e4]  # i = 1/2, f = 1, g = 0, o = 1
+        reader = fastbptt.TruncatedBPTT(layer, h, h_prime)
+        for start in range(0, T, h_prime):
+            out = reader.forward(np.zeros((min(h_prime, T - start), 1, 1), dtype))
+            d_out = np.zeros_like(out)
+            d_out[-1] = start + h_prime >= T
+            reader.backward(d_out)
+        assert layer.grads["bias_ih_l0"][2] == h / 2  # c = 0, so h_T = c_T up to the third order; i g'(0) = 1/2
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_batch_first_and_tokens(make):
+    tokens = np.arange(36).reshape(3, 12) * 7 % 4
+    d_out = np.random.default_rng(0).standard_normal((3, 12, 7))
+    by_row, by_step = make(4, 7, rng=0, batch_first=True), make(4, 7, rng=0)
+    for layer, turn in ((by_row, np.asarray), (by_step, lambda array: array.swapaxes(0, 1))):
+        reader = fastbptt.TruncatedBPTT(layer, 9, 4)
+        for start in range(0, 12, 4):
+            reader.forward(turn(tokens[:, start : start + 4]))
+            assert reader.backward(turn(d_out[:, start : start + 4])) is None
+    np.testing.assert_array_equal(by_row.flat_grads, by_step.flat_grads)
+    assert by_row.flat_grads.any()
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_old_windows_are_let_go(make):
+    import weakref
+
+    layer, x, d_out, _ = random_run(make=make)
+    reader = fastbptt.TruncatedBPTT(layer, 8, 4)
+    references = []
+    for start in range(0, 24, 4):
+        out = reader.forward(x[start : start + 4])
+        references.append(weakref.ref(out.base))
+        reader.backward(d_out[start : start + 4])
+        del out
+    assert [r() is not None for r in references] == [False, False, False, False, True, True]
+
+
+def test_order_of_calls():
+    layer, x, d_out, _ = random_run()
+    reader = fastbptt.TruncatedBPTT(layer, 8, 4)
+    with pytest.raises(RuntimeError, match=r"TruncatedBPTT.backward: no forward pass"):
+        reader.backward(d_out[:4])
+    reader.forward(x[:4])
+    with pytest.raises(ValueError, match=r"d_out: expected shape \(4, 3, 7\), got \(5, 3, 7\)"):
+        reader.backward(d_out[:5])
+    assert not layer.flat_grads.any()
+    reader.backward(d_out[:4])
+    with pytest.raises(RuntimeError, match=r"TruncatedBPTT.backward: no forward pass"):
+        reader.backward(d_out[:4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0,), ValueError, "h: expected an integer of at least 1, got 0"),
+        ((5, 0), ValueError, "h_prime: expected an integer of at least 1, got 0"),
+        ((5, 6), ValueError, "h_prime: expected at most h = 5, got 6"),
+        ((2.5,), TypeError, "h: expected an integer, got 2.5"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fastbptt.TruncatedBPTT(fastbptt.RNN(4, 7), *arguments)
+
+
+def test_too_long_a_window():
+    reader = fastbptt.TruncatedBPTT(fastbptt.RNN(4, 7), 8, 4)
+    with pytest.raises(ValueError, match="x: expected at most h_prime = 4 steps, got 5"):
+        reader.forward(np.ones((5, 3, 4)))
+    with pytest.raises(TypeError, match="x: expected a NumPy array, got list"):
+        reader.forward([[[0.0] * 4]])
+    with pytest.raises(ValueError, match="x: expected shape"):
+        reader.forward(np.array(1.0))
+
+
+def test_reading_in_evaluation_mode():
+    """Nothing to go back through is kept, and forward works as ever."""
+    layer, x, d_out, _h0 = random_run()
+    reader = fastbptt.TruncatedBPTT(layer, 8, 4)
+    expected = reader.forward(x[:4])
+    reader.reset()
+    layer.eval()
+    np.testing.assert_array_equal(reader.forward(x[:4]), expected)
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        reader.backward(d_out[:4])
