@@ -11,8 +11,8 @@ import numpy as np
 GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
 
 # What the benchmarks measure unless asked otherwise.
-CELLS = ("tanh",)
-DTYPES = ("float64",)
+CELLS = ("tanh", "gru", "lstm")
+DTYPES = ("float64", "float32")
 STEPS = 100
 BATCHES = (1, 16, 64)
 WIDTHS = (32, 128, 512)
