@@ -39,7 +39,7 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
         problem = random_problem(cell, T, B, 9, H, dtype=dtype, tokens=tokens)
         threads(1)
         expected = problem.results(fastbptt)
-        for n in (2, 3, 5):
+        for n in (2, 5):
             threads(n)
             assert_results_same_bits(problem.results(fastbptt), expected)
         if not tokens and B > 1:

@@ -21,7 +21,7 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_CELL = pytest.mark.parametrize("cell", ONE_OF_EACH)
 
 # One block of time; several of them; many rows, for threads by rows; few rows and many units, for threads by units, with several blocks.
-SHAPES = [(12, 3, 4, 7), (700, 3, 2, 9), (1100, 1, 3, 5), (60, 33, 5, 40), (90, 64, 3, 24), (700, 1, 3, 150), (300, 3, 2, 136)]
+SHAPES = [(12, 3, 4, 7), (350, 3, 2, 9), (1030, 1, 3, 5), (34, 33, 5, 40), (20, 64, 3, 24), (530, 1, 3, 130), (180, 3, 2, 136)]
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -128,7 +128,7 @@ def test_a_loss_at_the_end_alone(cell, shape, net, dtype, threads):
     problem = only_at(net(random_problem(cell, *shape, dtype=dtype)), -1)
     _, _, tape = problem.forward(fastbptt)
     first = None
-    for n in (1, 2, 5):
+    for n in (1, 3):
         threads(n)
         got = assert_same_as_full(problem, tape)
         first = first or got
@@ -141,7 +141,7 @@ def test_a_loss_at_the_end_alone(cell, shape, net, dtype, threads):
 
 @EACH_DTYPE
 @EACH_NET
-@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 4, 2, 9), (60, 33, 5, 40)], ids=str)
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 4, 2, 9), (34, 33, 5, 40)], ids=str)
 @EACH_CELL
 def test_against_the_reference(cell, shape, net, dtype):
     problem = only_at(net(random_problem(cell, *shape, dtype=dtype)), -1, -2)
@@ -179,7 +179,7 @@ def test_losses_here_and_there(cell, net, dtype, threads):
 
 @EACH_DTYPE
 @EACH_NET
-@pytest.mark.parametrize("shape", [(60, 33, 5, 40), (700, 3, 2, 9), (300, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize("shape", [(34, 33, 5, 40), (350, 3, 2, 9), (180, 3, 2, 136)], ids=str)
 @EACH_CELL
 def test_rows_with_a_loss_and_rows_without(cell, shape, net, dtype, threads):
     """A row without any loss is dead from the start, whoever computes it; its neighbours must not notice."""
@@ -269,7 +269,7 @@ def test_without_dx(cell, net, dtype):
 
 @EACH_DTYPE
 @EACH_NET
-@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (700, 3, 2, 9), (60, 33, 5, 40), (300, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (350, 3, 2, 9), (34, 33, 5, 40), (180, 3, 2, 136)], ids=str)
 @EACH_CELL
 def test_a_tiny_loss_at_the_first_step_of_another_row(cell, shape, net, dtype, threads):
     """The last row has no inputs and no state, so its gradient of 1e-30 at the first step adds zeros to dW_ih and dW_hh."""
@@ -337,7 +337,7 @@ def test_one_unit_at_a_time(H, B, dtype, threads):
         expected = np.zeros((T, B, 2), dtype)
         for k in range(last + 1):
             expected[T - 1 - k] = 2 * w_ih[last - k]
-        for n in (1, 2, 5):
+        for n in (1, 3):
             threads(n)
             grads = fastbptt.rnn_backward(tape, None, d_state)
             np.testing.assert_array_equal(grads.x, expected)
