@@ -428,8 +428,8 @@ def check_leak(leak, H, dtype):
     """One leak for every unit, or None."""
     if leak is None:
         return None
-    if isinstance(leak, np.ndarray) and leak.ndim:
-        leak = _checks.array("leak", leak, (H,), dtype)
+    if isinstance(leak, np.ndarray):
+        leak = _checks.array("leak", leak, (H,), dtype).copy()
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError("leak: expected numbers above 0 and at most 1")
         return leak

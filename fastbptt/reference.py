@@ -10,7 +10,7 @@ from .functional import Gradients
 # Each nonlinearity f, and its derivative written in terms of h = f(a).
 NONLINEARITIES = {
     "tanh": (np.tanh, lambda h: 1 - h**2),
-    "relu": (lambda a: np.where(a < 0, 0, a), lambda h: np.where(h <= 0, 0.0, 1.0)),
+    "relu": (lambda a: np.where(a < 0, 0, a), lambda h: np.where(h <= 0, 0, 1).astype(h.dtype)),
     "sigmoid": (lambda a: 1 / (1 + np.exp(-a)), lambda h: h * (1 - h)),
     "identity": (lambda a: a, lambda h: np.ones_like(h)),
 }

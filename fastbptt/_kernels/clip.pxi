@@ -166,10 +166,10 @@ cdef double chunk_largest(real *at, Py_ssize_t n, double unused, double p) noexc
 
 
 cdef double chunk_scale(real *at, Py_ssize_t n, double factor, double p) noexcept nogil:
+    """In double: a factor may be smaller than the smallest float32."""
     cdef Py_ssize_t i
-    cdef real s = <real>factor
     for i in range(n):
-        at[i] *= s
+        at[i] = <real>(<double>at[i] * factor)
     return 0
 
 

@@ -60,6 +60,8 @@ cdef struct Run:
     const real *token_weight       # W_ih for tokens: gate n of token i is token_weight[i * token_row + n * token_gate]
     Py_ssize_t token_row, token_gate
     # backward; w_ih and w_hh have N rows then
+    const real *plain_w_ih         # as they came, before packing
+    const real *plain_w_hh
     Py_ssize_t t0, t1              # the block at hand
     Py_ssize_t first_loss          # before this step there is no loss, and nothing that is not finite
     Py_ssize_t low                 # the block's step down to which da is anything but 0
@@ -266,7 +268,7 @@ cdef void run_backward(Run *run) noexcept nogil:
     """All gradients, from d_out and dh = d_out_T + d_state; block by block, the last first.
 
     Where no loss is left before a step, and the gradient of the state has become exactly 0, all that remains is 0: the pass ends there,
-    with the same bits.
+    with the same bits (but that a sum of nothing else than -0 may be +0 in the longer pass).
     """
     run.first_loss = first_step_with_loss(run)
     run.t0 = run.low = run.T
@@ -381,9 +383,9 @@ cdef Py_ssize_t first_step_with_loss(const Run *run) noexcept nogil:
         return 0
     if (run.x != NULL and not all_finite(run.x, t * run.B * run.I)) or (run.c != NULL and not all_finite(run.c, (t + 1) * units)):
         return 0
-    if (run.m != NULL and not all_finite(run.m, t * units)) or not all_finite(run.w_hh.at, packed_size(run.H, run.N)):
+    if (run.m != NULL and not all_finite(run.m, t * units)) or not all_finite(run.plain_w_hh, run.N * run.H):
         return 0
-    return 0 if run.dx != NULL and not all_finite(run.w_ih.at, packed_size(run.I, run.N)) else t
+    return 0 if run.dx != NULL and not all_finite(run.plain_w_ih, run.N * run.I) else t
 
 
 cdef inline int gradient_tasks(const Run *run, Py_ssize_t steps) noexcept nogil:

@@ -132,6 +132,8 @@ cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const re
     """Pack the weights, and add the last output's gradient to the state's."""
     cdef Py_ssize_t i
     cdef const real *d_last
+    run.plain_w_ih = w_ih
+    run.plain_w_hh = w_hh
     run.w_hh = space.take_panels(run.H, run.N)
     pack_rows(w_hh, run.H, run.N, run.H, LANES, run.w_hh.at, run.w_hh.panel)
     if run.dx != NULL:
