@@ -1,4 +1,4 @@
-"""A small thread pool: bounded spinning, then sleep; safe after fork; no OpenMP.
+"""A small thread pool: bounded spinning, then giving way, then sleep; safe after fork; no OpenMP.
 
 ``parallel`` runs ``tasks`` calls of one function, on the calling thread (worker 0) and on sleeping helpers. Whoever is free takes
 the next task, so a helper that the system does not schedule costs nothing but its help. What a task computes never depends on who
@@ -58,7 +58,8 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals()  # declared without "except": a caught Ctrl-C stays pending until raise_if_interrupted
 
 cdef enum:
-    SPINS = 2000                 # pauses before going to sleep, 20 to 80 us: about the gap between two calls of a training loop
+    SPINS = 2000                 # pauses before giving way to other processes, 20 to 80 us: about the gap between two calls
+    YIELDS = 1000                # times of giving way before going to sleep: on a virtual machine a sleeper is slow to wake
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
 
@@ -202,9 +203,12 @@ cdef void wait_for_helpers(Watch *watch) noexcept nogil:
     """Return once no helper is inside the job: spin, then sleep, looking at signals now and then."""
     cdef int spins = 0
     while atomic_load(&job.inside):
-        if spins < SPINS:
+        if spins < SPINS + YIELDS:
             spins += 1
-            spin_pause()
+            if spins <= SPINS:
+                spin_pause()
+            else:
+                give_way()
             continue
         atomic_store(&caller_sleeps, 1)
         if atomic_load(&job.inside) == 0:
@@ -233,9 +237,12 @@ cdef void help_out(void *argument) noexcept nogil:
 cdef void wait_for_job(Helper *helper) noexcept nogil:
     cdef int spins = 0
     while atomic_load(&epoch) == helper.seen:
-        if spins < SPINS:
+        if spins < SPINS + YIELDS:
             spins += 1
-            spin_pause()
+            if spins <= SPINS:
+                spin_pause()
+            else:
+                give_way()
             continue
         atomic_store(&helper.asleep, 1)
         if atomic_load(&epoch) != helper.seen and atomic_exchange(&helper.asleep, 0):
