@@ -10,7 +10,7 @@ from ._kernels import kernels, memory
 CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # gates; the order is that of the kernels' numbers for them
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # likewise
 
-_NUMBER = {name: number for number, name in enumerate((*CELLS,))} | {name: number for number, name in enumerate(NONLINEARITIES)}
+_NUMBER = {name: number for number, name in enumerate(CELLS)} | {name: number for number, name in enumerate(NONLINEARITIES)}
 
 
 class Gradients(NamedTuple):

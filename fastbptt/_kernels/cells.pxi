@@ -1,8 +1,8 @@
 # The cells: for each, what the time loop must know of it, and the element-wise half of a step, forward and backward.
 #
-# A step is given one row of a patch at a time; its arrays are `Row`s, that is pointers to the patch's first unit, and `n` units. The
-# arithmetic stands in the functions named `..._units`, written for one vector of units; `over_units` runs along the row, and ends it with
-# the part of a vector that is left (`k` < LANES units, `whole` = 0).
+# A step is given one row of a patch at a time, as a `Row`: pointers to the patch's first unit, and `n` units. The arithmetic stands in the
+# functions named `..._units`, written for one vector of units; those named `..._row` run along the row, and end it with the part of a
+# vector that is left (`k` < LANES units, `whole` = 0).
 #
 # Derivatives are taken from the activated values: with h = tanh(a), tanh'(a) = 1 - h^2, and no second tape is needed.
 

@@ -89,7 +89,7 @@ cdef enum:
     MANY_ROWS = 64                 # ... and with fewer than these, if W_hh does not fit the cache
     FORWARD_BLOCK = 1 << 18        # bytes of `a` that a task projects before it recurs through them
     BACKWARD_ROWS = 512            # (step, row) pairs in a block of the backward pass, at least
-    NEVER = -9
+    NEVER = -9                     # no step, nor the one after one
 
 
 # --- Who does what ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ cdef extern from "simd.h" nogil:
 
     vec at_least(vec v, real limit)
     vec zero_where_not_positive(vec test, vec v)
-    vec magnitude(vec v)
     vec vector_exp(vec x)
     vec vector_tanh(vec x)
     vec vector_sigmoid(vec x)
