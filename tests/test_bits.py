@@ -12,8 +12,9 @@ import fastbptt
 
 THREADS = [1, 2, 3, 4]
 
-# Work for several threads in every phase; few rows and many steps, so that steps are shared out instead; several blocks of time.
-SHAPES = [(50, 7, 20, 33), (1, 64, 70, 70), (400, 1, 40, 24), (200, 7, 19, 40), (20, 65, 31, 80), (3, 5, 300, 17)]
+# Work for several threads in every phase; few rows and many steps, so that steps are shared out instead; several blocks of time;
+# rows in groups.
+SHAPES = [(50, 7, 20, 33), (1, 64, 70, 70), (400, 1, 40, 24), (200, 7, 19, 40), (20, 65, 31, 80), (3, 5, 300, 17), (150, 21, 6, 19)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -21,7 +21,16 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_CELL = pytest.mark.parametrize("cell", ONE_OF_EACH)
 
 # One block of time; several of them; many rows, for threads by rows; few rows and many units, for threads by units, with several blocks.
-SHAPES = [(12, 3, 4, 7), (350, 3, 2, 9), (1030, 1, 3, 5), (34, 33, 5, 40), (20, 64, 3, 24), (530, 1, 3, 130), (180, 3, 2, 136)]
+SHAPES = [
+    (12, 3, 4, 7),
+    (350, 3, 2, 9),
+    (1030, 1, 3, 5),
+    (34, 33, 5, 40),
+    (20, 64, 3, 24),
+    (530, 1, 3, 130),
+    (180, 3, 2, 136),
+    (180, 17, 3, 9),
+]
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -179,7 +188,7 @@ def test_losses_here_and_there(cell, net, dtype, threads):
 
 @EACH_DTYPE
 @EACH_NET
-@pytest.mark.parametrize("shape", [(34, 33, 5, 40), (350, 3, 2, 9), (180, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize("shape", [(34, 33, 5, 40), (350, 3, 2, 9), (180, 3, 2, 136), (180, 17, 3, 9)], ids=str)
 @EACH_CELL
 def test_rows_with_a_loss_and_rows_without(cell, shape, net, dtype, threads):
     """A row without any loss is dead from the start, whoever computes it; its neighbours must not notice."""
@@ -269,7 +278,7 @@ def test_without_dx(cell, net, dtype):
 
 @EACH_DTYPE
 @EACH_NET
-@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (350, 3, 2, 9), (34, 33, 5, 40), (180, 3, 2, 136)], ids=str)
+@pytest.mark.parametrize("shape", [(12, 3, 4, 7), (350, 3, 2, 9), (34, 33, 5, 40), (180, 3, 2, 136), (180, 17, 3, 9)], ids=str)
 @EACH_CELL
 def test_a_tiny_loss_at_the_first_step_of_another_row(cell, shape, net, dtype, threads):
     """The last row has no inputs and no state, so its gradient of 1e-30 at the first step adds zeros to dW_ih and dW_hh."""

@@ -127,6 +127,32 @@ def test_a_long_sequence_of_one_unit(cell, T):
     assert_results_close(problem.results(fastbptt), problem.results(fastbptt.reference), 1e-12)
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+@pytest.mark.parametrize("shape", [(100, 64, 1, 1), (2000, 64, 3, 5), (20_000, 8, 2, 40), (3000, 2, 40, 300), (1, 5000, 3, 5)], ids=str)
+def test_long_sums_of_one_sign(shape, spread, dtype):
+    """Rounding errors that all point the same way do not add up, either. The sums are known: a net without recurrence is linear."""
+    T, B, I, H = shape
+    rng = np.random.default_rng(0)
+    x, d_out = ((0.1 + spread * rng.random(size)).astype(dtype) for size in ((T, B, I), (T, B, H)))
+    w_ih, b = np.full((H, I), 1 / I, dtype), np.zeros(H, dtype)
+    _, _, tape = fastbptt.rnn_forward(x, None, w_ih, np.zeros((H, H), dtype), b, nonlinearity="identity")
+    grads = fastbptt.rnn_backward(tape, d_out)
+    oracle = TOLERANCES[dtype].oracle
+    expected = {
+        "b_ih": d_out.sum((0, 1), dtype=oracle),
+        "w_ih": sum_of_products(d_out, x, oracle),
+        "w_hh": sum_of_products(d_out, tape.h[:-1], oracle),
+    }
+    for name, array in expected.items():
+        assert_close(name, getattr(grads, name), array, bound(dtype, H, T))
+
+
+def sum_of_products(a, b, dtype):
+    """Over time and rows, step by step."""
+    return sum(a_t.T.astype(dtype) @ b_t.astype(dtype) for a_t, b_t in zip(a, b, strict=True))
+
+
 # --- The tape ---------------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ cdef class Arrays:
         work.chunks = self.chunks
         with nogil:
             work.tasks = tasks_for(thread_limit(), self.elements, self.chunks)
-            parallel(over_chunks, &work, work.tasks, &work.watch)
+            parallel(over_chunks, &work, work.tasks, work.tasks, &work.watch)
         return raise_if_interrupted(&work.watch)
 
     cdef double total(self) noexcept:

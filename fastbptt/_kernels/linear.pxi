@@ -8,8 +8,8 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
     with nogil:
         prepare_forward(&run, space, &w[0, 0], NULL, &b[0] if b is not None else NULL, NULL)
         run.tasks = tasks_for(run.threads, <double>run.T * run.N * run.I, run.T)
-        run.block = max(1, FORWARD_BLOCK // (run.N * <Py_ssize_t>sizeof(real)))
-        parallel(project_steps, &run, run.tasks, &run.watch)
+        run.projected = max(1, FORWARD_BLOCK // (run.N * <Py_ssize_t>sizeof(real)))
+        parallel(project_steps, &run, run.tasks, run.threads, &run.watch)
     raise_if_interrupted(&run.watch)
 
 
@@ -17,15 +17,16 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
     """dx (M, I) = d_out w unless it is None; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows"""
     cdef Run run = linear_run(x, w)
     run.dx = &dx[0, 0] if dx is not None else NULL
-    run.dw_ih = &dw[0, 0]
-    run.db_ih = &db[0]
-    run.t1 = run.T
+    run.sums.dw_ih = &dw[0, 0]
+    run.sums.db_ih = &db[0]
+    run.groups = 1
     cdef Workspace space = Workspace(backward_space(&run), 7)
     with nogil:
         prepare_backward(&run, space, &w[0, 0], NULL)
-        run.da = run.da_h = <real *>&d_out[0, 0]
+        run.block = last_block(&run, 0, 1, <real *>&d_out[0, 0], <real *>&d_out[0, 0])
+        run.block.t0 = run.block.low = 0
         run.tasks = gradient_tasks(&run, run.T)
-        parallel(collect_gradients, &run, run.tasks, &run.watch)
+        parallel(collect_part, &run, run.tasks, run.threads, &run.watch)
     raise_if_interrupted(&run.watch)
 
 

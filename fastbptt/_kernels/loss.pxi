@@ -30,7 +30,7 @@ def softmax_cross_entropy(const real[:, ::1] logits, const int64_t[::1] targets,
     loss.d_logits = &d_logits[0, 0]
     with nogil:
         loss.tasks = tasks_for(thread_limit(), <double>loss.M * loss.V * EXP_WORK, loss.M)
-        parallel(loss_of_rows, &loss, loss.tasks, &loss.watch)
+        parallel(loss_of_rows, &loss, loss.tasks, loss.tasks, &loss.watch)
     raise_if_interrupted(&loss.watch)
 
 

@@ -13,7 +13,7 @@ cdef enum:
 
 cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
-cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil
+cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil
 cdef int raise_if_interrupted(Watch *watch) except -1

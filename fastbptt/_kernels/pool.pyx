@@ -75,6 +75,7 @@ cdef struct Job:
     Task run
     void *context
     int tasks
+    int threads         # how many may take part
     atomic_int next     # the first task that nobody has taken
     atomic_int open     # 1 while helpers may still join
     atomic_int inside   # helpers that have joined and not left
@@ -99,21 +100,23 @@ cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
     return <int>max(1, min(<double>min(threads, parts), work / WORK_PER_TASK))
 
 
-cdef void parallel(Task run, void *context, int tasks, Watch *watch) noexcept nogil:
-    """Call ``run(context, i, worker)`` for every i < tasks, and return when all have returned."""
+cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
+    """Call ``run(context, i, worker)`` for every i < tasks, with worker < threads, and return when all have returned."""
     cdef int i
-    if tasks == 1 or atomic_exchange(&busy, 1):
+    threads = min(tasks, threads)
+    if threads == 1 or atomic_exchange(&busy, 1):
         for i in range(tasks):
             run(context, i, 0)
         return
-    start_helpers(tasks - 1)
+    start_helpers(threads - 1)
     job.run = run
     job.context = context
     job.tasks = tasks
+    job.threads = threads
     atomic_store(&job.next, 0)
     atomic_store(&job.open, 1)
     atomic_fetch_add(&epoch, 1)
-    for i in range(min(tasks - 1, started)):
+    for i in range(min(threads - 1, started)):
         if atomic_exchange(&helpers[i].asleep, 0):
             PyThread_release_lock(helpers[i].wake)
     take_tasks(0)
@@ -152,7 +155,7 @@ cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, W
     chain.steps = steps
     chain.parts = parts
     chain.watch = watch
-    parallel(follow_chain, &chain, chain.parts, watch)
+    parallel(follow_chain, &chain, parts, parts, watch)
 
 
 cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
@@ -225,11 +228,12 @@ cdef void wait_for_helpers(Watch *watch) noexcept nogil:
 cdef void help_out(void *argument) noexcept nogil:
     """The life of a helper: wait for a job, join it if it is still open, leave."""
     cdef Helper *helper = <Helper *>argument
+    cdef int worker = 1 + <int>(helper - helpers)
     while True:
         wait_for_job(helper)
         atomic_fetch_add(&job.inside, 1)
-        if atomic_load(&job.open):
-            take_tasks(1 + <int>(helper - helpers))
+        if atomic_load(&job.open) and worker < job.threads:
+            take_tasks(worker)
         if atomic_fetch_sub(&job.inside, 1) == 1 and atomic_exchange(&caller_sleeps, 0):
             PyThread_release_lock(finished)
 

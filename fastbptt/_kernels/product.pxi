@@ -3,7 +3,9 @@
 # A and C are addressed row by row, B column by column:
 #   A      any strides; every element is broadcast
 #   B      panels of LANES columns, each loaded as vectors: element (k, n) stands at panel n // LANES, row k, lane n % LANES
-#   init   what the accumulators start from: C itself, or other rows; with a row stride of 0, one row (a bias) for all
+#   init   what the accumulators start from: C itself, or other rows; with a row stride of 0, one row (a bias) for all.
+#          NULL: they start from 0, and are added to C at the end. Where C collects many products, rounding then grows with their
+#          number and length, not with the product of the two.
 #
 # Each element of C is summed over k in ascending order from its start, whatever the tile, the number of rows or the thread:
 # that is why a row has the same bits in any batch and at any thread count.
@@ -39,6 +41,7 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t d) noexcept nogil:
 
 cdef enum:
     CACHE_LINE = 64        # bytes
+    LONG_SUM = 64          # terms that take longer than fetching what comes next
 
 
 cdef inline Py_ssize_t panel_stride(Py_ssize_t K) noexcept nogil:
@@ -48,6 +51,11 @@ cdef inline Py_ssize_t panel_stride(Py_ssize_t K) noexcept nogil:
 
 cdef inline Py_ssize_t packed_size(Py_ssize_t N, Py_ssize_t K) noexcept nogil:
     return ceil_div(N, LANES) * panel_stride(K)
+
+
+cdef inline bint is_stream(const real *init, const real *c, Py_ssize_t K) noexcept nogil:
+    """Whether a product makes new rows, from rows that may have to come from memory, and has time to call them in ahead."""
+    return init != NULL and init != c and K >= LONG_SUM
 
 
 # --- The tile ---------------------------------------------------------------------------------------------------------
@@ -60,13 +68,18 @@ cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssiz
     cdef vec s
     cdef Py_ssize_t k
     cdef int i, j
+    if is_stream(init, c, K):
+        for i in range(R):
+            for j in range(V):
+                prefetch_to_write(c + i * c_row + j * LANES)
     for i in range(R):
-        for j in range(V - 1):
-            acc[i][j] = load(init + i * init_row + j * LANES)
-        if last == LANES:
-            acc[i][V - 1] = load(init + i * init_row + (V - 1) * LANES)
-        else:
-            acc[i][V - 1] = load_part(init + i * init_row + (V - 1) * LANES, last)
+        for j in range(V):
+            if init == NULL:
+                acc[i][j] = broadcast(0)
+            elif j < V - 1 or last == LANES:
+                acc[i][j] = load(init + i * init_row + j * LANES)
+            else:
+                acc[i][j] = load_part(init + i * init_row + j * LANES, last)
     for k in range(K):
         for j in range(V):
             w[j] = load(b + j * B.panel)
@@ -77,12 +90,15 @@ cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssiz
         a += a_k
         b += B.row
     for i in range(R):
-        for j in range(V - 1):
-            store(c + i * c_row + j * LANES, acc[i][j])
-        if last == LANES:
-            store(c + i * c_row + (V - 1) * LANES, acc[i][V - 1])
-        else:
-            store_part(c + i * c_row + (V - 1) * LANES, acc[i][V - 1], last)
+        for j in range(V):
+            if j < V - 1 or last == LANES:
+                if init == NULL:
+                    acc[i][j] = load(c + i * c_row + j * LANES) + acc[i][j]
+                store(c + i * c_row + j * LANES, acc[i][j])
+            else:
+                if init == NULL:
+                    acc[i][j] = load_part(c + i * c_row + j * LANES, last) + acc[i][j]
+                store_part(c + i * c_row + j * LANES, acc[i][j], last)
 
 
 cdef inlined tile_of(const int R, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Panels B,
@@ -108,6 +124,16 @@ cdef void any_tile(int r, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, 
     elif r == 6 and TILE_ROWS >= 6: tile_of(6, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
     elif r == 7 and TILE_ROWS >= 7: tile_of(7, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
     elif r == 8 and TILE_ROWS >= 8: tile_of(8, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
+
+
+cdef inline void prefetch_rows(const real *a, Py_ssize_t row, Py_ssize_t R, Py_ssize_t K) noexcept nogil:
+    """For the next tile: histories are longer than the caches, and their rows too short for the processor to see the next one coming."""
+    cdef Py_ssize_t i, k
+    for i in range(R):
+        k = 0
+        while k < K:
+            prefetch(a + i * row + k)
+            k += <Py_ssize_t>(CACHE_LINE // sizeof(real))
 
 
 # --- The product ------------------------------------------------------------------------------------------------------
@@ -137,41 +163,50 @@ cdef void product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K
             i = 0
             for m in range(tiles):
                 i_end = inner * (m + 1) // tiles
+                if g == 0 and is_stream(init.at, C.at, K):
+                    prefetch_rows(A.at + o * A.outer + i_end * A.inner, A.inner, min(inner, i_end + TILE_ROWS) - i_end, K)
                 any_tile(<int>(i_end - i), <int>(j_end - j), K,
                          A.at + o * A.outer + i * A.inner, A.inner, a_k, B.at + j * B.panel, B,
-                         init.at + o * init.outer + i * init.inner + j * LANES, init.inner,
+                         NULL if init.at == NULL else init.at + o * init.outer + i * init.inner + j * LANES, init.inner,
                          C.at + o * C.outer + i * C.inner + j * LANES, C.inner, last)
                 i = i_end
 
 
 # --- Packing ----------------------------------------------------------------------------------------------------------
 
-cdef void pack_rows(const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N, Py_ssize_t width,
+cdef void pack_rows(Rows source, Py_ssize_t inner, Py_ssize_t k0, Py_ssize_t K, Py_ssize_t N, Py_ssize_t width,
                     real *packed, Py_ssize_t panel) noexcept nogil:
-    """Panels of ``width`` columns, LANES or TILE_ROWS, from a (K, N) matrix with rows ``ld`` apart; missing columns are 0."""
+    """Panels of ``width`` columns, LANES or TILE_ROWS, from K rows of N elements, beginning with row k0; missing columns are 0.
+
+    Row k is row (k // inner, k % inner) of the source.
+    """
     if width == LANES:
-        pack_rows_by(LANES, source, ld, K, N, packed, panel)
+        pack_rows_by(LANES, source, inner, k0, K, N, packed, panel)
     else:
-        pack_rows_by(TILE_ROWS, source, ld, K, N, packed, panel)
+        pack_rows_by(TILE_ROWS, source, inner, k0, K, N, packed, panel)
 
 
-cdef inlined pack_rows_by(const int width, const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N,
+cdef inlined pack_rows_by(const int width, Rows source, Py_ssize_t inner, Py_ssize_t k0, Py_ssize_t K, Py_ssize_t N,
                           real *packed, Py_ssize_t panel) noexcept nogil:
-    cdef Py_ssize_t p, n, k, filled
-    cdef int i
+    cdef Py_ssize_t o = k0 // inner, i = k0 % inner, p, k, full = N // width, rest = N % width
+    cdef int j
+    cdef const real *row
     cdef real *to
-    for p in range(ceil_div(N, width)):
-        n = p * width
-        filled = min(width, N - n)
-        to = packed + p * panel
-        if filled == width:
-            for k in range(K):
-                for i in range(width):
-                    to[k * width + i] = source[k * ld + n + i]
-        else:
-            for k in range(K):
-                for i in range(width):
-                    to[k * width + i] = source[k * ld + n + i] if i < filled else 0
+    for k in range(K):
+        row = source.at + o * source.outer + i * source.inner
+        to = packed + k * width
+        for p in range(full):
+            for j in range(width):
+                to[j] = row[j]
+            row += width
+            to += panel
+        if rest:
+            for j in range(width):
+                to[j] = row[j] if j < rest else 0
+        i += 1
+        if i == inner:
+            i = 0
+            o += 1
 
 
 cdef void pack_transposed(const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N, real *packed, Py_ssize_t panel) noexcept nogil:

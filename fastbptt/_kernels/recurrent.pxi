@@ -27,12 +27,13 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
     run.dh = &dh[0, 0]
     run.dc = &dc[0, 0] if dc is not None else NULL
     run.dx = &dx[0, 0, 0] if dx is not None else NULL
-    run.dw_ih = &dw_ih[0, 0]
-    run.dw_hh = &dw_hh[0, 0]
-    run.db_ih = &db_ih[0]
-    run.db_hh = &db_hh[0] if db_hh is not None else NULL
-    run.block = min(run.T, ceil_div(BACKWARD_ROWS, run.B))
-    cdef Workspace space = Workspace(backward_space(&run), 8)
+    run.sums.dw_ih = &dw_ih[0, 0]
+    run.sums.dw_hh = &dw_hh[0, 0]
+    run.sums.db_ih = &db_ih[0]
+    run.sums.db_hh = &db_hh[0] if db_hh is not None else NULL
+    run.groups = row_groups(&run)
+    run.held_rows = held_rows(&run)
+    cdef Workspace space = Workspace(backward_space(&run), 9)
     with nogil:
         prepare_backward(&run, space, &w_ih[0, 0], &w_hh[0, 0])
         run_backward(&run)
@@ -118,14 +119,21 @@ cdef void prepare_forward(Run *run, Workspace space, const real *w_ih, const rea
 
 
 cdef Py_ssize_t gradient_scratch(const Run *run) noexcept nogil:
-    return tasks_for(run.threads, 1e300, ceil_div(max(run.H, run.I), LANES)) * <Py_ssize_t>GRADIENT_SCRATCH
+    cdef Py_ssize_t shares = run.groups if run.groups > 1 else ceil_div(max(run.H, run.I), LANES)
+    return tasks_for(run.threads, 1e300, shares) * <Py_ssize_t>GRADIENT_SCRATCH
 
 
 cdef Py_ssize_t backward_space(const Run *run) noexcept nogil:
     cdef Py_ssize_t dx_weight = packed_size(run.I, run.N) if run.dx != NULL else 0
     cdef Py_ssize_t token_gradient = run.I * run.N if run.tokens != NULL else 0
     return (packed_size(run.H, run.N) + dx_weight + token_gradient + max(run.B * run.H, run.I)
-            + (1 + run.apart) * run.block * run.B * run.N + gradient_scratch(run))
+            + (1 + run.apart) * da_blocks(run) * run.held_rows * run.N + (run.groups * sums_size(run) if run.groups > 1 else 0)
+            + gradient_scratch(run))
+
+
+cdef inline int da_blocks(const Run *run) noexcept nogil:
+    """How many blocks' da are held at a time."""
+    return min(run.threads, run.groups)
 
 
 cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const real *w_hh) noexcept nogil:
@@ -135,15 +143,16 @@ cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const re
     run.plain_w_ih = w_ih
     run.plain_w_hh = w_hh
     run.w_hh = space.take_panels(run.H, run.N)
-    pack_rows(w_hh, run.H, run.N, run.H, LANES, run.w_hh.at, run.w_hh.panel)
+    pack_rows(rows(w_hh, 0, run.H), run.N, 0, run.N, run.H, LANES, run.w_hh.at, run.w_hh.panel)
     if run.dx != NULL:
         run.w_ih = space.take_panels(run.I, run.N)
-        pack_rows(w_ih, run.I, run.N, run.I, LANES, run.w_ih.at, run.w_ih.panel)
+        pack_rows(rows(w_ih, 0, run.I), run.N, 0, run.N, run.I, LANES, run.w_ih.at, run.w_ih.panel)
     if run.tokens != NULL:
-        run.dw_ih = space.take_zeros(run.I * run.N)
+        run.sums.dw_ih = space.take_zeros(run.I * run.N)
     run.zeros = space.take_zeros(max(run.B * run.H, run.I))
-    run.da = space.take(run.block * run.B * run.N)
-    run.da_h = space.take(run.block * run.B * run.N) if run.apart else run.da
+    run.da = space.take((1 + run.apart) * da_blocks(run) * run.held_rows * run.N)
+    run.da_h = run.da + run.apart * run.held_rows * run.N
+    run.group_sums = space.take(run.groups * sums_size(run)) if run.groups > 1 else NULL
     run.scratch = space.take(gradient_scratch(run))
     if run.d_out != NULL:
         d_last = run.d_out + (run.T - 1) * run.B * run.H
@@ -154,7 +163,7 @@ cdef void prepare_backward(Run *run, Workspace space, const real *w_ih, const re
 cdef void finish_backward(const Run *run, real *dw_ih) noexcept nogil:
     """The gradient of token weights was collected a token a row; turn it back."""
     if run.tokens != NULL:
-        transpose(run.dw_ih, run.I, run.N, dw_ih)
+        transpose(run.sums.dw_ih, run.I, run.N, dw_ih)
 
 
 cdef void transpose(const real *source, Py_ssize_t M, Py_ssize_t N, real *target) noexcept nogil:

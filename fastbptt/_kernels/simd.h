@@ -89,6 +89,15 @@ static inline vec load(const real *p)
     return v;
 }
 
+/* Hints: to the second-level cache, and to the first, to be written. */
+#ifdef __GNUC__
+#define prefetch(p) __builtin_prefetch(p, 0, 2)
+#define prefetch_to_write(p) __builtin_prefetch(p, 1, 3)
+#else
+#define prefetch(p) ((void)0)
+#define prefetch_to_write(p) ((void)0)
+#endif
+
 static inline void store(real *p, vec v) { memcpy(p, &v, sizeof v); }
 
 /* The first n < LANES elements; the others read as 0 and are not written, nor is their memory touched. */
@@ -148,9 +157,17 @@ static inline vec choose(ivec mask, vec yes, vec no)
     return from_bits((mask & as_bits(yes)) | (~mask & as_bits(no)));
 }
 
-/* A NaN in v, or in the test, goes through. */
+/* A NaN in v, or in the test, goes through: of the instructions' two operands, the second. */
+#if VECTOR_MASKS == 512
+static inline vec at_most(vec v, real limit) { return (vec)PER_TYPE(_mm512_min)(broadcast(limit), v); }
+static inline vec at_least(vec v, real limit) { return (vec)PER_TYPE(_mm512_max)(broadcast(limit), v); }
+#elif VECTOR_MASKS == 256
+static inline vec at_most(vec v, real limit) { return (vec)PER_TYPE(_mm256_min)(broadcast(limit), v); }
+static inline vec at_least(vec v, real limit) { return (vec)PER_TYPE(_mm256_max)(broadcast(limit), v); }
+#else
 static inline vec at_most(vec v, real limit) { return choose(MASK(v > limit), broadcast(limit), v); }
 static inline vec at_least(vec v, real limit) { return choose(MASK(v < limit), broadcast(limit), v); }
+#endif
 
 static inline vec zero_where_not_positive(vec test, vec v) { return choose(MASK(test <= 0), broadcast(0), v); }
 
@@ -211,14 +228,22 @@ static inline vec expm1_reduced(vec high, vec low)
     return r + (low + s * (even + r * odd));
 }
 
-/* exp. The factor 2^n is applied in two halves, so that subnormal results and those near overflow come out. */
+/* v 2^n for whole n, rounded once, subnormal results and those near overflow included: by two halves where no instruction does it. */
+static inline vec scaled(vec v, vec n)
+{
+#if VECTOR_MASKS == 512
+    return (vec)PER_TYPE(_mm512_scalef)(v, n);
+#else
+    vec half = n * (real)0.5 + ROUNDER, rest = (n - (half - ROUNDER)) + ROUNDER;
+    return v * power_of_two(half) * power_of_two(rest);
+#endif
+}
+
 static inline vec vector_exp(vec x)
 {
     x = at_least(at_most(x, EXP_OVERFLOWS), EXP_VANISHES);
     vec rounded = x * LOG2_E + ROUNDER, n = rounded - ROUNDER;
-    vec p = expm1_reduced(x - n * LN2_HIGH, n * LN2_LOW);
-    vec half = n * (real)0.5 + ROUNDER, rest = (n - (half - ROUNDER)) + ROUNDER;
-    return (p + 1) * power_of_two(half) * power_of_two(rest);
+    return scaled(expm1_reduced(x - n * LN2_HIGH, n * LN2_LOW) + 1, n);
 }
 
 /* tanh|x| = e / (e + 2) with e = exp(2|x|) - 1 = 2^n p + (2^n - 1), where 2^n p is exact. What e + 2 has lost in rounding is put right

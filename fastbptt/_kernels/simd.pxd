@@ -17,6 +17,8 @@ cdef extern from "simd.h" nogil:
     void store(real *p, vec v)
     void store_part(real *p, vec v, Py_ssize_t n)
     vec broadcast(real s)
+    void prefetch(const real *p)
+    void prefetch_to_write(const real *p)
 
     vec at_least(vec v, real limit)
     vec zero_where_not_positive(vec test, vec v)
