@@ -16,8 +16,10 @@ from .functional import (
     rnn_backward,
     rnn_forward,
 )
+from .jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import perplexity, softmax_cross_entropy
+from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
 from .regularisation import omega
 from .truncation import TruncatedBPTT
@@ -31,9 +33,11 @@ __all__ = [
     "GradientFlow",
     "Gradients",
     "Linear",
+    "LyapunovSpectrum",
     "RMSprop",
     "Tape",
     "TruncatedBPTT",
+    "VanishingCondition",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
@@ -41,8 +45,11 @@ __all__ = [
     "gradient_flow",
     "gru_backward",
     "gru_forward",
+    "jacobian_product_norms",
+    "log_singular_values",
     "lstm_backward",
     "lstm_forward",
+    "lyapunov_spectrum",
     "omega",
     "perplexity",
     "reference",
@@ -52,4 +59,5 @@ __all__ = [
     "show_config",
     "softmax_cross_entropy",
     "total_norm",
+    "vanishing_condition",
 ]
