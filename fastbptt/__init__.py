@@ -21,7 +21,7 @@ from .layers import GRU, LSTM, RNN, Linear
 from .losses import perplexity, softmax_cross_entropy
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
-from .regularisation import omega
+from .regularisation import gradient_flossing, omega
 from .truncation import TruncatedBPTT
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_num_threads",
+    "gradient_flossing",
     "gradient_flow",
     "gru_backward",
     "gru_forward",

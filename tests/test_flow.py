@@ -291,6 +291,10 @@ def test_the_half_life_of_an_lstm_without_weights_is_that_of_its_forget_gate(bia
     f = 1 / (1 + math.exp(-bias))
     np.testing.assert_allclose(flow.log10_state_norm[0] - flow.log10_state_norm[-1], 100 * math.log10(f), rtol=1e-12)
     assert flow.half_life == pytest.approx(half_life, rel=1e-3)
+    # The same if it starts at h: the first step, from h to c, is not part of the fit.
+    from_h = fastbptt.gradient_flow(tape, None, (np.full((1, 2), 1e-3), None))
+    assert from_h.log10_decay[1] < math.log10(f) - 0.3
+    assert from_h.half_life == pytest.approx(flow.half_life, rel=1e-9)
     assert flow.verdict == ("stable" if bias == 5 else "vanishing")
 
 
