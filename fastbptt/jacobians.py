@@ -56,7 +56,7 @@ def jacobian_product_norms(tape, *, since=None, until=None):
         since = 0 if since is None else _step("since", since, 0, T)
         path = [(steps.jvp, t) for t in range(since, T)]
     else:
-        path = [(lambda t, v: rows(steps.vjp, t, v), t) for t in reversed(range(_step("until", until, 0, T)))]
+        path = [(steps.vjp_rows, t) for t in reversed(range(_step("until", until, 0, T)))]
     norms, exponent = [np.zeros(B)], np.zeros(B)
     with np.errstate(all="ignore"):
         for push, t in path:
@@ -114,7 +114,7 @@ def log_singular_values(tape, start=0, stop=None):
     with np.errstate(all="ignore"):
         frame = random_frame(B, steps.N, steps.N)
         for t in reversed(range(start, stop)):
-            frame, _ = orthonormalise(rows(steps.vjp, t, frame))
+            frame, _ = orthonormalise(steps.vjp_rows(t, frame))
         u, scale = np.broadcast_to(np.eye(steps.N), (B, steps.N, steps.N)), np.zeros((B, steps.N))
         for t in range(start, stop):
             v = steps.jvp(t, frame)
@@ -193,11 +193,6 @@ def vanishing_condition(w_hh, nonlinearity="tanh"):
     sigma_max = float(np.linalg.norm(w_hh, 2))
     radius = float(np.abs(np.linalg.eigvals(w_hh)).max())
     return VanishingCondition(sigma_max, radius, gamma, sigma_max * gamma < 1, sigma_max * gamma > 1)
-
-
-def rows(vjp, t, d):
-    """`Linearised.vjp` of k gradients in each row of the batch, (B, k, N)."""
-    return vjp(t, d.swapaxes(0, 1))[0].swapaxes(0, 1)
 
 
 def _step(name, value, low, high):

@@ -142,21 +142,19 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
         exponents = np.log(growth).mean(axis=0)
         d_log = 2 * (exponents - target) / (exponents.size * (T - burn_in))
 
-        dw_hh, da, dh, dq = np.zeros_like(w_hh), np.empty((T, B, H)), np.zeros((B, H)), np.zeros((B, k, H))
+        # v^T = q^T r at every step. To add to a tangent some of those before it changes no r_ii, and its length cancels from one step to
+        # the next: of the derivative of the decompositions, there is only r's inverse, a start at the last frame and an end at the first.
+        dw_hh, da, dh = np.zeros_like(w_hh), np.empty((T, B, H)), np.zeros((B, H))
+        dq = d_log[..., None] * frames[T]
         for t in reversed(range(T)):
-            q, r = frames[t + 1], triangles[t]
-            # v^T = q^T r, of which the logarithm of r's diagonal is wanted
-            inner = np.tril(dq @ q.swapaxes(1, 2))
-            inner += np.tril(inner, -1).swapaxes(1, 2)
-            if t >= burn_in:
-                inner[:, np.arange(k), np.arange(k)] -= d_log
-            dv = np.linalg.solve(r, dq - inner @ q)
+            dv = np.linalg.solve(triangles[t], dq)
             # v = keep q_before + slopes (q_before w_hh^T), with slopes = leak f'(a)
             q = frames[t]
             dw_hh += (steps.slopes[t][:, None] * dv).reshape(-1, H).T @ q.reshape(-1, H)
             da[t] = leak * curvature[t] * (dv * (q @ w_hh.T)).sum(axis=1)
-            dq, _ = steps.vjp(t, dv.swapaxes(0, 1))
-            dq = dq.swapaxes(0, 1)
+            dq = steps.vjp_rows(t, dv)
+            if t == burn_in:
+                dq -= d_log[..., None] * q
             # h_t = keep h_{t-1} + leak f(a)
             dh, through_state = steps.vjp(t, dh)
             dh += da[t] @ w_hh

@@ -35,10 +35,8 @@ def test_the_sum_is_the_mean_growth_of_volume(g):
 
 
 @pytest.mark.parametrize("every", [1, 2, None])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn-relu"])  # where a unit that is off makes all determinants 0
 def test_the_sum_is_that_of_the_determinants(cell, every):
-    if CELLS[cell].options.get("nonlinearity") == "relu" and CELLS[cell].leak is None:
-        pytest.skip("a step with a unit that is off has determinant 0")
     _, _, tape = random_problem(cell, T=30, seed=1, gain=1.5).forward(fastbptt)
     steps = linearise(tape)
     expected = np.mean([np.linalg.slogdet(steps.jacobian(t))[1] for t in range(10, 30)], axis=0)
