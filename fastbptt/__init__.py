@@ -5,6 +5,7 @@ from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
+from .flow import GradientFlow, gradient_flow
 from .functional import (
     Gradients,
     Tape,
@@ -15,9 +16,12 @@ from .functional import (
     rnn_backward,
     rnn_forward,
 )
+from .jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import perplexity, softmax_cross_entropy
+from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
+from .regularisation import gradient_flossing, omega
 from .truncation import TruncatedBPTT
 
 __all__ = [
@@ -26,19 +30,28 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "GradientFlow",
     "Gradients",
     "Linear",
+    "LyapunovSpectrum",
     "RMSprop",
     "Tape",
     "TruncatedBPTT",
+    "VanishingCondition",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_num_threads",
+    "gradient_flossing",
+    "gradient_flow",
     "gru_backward",
     "gru_forward",
+    "jacobian_product_norms",
+    "log_singular_values",
     "lstm_backward",
     "lstm_forward",
+    "lyapunov_spectrum",
+    "omega",
     "perplexity",
     "reference",
     "rnn_backward",
@@ -47,4 +60,5 @@ __all__ = [
     "show_config",
     "softmax_cross_entropy",
     "total_norm",
+    "vanishing_condition",
 ]
