@@ -1,6 +1,6 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
-from . import reference
+from . import reference, tasks
 from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
@@ -16,7 +16,7 @@ from .functional import (
     rnn_forward,
 )
 from .layers import GRU, LSTM, RNN, Linear
-from .losses import perplexity, softmax_cross_entropy
+from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
 from .truncation import TruncatedBPTT
 
@@ -39,6 +39,7 @@ __all__ = [
     "gru_forward",
     "lstm_backward",
     "lstm_forward",
+    "mean_squared_error",
     "perplexity",
     "reference",
     "rnn_backward",
@@ -46,5 +47,6 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",
+    "tasks",
     "total_norm",
 ]
