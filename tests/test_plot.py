@@ -22,13 +22,18 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_picture(tmp_path, case):
-    losses, norms, clip, held_out_loss = CASES[case]
+    losses, norms, clip, level = CASES[case]
     path = tmp_path / "picture.png"
-    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG") and len(content) > 10_000
-    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
-    assert path.read_bytes() == content
+    for options in (
+        {"level": None if level is None else (level, "held-out $text"), "perplexities": True},
+        {"level": (1.386, "by chance"), "errors": []},
+        {"errors": [(500, 1.0), (1000, 0.0)], "solved": 0.01},
+    ):
+        plot_training(path, losses, norms, clip=clip, title="100 % of $x_1", **options)
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 10_000
+        plot_training(path, losses, norms, clip=clip, title="100 % of $x_1", **options)
+        assert path.read_bytes() == content
 
 
 def test_a_directory_that_is_not_there(tmp_path):
