@@ -1,0 +1,82 @@
+"""The gradients of all states and pre-activations of a tape, however small or large they are."""
+
+import numpy as np
+
+from .linearised import linearise
+
+COMFORT = 2.0**200  # a row stays between 1 / COMFORT and COMFORT: its square is far from under- and overflow, and so is one step's growth
+
+
+def _state_gradients(tape, d_out, d_state):
+    """Backpropagation through time, keeping the gradient of every state, with an exponent of its own for every row of every step.
+
+    Parameters
+    ----------
+    tape : Tape
+    d_out : ndarray (T, B, H) or None
+    d_state : tuple of ndarrays (B, H) or Nones
+        Of h_n; or of h_n and c_n.
+
+    Returns
+    -------
+    dh : ndarray (T+1, B, H)
+        dL/dh_t. This and what follows are float64, and to be multiplied by a power of two.
+    dc : ndarray (T+1, B, H) or None
+        Of an LSTM dL/dc_t, where h_t is a variable beside c_t.
+    da : ndarray (T, B, G*H)
+        The gradient of W_hh h_t + b_hh.
+    exponent : int64 ndarray (T+1, B)
+        The gradients are ``dh[t] * 2.0**exponent[t]``, ``dc[t] * 2.0**exponent[t]`` and ``da[t] * 2.0**exponent[t+1]``, for each row.
+    """
+    T, B, H = tape.shape
+    steps = linearise(tape)
+    states = np.zeros((T + 1, B, steps.N))
+    da = np.empty((T, B, len(tape.w_hh)))
+    exponent = np.zeros((T + 1, B), np.int64)
+    d = np.concatenate([np.zeros((B, H)) if part is None else part.astype(np.float64) for part in d_state], axis=-1)
+    e = exponent[T]
+    with np.errstate(all="ignore"):
+        for t in reversed(range(T + 1)):
+            if t < T:
+                d, da[t] = steps.vjp(t, d)
+            if t and d_out is not None:
+                d, e = _plus(d, e, d_out[t - 1], H)
+            d, e = rescale(d, e)
+            states[t], exponent[t] = d, e
+    return states[..., :H], states[..., H:] if steps.N > H else None, da, exponent
+
+
+def rescale(d, e, axis=-1):
+    """The same numbers ``d * 2.0**e`` with the exponents chosen anew where d has become uncomfortably small or large.
+
+    ``axis`` are the axes of ``d`` that share an exponent.
+    """
+    largest = np.abs(d).max(axis=axis, initial=0.0)
+    unfit = ((largest > COMFORT) & (largest < np.inf)) | ((largest < 1 / COMFORT) & (largest > 0))
+    if not unfit.any():
+        return d, e
+    shift = np.where(unfit, np.frexp(largest)[1], 0)
+    return np.ldexp(d, -np.expand_dims(shift, axis)), e + shift
+
+
+def _plus(d, e, d_out, H):
+    """``d * 2.0**e + d_out``, of which the second is only about h."""
+    if e.any():
+        largest = np.abs(d_out).max(axis=-1, initial=0.0)
+        common = np.maximum(e, np.where(largest < 1 / COMFORT, np.frexp(largest)[1], 0))
+        common = np.where(largest == 0, e, common)
+        d = np.ldexp(d, (e - common)[:, None])
+        d_out, e = np.ldexp(d_out.astype(np.float64), -common[:, None]), common
+    else:
+        d = d.copy()
+    d[:, :H] += d_out
+    return d, e
+
+
+def log10_norm(d, exponent, axis=-1):
+    """log10 of the 2-norms of ``d * 2.0**exponent`` along ``axis``; -inf for 0."""
+    with np.errstate(all="ignore"):
+        largest = np.abs(d).max(axis=axis, initial=0.0)
+        scale = np.where((largest > 0) & (largest < np.inf), largest, 1.0)
+        squares = ((d / np.expand_dims(scale, axis)) ** 2).sum(axis=axis)
+        return np.log10(scale) + np.log10(squares) / 2 + exponent * np.log10(2.0)

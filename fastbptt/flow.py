@@ -1,0 +1,379 @@
+"""What happens to gradients on their way back through time, in numbers that neither under- nor overflow."""
+
+import math
+from functools import cached_property
+
+import numpy as np
+
+from ._state_gradients import _state_gradients, log10_norm, rescale
+from .linearised import GATES, check_loss, linearise, steepest
+
+CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
+SATURATED = 0.01  # of its steepest slope: below this share, a unit is saturated
+LOG10_2 = math.log10(2)
+
+
+def gradient_flow(tape, d_out, d_state=None):
+    """Look at the gradients of a loss on their way back through time.
+
+    Parameters
+    ----------
+    tape : Tape
+        From any forward pass. What is looked at later is computed from it later: keep its arrays as they are.
+    d_out : ndarray (T, B, H) or None
+        dL/d out, as for the backward pass; ``None`` means zeros.
+    d_state : ndarray (B, H), or of an LSTM a pair of them, or None
+        dL/d h_n, or (dL/d h_n, dL/d c_n).
+
+    Returns
+    -------
+    GradientFlow
+        Print it for a report in words.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is said above.
+    RuntimeError
+        If an array of the tape was resized since the forward pass.
+
+    Notes
+    -----
+    The norms by step cost one backward pass and are there at once. What is split by lag (`by_lag`, `contributions`, `half_life`, the
+    verdict) is computed when it is first asked for: it takes the loss of each step back on its own, T / 2 backward passes all in all,
+    done as T products with a row for each loss. Steps whose ``d_out`` is zero have no loss and cost nothing, so that a loss at the last
+    step alone costs one pass.
+
+    The quantities are those of Pascanu, Mikolov and Bengio 2013 ("On the difficulty of training recurrent neural networks"), equations
+    3 to 5: dL/dW is the sum over losses t and steps k <= t of a contribution that has gone through t - k Jacobians.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> x, w_ih, w_hh = np.ones((40, 1, 1)), np.ones((1, 1)), np.full((1, 1), 0.01)
+    >>> out, h_n, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh, nonlinearity="identity")
+    >>> d_out = np.zeros_like(out)
+    >>> d_out[-1] = 1                                                    # a loss at the last step: L = out[-1].sum()
+    >>> flow = fastbptt.gradient_flow(tape, d_out)
+    >>> flow.log10_state_norm[0, 0].round(9)                             # 0.01**40
+    np.float64(-80.0)
+    >>> print(flow)
+    vanishing: half-life 0.15 steps; after 40 steps 1e-80 of the gradient is left
+      identity RNN: 40 steps, 1 row, 1 unit; saturated: 0%
+      |dL/dh| from 1 at the last step to 1e-80 before the first
+    """
+    return GradientFlow(tape, *check_loss(tape, d_out, d_state))
+
+
+class GradientFlow:
+    """What `gradient_flow` returns; made by it only.
+
+    A loss at step t looks at ``out[t]``, for t = 0 .. T-1 (with d_state, the last one also at the final state), and the lag of step k is
+    t - k. Gradients are float64 whatever the tape. Logarithms are decimal, -inf for an exact zero, and finite far beyond the range of
+    floating-point numbers.
+
+    Attributes
+    ----------
+    log10_state_norm : ndarray (T+1, B)
+        Of ||dL/dh_t||_2 for the states ``tape.h``; of an LSTM, whose state is (h, c), ||dL/d(h_t, c_t)||_2.
+    log10_preactivation_norm : ndarray (T, B)
+        Of ||dL/da_t||_2, where a_t = W_hh h_{t-1} + b_hh, all gates together: what dL/dw_hh = sum of da_t h_{t-1}^T is made of.
+    saturated : float
+        The share of units, over all steps and rows, whose derivative is below 1 % of the steepest that their nonlinearity has (|f| above
+        0.995 for tanh; for sigmoid, below 0.0025 or above 0.9975; for ReLU, off). Of a GRU or an LSTM, of all gates.
+    saturated_gates : dict
+        The same for each gate: "h" of an RNN, r z n of a GRU, i f g o of an LSTM.
+    reason : str or None
+        Where inf or NaN first appeared, in causal order: in the weights, the inputs, a state, ``d_out``, or a gradient on the way back.
+    """
+
+    def __init__(self, tape, d_out, d_state):
+        self.tape, self._d_out, self._d_state = tape, d_out, d_state
+        dh, dc, da, exponent = _state_gradients(tape, d_out, d_state)
+        self.log10_state_norm = log10_norm(dh if dc is None else np.concatenate([dh, dc], axis=-1), exponent)
+        self.log10_preactivation_norm = log10_norm(da, exponent[1:])
+        self.reason = _first_nonfinite(tape, d_out, d_state, dh, dc)
+
+    @cached_property
+    def saturated_gates(self):
+        slopes, H = linearise(self.tape).gate_slopes, self.tape.shape[2]
+        return {
+            gate: float((slopes[..., i * H : (i + 1) * H] < SATURATED * steepest(self.tape)[gate]).mean()) if slopes.size else 0.0
+            for i, gate in enumerate(GATES[self.tape.cell])
+        }
+
+    @property
+    def saturated(self):
+        return math.fsum(self.saturated_gates.values()) / len(self.saturated_gates)
+
+    @cached_property
+    def _by_lag(self):
+        """Norms that need the gradient of every loss on its own.
+
+        Returns the gradient of w_hh by lag, as norms and exponents; that by loss and step, as log10 of norms; and log10 of the norm of
+        the state gradient by lag and loss.
+        """
+        T = self.tape.shape[0]
+        h = self.tape.h.astype(np.float64, copy=False)
+        with np.errstate(all="ignore"):
+            # |sum over b of da_b h_b^T| stays the same if the rows h are turned; in the right frame there are at most B columns of them.
+            factor = np.linalg.qr(h[:-1].swapaxes(1, 2), mode="r") if h[:-1].size else h[:-1]
+        norm, exponent = np.zeros(T), np.zeros(T, np.int64)
+        log10_part = np.full((T, T), -np.inf)
+        log10_state = np.full((T + 1, T), -np.inf)
+        for lag, t, d, da, e in self._losses_back():
+            log10_state[lag, t] = log10_norm(d, e, axis=(1, 2))
+            reached = t >= lag
+            t, e = t[reached], e[reached]
+            if not t.size:
+                continue
+            log10_part[t, t - lag] = log10_norm(factor[t - lag] @ da, e, axis=(1, 2))
+            part, exponent[lag] = _sum_of_products(da, e, h[t - lag])
+            norm[lag] = np.linalg.norm(part)
+        return norm, exponent, log10_part, log10_state
+
+    def _losses_back(self):
+        """Take the losses of all steps back side by side: their lags are equal, so that one product with w_hh serves all.
+
+        Yields, for lag = 0 .. T, what concerns the losses that have not yet come to the initial state: ``(lag, t, d, da, e)`` with the
+        steps t of the losses, ascending, their state gradients ``d`` (n, B, N) and exponents ``e`` (n,), and, for those with t >= lag,
+        the gradients ``da`` of the pre-activations at step t - lag.
+        """
+        T, B, H = self.tape.shape
+        steps = linearise(self.tape)
+        d = np.zeros((T, B, steps.N))
+        if self._d_out is not None:
+            d[..., :H] = self._d_out
+        for i, part in enumerate(self._d_state):
+            if T and part is not None:
+                d[-1, :, i * H : (i + 1) * H] += part
+        t = np.flatnonzero((d != 0).any(axis=(1, 2)))
+        d, e = d[t], np.zeros(len(t), np.int64)
+        with np.errstate(all="ignore"):
+            for lag in range(T + 1):
+                if not t.size:
+                    return
+                d, e = rescale(d, e, axis=(1, 2))
+                reached = t >= lag
+                before, da = steps.vjp(t[reached] - lag, d[reached])
+                yield lag, t, d, da, e
+                t, d, e = t[reached], before, e[reached]
+
+    @property
+    def by_lag(self):
+        """(T,): the norm of the part of dL/dw_hh that losses owe to the step ``lag`` steps earlier, all losses together."""
+        norm, exponent, *_ = self._by_lag
+        return np.ldexp(norm, exponent)
+
+    @property
+    def log10_by_lag(self):
+        """(T,): log10 of `by_lag`, also where that is 0 or inf for want of range."""
+        norm, exponent, *_ = self._by_lag
+        with np.errstate(divide="ignore"):
+            return np.log10(norm) + exponent * LOG10_2
+
+    @property
+    def contributions(self):
+        """(T, T): row t, column k: the norm of what the loss at step t owes to step k in dL/dw_hh; 0 for k > t."""
+        with np.errstate(over="ignore"):
+            return 10.0**self.log10_contributions
+
+    @property
+    def log10_contributions(self):
+        """(T, T): log10 of `contributions`."""
+        return self._by_lag[2]
+
+    def lag_gradients(self):
+        """The parts of dL/dw_hh by lag, (T, G*H, H): their sum over the first axis is dL/dw_hh.
+
+        It is a large array, and computed anew at each call.
+        """
+        T = self.tape.shape[0]
+        h = self.tape.h.astype(np.float64, copy=False)
+        parts = np.zeros((T, *self.tape.w_hh.shape))
+        for lag, t, _, da, e in self._losses_back():
+            reached = t >= lag
+            if reached.any():
+                part, exponent = _sum_of_products(da, e[reached], h[t[reached] - lag])
+                parts[lag] = np.ldexp(part, exponent)
+        return parts
+
+    @cached_property
+    def log10_decay(self):
+        """(T+1,): log10 of the share of the state gradient that is left after so many steps back; it starts with 0.
+
+        The share is the root mean square of ||dL_t / d state_{t-lag}||, over rows and over the losses that reach so far back, divided by
+        that of the same losses at lag 0. NaN where no loss reaches.
+        """
+        *_, log10_state = self._by_lag
+        decay = np.full(len(log10_state), np.nan)
+        start = log10_state[0]
+        for lag, now in enumerate(log10_state):
+            reach = np.isfinite(start) & (np.arange(len(now)) >= lag - 1)
+            if reach.any():
+                decay[lag] = _log10_of_mean_square(now[reach]) - _log10_of_mean_square(start[reach])
+        return decay
+
+    @cached_property
+    def log10_slope(self):
+        """The decades that the gradient gains with every step back: the slope of a straight line through `log10_decay`.
+
+        Least squares, from lag 1 on (an LSTM's first step back leads from h to c and is unlike the others), where each lag counts as many
+        times as losses reach it. -inf if nothing is left anywhere; NaN if there is no gradient, or no step.
+        """
+        decay = self.log10_decay
+        *_, log10_state = self._by_lag
+        losses = np.isfinite(log10_state[0])
+        weight = np.array([losses[max(lag - 1, 0) :].sum() for lag in range(len(decay))])
+        lags = np.flatnonzero(np.isfinite(decay))
+        if lags.size > 2:
+            lags = lags[1:]
+        if lags.size < 2:
+            return -np.inf if np.isneginf(decay).any() else np.nan
+        w = weight[lags] / weight[lags].sum()
+        x, y = lags - w @ lags, decay[lags] - w @ decay[lags]
+        return float((w * x) @ y / ((w * x) @ x))
+
+    @property
+    def half_life(self):
+        """The number of steps back in which the gradient halves, log10(1/2) / `log10_slope`; inf if it does not decay."""
+        slope = self.log10_slope
+        return math.inf if slope >= 0 else math.log10(0.5) / slope
+
+    @cached_property
+    def verdict(self):
+        """ "vanishing", "stable", "exploding" or "nonfinite".
+
+        The line behind `log10_slope` tells by how much the gradient changes from one end of the sequence to the other: tenfold or more is
+        exploding, to a tenth or less is vanishing. Gradients that end in exact zeros for all losses are vanishing too. With inf or NaN
+        anywhere it is "nonfinite", and `reason` says where. Without any gradient, or without steps, it is "stable".
+        """
+        if self.reason is not None:
+            return "nonfinite"
+        decay = self.log10_decay[np.isfinite(self.log10_decay) | np.isneginf(self.log10_decay)]
+        if len(decay) and np.isneginf(decay[-1]):
+            return "vanishing"
+        change = self.log10_slope * (len(decay) - 1)
+        return "vanishing" if change <= -CHANGE else "exploding" if change >= CHANGE else "stable"
+
+    def __str__(self):
+        return "\n  ".join([f"{self.verdict}: {self._finding()}", self._setting(), *self._norms()])
+
+    def _finding(self):
+        if self.reason is not None:
+            return self.reason
+        reached = np.flatnonzero(~np.isnan(self.log10_decay))
+        if len(reached) < 2:
+            return "no gradient to look at" if not len(reached) else "no steps to look at"
+        left = self.log10_decay[reached[-1]]
+        if math.isinf(self.half_life):
+            doubling = LOG10_2 / self.log10_slope if self.log10_slope > 0 else math.inf
+            rate = f"doubles every {doubling:.2g} steps" if self.verdict == "exploding" else "no decay"
+        else:
+            rate = f"half-life {self.half_life:.2g} steps"
+        after = _plural(int(reached[-1]), "step")
+        if self.verdict == "exploding":
+            return f"{rate}; after {after} the gradient is {format_log10(left)} times as large"
+        return f"{rate}; after {after} {format_log10(left)} of the gradient is left"
+
+    def _setting(self):
+        T, B, H = self.tape.shape
+        kind = self.tape.cell.upper()
+        if self.tape.cell == "rnn":
+            kind = f"{'leaky ' if self.tape.leak is not None else ''}{self.tape.nonlinearity} RNN"
+        shares = self.saturated_gates
+        each = "" if len(shares) == 1 else " (" + ", ".join(f"{gate} {share:.0%}" for gate, share in shares.items()) + ")"
+        size = f"{_plural(T, 'step')}, {_plural(B, 'row')}, {_plural(H, 'unit')}"
+        return f"{kind}: {size}; saturated: {self.saturated:.0%}{each}"
+
+    def _norms(self):
+        if not self.log10_state_norm.size:
+            return []
+        state = "h" if self.tape.c is None else "(h, c)"
+        last, first = (_log10_of_sum_square(self.log10_state_norm[t]) for t in (-1, 0))
+        return [f"|dL/d{state}| from {format_log10(last)} at the last step to {format_log10(first)} before the first"]
+
+    def __repr__(self):
+        return f"<GradientFlow of {self.tape!r}: {self.verdict}>"
+
+
+def format_log10(log10, digits=2):
+    """10**log10 in few digits, however large or small it is.
+
+    >>> format_log10(-400.0), format_log10(-3.92), format_log10(3010.3), format_log10(-0.06), format_log10(-np.inf)
+    ('1e-400', '1.2e-04', '2e+3010', '0.87', '0')
+    """
+    if not math.isfinite(log10):
+        return "0" if log10 == -math.inf else str(float(log10))
+    if -3 <= log10 < 4:
+        return f"{10**log10:.{digits}g}" if log10 < digits else f"{10**log10:.0f}"
+    exponent = math.floor(log10)
+    mantissa = round(10 ** (log10 - exponent), digits - 1)
+    if mantissa >= 10:
+        mantissa, exponent = mantissa / 10, exponent + 1
+    return f"{mantissa:g}e{exponent:+03d}"
+
+
+def _plural(n, noun):
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _sum_of_products(da, e, h):
+    """The sum over losses and rows of da h^T, as (matrix, exponent)."""
+    top = e.max()
+    da = np.ldexp(da, (e - top)[:, None, None])
+    with np.errstate(all="ignore"):
+        return da.reshape(-1, da.shape[-1]).T @ h.reshape(-1, h.shape[-1]), top
+
+
+def _log10_of_sum_square(log10):
+    """log10 of the root of the sum of squares of 10**log10."""
+    top = log10.max()
+    if not np.isfinite(top):
+        return float(top)
+    return float(top + np.log10((10 ** (2 * (log10 - top))).sum()) / 2)
+
+
+def _log10_of_mean_square(log10):
+    return _log10_of_sum_square(log10) - math.log10(len(log10)) / 2
+
+
+def _first_nonfinite(tape, d_out, d_state, dh, dc):
+    """Where inf or NaN comes from, or None."""
+    states = {"h": tape.h} if tape.c is None else {"c": tape.c, "h": tape.h}
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+        if (at := _find(getattr(tape, name))) is not None:
+            return f"{name}{at[0]} is {at[1]}"
+    for name, state in states.items():
+        if (at := _find(state[:1])) is not None:
+            return f"the initial state {name}{at[0][1:]} is {at[1]}"
+    in_x = _find(tape.x) if tape.x.ndim == 3 else None
+    in_states = {name: at for name, state in states.items() if (at := _find(state)) is not None}
+    first = min(in_states, key=lambda name: in_states[name][0][0], default=None)
+    if in_x is not None and (first is None or in_x[0][0] < in_states[first][0][0]):
+        return f"x{in_x[0]} is {in_x[1]}"
+    if first is not None:
+        at, value = in_states[first]
+        return f"{first}{at} is {value}, the state after step {at[0] - 1}, though weights, inputs and earlier states are finite"
+    for i, part in enumerate(d_state):
+        if (at := _find(part)) is not None:
+            return f"d_state{'' if len(d_state) == 1 else f'[{i}]'}{at[0]} is {at[1]}"
+    in_gradient = [at for d in (dh, dc) if (at := _find(d, last=True)) is not None]
+    from_d_out = _find(d_out, last=True)
+    reached = max((at[0][0] for at in in_gradient), default=-1)
+    if from_d_out is not None and from_d_out[0][0] + 1 >= reached:
+        return f"d_out{from_d_out[0]} is {from_d_out[1]}"
+    if in_gradient:
+        return f"the gradient of the state before step {reached} is the first on the way back that is not finite, though d_out is"
+    return None
+
+
+def _find(array, last=False):
+    """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
+    if array is None or np.isfinite(array).all():
+        return None
+    wrong = np.argwhere(~np.isfinite(array))
+    if last:
+        wrong = wrong[wrong[:, 0] == wrong[-1, 0]]
+    at = [int(i) for i in wrong[0]]
+    return at, array[tuple(at)]

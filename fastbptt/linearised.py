@@ -1,0 +1,218 @@
+"""One step of each cell, linearised: what a small change of the state before the step does to the state after it.
+
+Every cell turns W_hh h_{t-1}, G blocks of H numbers, into the next state, and keeps a share of the old one. To first order
+
+    dh_t = keep dh_{t-1} + sum over g of slopes_g W_g dh_{t-1}                                                         (RNN, GRU)
+    dc_t = keep dc_{t-1} + sum over i, f, g of slopes_g W_g dh_{t-1},    dh_t = show dc_t + slopes_o W_o dh_{t-1}      (LSTM)
+
+with element-wise factors that depend on the step, and with g the blocks of the cell's gates. So a cell is three arrays; what is done with
+them is written once.
+"""
+
+import numpy as np
+
+from . import _checks
+from .functional import Tape, _check_tape, _pair
+
+GATES = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
+
+
+class Linearised:
+    """The steps of a tape, linearised around its states, in float64.
+
+    The state is h, or of an LSTM h and c side by side; N is its size. Steps are counted from 0: step t leads from state t to state t + 1,
+    and wherever a step is asked for, an index array of n steps may stand, which puts an axis n before the batch.
+
+    Attributes
+    ----------
+    keep : ndarray (T, B, H) or None
+    slopes : ndarray (T, B, G*H)
+    show : ndarray (T, B, H) or None
+        The factors of the equations above; ``keep`` is None (0) for a plain RNN, ``show`` but for an LSTM.
+    gate_slopes : ndarray (T, B, G*H)
+        The derivative of each nonlinearity at its argument.
+    """
+
+    def __init__(self, w_hh, keep, slopes, show, gate_slopes):
+        self.w_hh, self.keep, self.slopes, self.show, self.gate_slopes = w_hh, keep, slopes, show, gate_slopes
+        self.H = w_hh.shape[1]
+        self.N = self.H if show is None else 2 * self.H
+
+    def vjp(self, t, d):
+        """Take gradients with respect to state t + 1 back to state t.
+
+        Parameters
+        ----------
+        t : int or integer ndarray (n,) or slice
+        d : ndarray (..., B, N)
+
+        Returns
+        -------
+        d_before : ndarray (..., B, N)
+        da : ndarray (..., B, G*H)
+            The gradient of W_hh h_t + b_hh. That of w_hh is the sum of ``da.T @ h[t]`` over the steps.
+        """
+        H, slopes = self.H, self.slopes[t]
+        if self.show is None:
+            da = (d if slopes.shape[-1] == H else np.concatenate([d, d, d], axis=-1)) * slopes
+            d_before = _product(da, self.w_hh)
+            if self.keep is not None:
+                d_before += self.keep[t] * d
+            return d_before, da
+        dh, dc = d[..., :H], d[..., H:]
+        dc = dc + dh * self.show[t]
+        da = np.concatenate([dc, dc, dc, dh], axis=-1)
+        da *= slopes
+        return np.concatenate([_product(da, self.w_hh), self.keep[t] * dc], axis=-1), da
+
+    def jvp(self, t, v):
+        """Take changes of state t to the changes of state t + 1 that they cause: k of them, as rows.
+
+        Parameters
+        ----------
+        t : int
+        v : ndarray (B, k, N)
+
+        Returns
+        -------
+        ndarray (B, k, N)
+        """
+        H = self.H
+        da = _product(v[..., :H], self.w_hh.T)
+        da *= self.slopes[t][:, None]
+        if self.show is None:
+            after = da if da.shape[-1] == H else da.reshape(*v.shape[:-1], 3, H).sum(axis=-2)
+            if self.keep is not None:
+                after += self.keep[t][:, None] * v
+            return after
+        dc = self.keep[t][:, None] * v[..., H:] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
+        return np.concatenate([self.show[t][:, None] * dc + da[..., 3 * H :], dc], axis=-1)
+
+    def jacobian(self, t):
+        """The matrix of step t, d state_{t+1} / d state_t: (B, N, N)."""
+        B = self.slopes.shape[1]
+        columns = self.jvp(t, np.broadcast_to(np.eye(self.N), (B, self.N, self.N)))
+        return columns.swapaxes(1, 2)
+
+
+def linearise(tape):
+    """The steps of a tape, linearised in float64 at the states on it.
+
+    Derivatives are taken at the pre-activations, which are computed anew from the states: 1 - h^2 has no digits left where h is near 1,
+    and it is the product of such derivatives that is looked at here.
+
+    Returns
+    -------
+    Linearised
+    """
+    check_tape(tape)
+    h, w_hh = tape.h.astype(np.float64, copy=False), tape.w_hh.astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):  # what is not finite is found, and named, by whoever looks at the result
+        return _LINEARISE[tape.cell](tape, h, w_hh, *_pre_activations(tape, h, w_hh))
+
+
+def check_tape(tape):
+    """(T, B, H) of a tape whose arrays are still what the forward pass saw."""
+    if not isinstance(tape, Tape) or not hasattr(tape, "cell"):
+        raise TypeError(f"tape: expected the tape of a forward pass, got {_checks.describe(tape)}")
+    return _check_tape(tape, tape.cell)[0]
+
+
+def check_loss(tape, d_out, d_state):
+    """The gradients that a loss has at the outputs and at the final state, as the kernels want them; the second as a tuple."""
+    T, B, H = check_tape(tape)
+    if d_out is not None:
+        d_out = _checks.array("d_out", d_out, (T, B, H), tape.h.dtype)
+    one = tape.c is None
+    named = {"d_state": d_state} if one else {f"d_state[{i}]": part for i, part in enumerate(_pair("d_state", d_state))}
+    return d_out, tuple(None if part is None else _checks.array(name, part, (B, H), tape.h.dtype) for name, part in named.items())
+
+
+def _rnn(tape, h, w_hh, a_x, a_h):
+    slope = _NONLINEARITY_SLOPE[tape.nonlinearity](a_x + a_h, tape)
+    if tape.leak is None:
+        return Linearised(w_hh, None, slope, None, slope)
+    # h_t = (1 - leak) h_{t-1} + leak f(a)
+    leak = tape.leak.astype(np.float64)
+    return Linearised(w_hh, np.broadcast_to(1 - leak, slope.shape), leak * slope, None, slope)
+
+
+def _gru(tape, h, w_hh, a_x, a_h):
+    H = w_hh.shape[1]
+    a_r, a_z = np.split((a_x + a_h)[..., : 2 * H], 2, axis=-1)
+    m = a_h[..., 2 * H :]
+    r, z = _sigmoid(a_r), _sigmoid(a_z)
+    a_n = a_x[..., 2 * H :] + r * m
+    d_r, d_z, d_n = _sigmoid_slope(a_r), _sigmoid_slope(a_z), _tanh_slope(a_n)
+    # h_t = (1 - z) n + z h_{t-1}, with n = tanh(a_xn + r m), and 1 - z = sigmoid(-a_z)
+    into = _sigmoid(-a_z) * d_n
+    slopes = np.concatenate([into * m * d_r, (h[:-1] - np.tanh(a_n)) * d_z, into * r], axis=-1)
+    return Linearised(w_hh, z, slopes, None, np.concatenate([d_r, d_z, d_n], axis=-1))
+
+
+def _lstm(tape, h, w_hh, a_x, a_h):
+    c = tape.c.astype(np.float64, copy=False)
+    a_i, a_f, a_g, a_o = np.split(a_x + a_h, 4, axis=-1)
+    i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+    d_i, d_f, d_g, d_o = _sigmoid_slope(a_i), _sigmoid_slope(a_f), _tanh_slope(a_g), _sigmoid_slope(a_o)
+    # c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
+    slopes = np.concatenate([g * d_i, c[:-1] * d_f, i * d_g, np.tanh(c[1:]) * d_o], axis=-1)
+    return Linearised(w_hh, f, slopes, o * _tanh_slope(c[1:]), np.concatenate([d_i, d_f, d_g, d_o], axis=-1))
+
+
+_LINEARISE = {"rnn": _rnn, "gru": _gru, "lstm": _lstm}
+
+
+def _pre_activations(tape, h, w_hh):
+    """Both halves for all steps: W_ih x_t + b_ih and W_hh h_{t-1} + b_hh, (T, B, G*H) each."""
+    w_ih = tape.w_ih.astype(np.float64, copy=False)
+    a_x = w_ih.T[tape.x] if tape.x.ndim == 2 else _product(tape.x.astype(np.float64, copy=False), w_ih.T)
+    a_h = _product(h[:-1], w_hh.T)
+    if tape.b_ih is not None:
+        a_x = a_x + tape.b_ih
+    if tape.b_hh is not None:
+        a_h += tape.b_hh
+    return a_x, a_h
+
+
+def _product(rows, matrix):
+    """``rows @ matrix`` as one product, whatever the leading axes."""
+    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
+
+
+def _sigmoid(a):
+    e = np.exp(-np.abs(a))
+    return np.where(a < 0, e, 1.0) / (1 + e)
+
+
+def _sigmoid_slope(a):
+    e = np.exp(-np.abs(a))
+    return e / (1 + e) ** 2
+
+
+def _tanh_slope(a):
+    """sech^2, with all its digits in saturation too."""
+    e = np.exp(-2 * np.abs(a))
+    return 4 * e / (1 + e) ** 2
+
+
+def _relu_slope(a, tape):
+    """1 where the unit is on; as in the kernels, that is read off f(a), so that rounding here cannot tell otherwise."""
+    f_a = tape.h[1:] if tape.gates is None else tape.gates
+    return np.where(f_a <= 0, 0.0, 1.0)
+
+
+_NONLINEARITY_SLOPE = {
+    "tanh": lambda a, tape: _tanh_slope(a),
+    "relu": _relu_slope,
+    "sigmoid": lambda a, tape: _sigmoid_slope(a),
+    "identity": lambda a, tape: np.ones(a.shape),
+}
+STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}  # gamma = sup f'
+
+
+def steepest(tape):
+    """The largest derivative that each gate's nonlinearity can have, by the gate's name."""
+    if tape.cell == "rnn":
+        return {"h": STEEPEST[tape.nonlinearity]}
+    return {name: STEEPEST["tanh" if name in "ng" else "sigmoid"] for name in GATES[tape.cell]}

@@ -1,0 +1,113 @@
+"""The regulariser: against its definition on the reference's gradients, and its derivative against central differences."""
+
+import numpy as np
+import pytest
+from problems import CELLS, arrays_of, histories, random_problem
+from tolerances import DTYPES
+
+import fastbptt
+import fastbptt.reference
+from fastbptt.linearised import linearise
+
+
+def state_gradients(problem, tape):
+    """dL/d state_t for t = 1 .. T from the reference, each from the rest of the sequence: (T, B, N)."""
+    T, H = len(problem.x), tape.h.shape[-1]
+    d = []
+    for t in range(1, T + 1):
+        rest = problem.steps(t, T, tuple(history[t] for history in histories(tape)), problem.d_state)
+        state = np.concatenate(arrays_of(rest.backward(fastbptt.reference, rest.forward(fastbptt.reference)[2]).state), axis=-1)
+        state[:, :H] += problem.d_out[t - 1]
+        d.append(state)
+    return np.array(d)
+
+
+def value_at(w_hh, steps, d):
+    """Omega with d and all else constant but this w_hh."""
+    moved = type(steps)(w_hh, steps.keep, steps.slopes, steps.show, steps.gate_slopes)
+    before = np.array([moved.vjp(t, d[t])[0] for t in range(len(d))])
+    return np.mean(((before**2).sum(axis=-1) / (d**2).sum(axis=-1) - 1) ** 2)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_value_and_immediate_derivative(cell):
+    problem = random_problem(cell, T=6, seed=1)
+    _, _, tape = problem.forward(fastbptt)
+    value, d_w_hh = fastbptt.omega(tape, problem.d_out, problem._state(problem.d_state))
+    steps, d = linearise(tape), state_gradients(problem, tape)
+    assert value == pytest.approx(value_at(tape.w_hh, steps, d), rel=1e-12)
+    expected, step = np.empty_like(d_w_hh), 1e-5
+    for index in np.ndindex(expected.shape):
+        up, down = tape.w_hh.copy(), tape.w_hh.copy()
+        up[index] += step
+        down[index] -= step
+        expected[index] = (value_at(up, steps, d) - value_at(down, steps, d)) / (2 * step)
+    np.testing.assert_allclose(d_w_hh, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
+
+
+def test_the_authors_formula():
+    """As in the paper's program, written out for a tanh net: rows d_t f'(h_t) times W, squared norms."""
+    problem = random_problem("rnn-tanh", T=6, seed=2)
+    _, _, tape = problem.forward(fastbptt)
+    d, h = state_gradients(problem, tape), tape.h[1:]
+    v = d * (1 - h**2)
+    z = v @ tape.w_hh
+    q = (z**2).sum(axis=-1) / (d**2).sum(axis=-1)
+    scale = 4 * (q - 1) / (d**2).sum(axis=-1) / q.size
+    value, d_w_hh = fastbptt.omega(tape, problem.d_out, problem.d_state[0])
+    assert value == pytest.approx(((q - 1) ** 2).mean(), rel=1e-12)
+    np.testing.assert_allclose(d_w_hh, np.einsum("tb,tbi,tbj->ij", scale, v, z), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 1.3])
+def test_a_scaled_rotation(rho):
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
+    _, _, tape = fastbptt.rnn_forward(np.zeros((12, 2, 1)), None, np.ones((6, 1)), rho * q, nonlinearity="identity")
+    value, d_w_hh = fastbptt.omega(tape, None, np.random.default_rng(1).standard_normal((2, 6)))
+    assert value == pytest.approx((rho**2 - 1) ** 2, rel=1e-12, abs=1e-25)
+    assert (d_w_hh * q).sum() == pytest.approx(4 * rho * (rho**2 - 1), rel=1e-12, abs=1e-12)  # d/d rho
+
+
+def test_gradients_that_are_too_small_do_not_count_unless_wanted():
+    w = np.full((1, 1), 0.01)
+    _, _, tape = fastbptt.rnn_forward(np.zeros((200, 1, 1)), None, w, w, nonlinearity="identity")
+    d_out = np.zeros((200, 1, 1))
+    d_out[100:] = 1e-30
+    for least, loss, expected in [(1e-10, d_out, 0.0), (0, d_out, None), (1e-10, np.zeros_like(d_out), 0.0)]:
+        value, d_w_hh = fastbptt.omega(tape, loss, least=least)
+        assert (value == expected == d_w_hh.item()) if expected is not None else value == pytest.approx((1e-4 - 1) ** 2)
+    # the step from lag 5 on is below the default threshold of 1e-10, and the same at all lags where there is none
+    value, d_w_hh = fastbptt.omega(tape, None, np.ones((1, 1)), least=0)
+    assert d_w_hh.item() == pytest.approx(4 * 0.01 * (1e-4 - 1), rel=1e-12) and value == pytest.approx((1e-4 - 1) ** 2, rel=1e-12)
+
+
+def test_steps_without_gradient_are_not_in_the_mean():
+    w = np.full((1, 1), 0.5)
+    _, _, tape = fastbptt.rnn_forward(np.zeros((10, 2, 1)), None, w, w, nonlinearity="identity")
+    d_out = np.zeros((10, 2, 1))
+    d_out[3, 0] = 1  # row 1 has no loss, nor have the steps after
+    value, d_w_hh = fastbptt.omega(tape, d_out)
+    assert (value, d_w_hh.item()) == pytest.approx(((0.25 - 1) ** 2, 4 * 0.5 * (0.25 - 1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_derivative_can_be_added_to_the_gradient(dtype):
+    problem = random_problem("gru", dtype=dtype)
+    _, _, tape = problem.forward(fastbptt)
+    grads = problem.backward(fastbptt, tape)
+    value, d_w_hh = fastbptt.omega(tape, problem.d_out, problem.d_state[0])
+    assert d_w_hh.dtype == dtype and d_w_hh.shape == grads.w_hh.shape and isinstance(value, float)
+    oracle = problem.astype(np.float64)
+    expected = fastbptt.omega(oracle.forward(fastbptt)[2], oracle.d_out, oracle.d_state[0])
+    assert value == pytest.approx(expected[0], rel=1e-4 if dtype == np.float32 else 1e-12)
+
+
+def test_bad_input():
+    problem = random_problem("rnn-tanh")
+    _, _, tape = problem.forward(fastbptt)
+    with pytest.raises(TypeError, match="tape: expected the tape"):
+        fastbptt.omega(None, problem.d_out)
+    with pytest.raises(ValueError, match="d_out: expected shape"):
+        fastbptt.omega(tape, problem.d_out[:, :1])
+    with pytest.raises(ValueError, match="least: expected a number at least 0"):
+        fastbptt.omega(tape, problem.d_out, least=-1)
