@@ -125,6 +125,8 @@ def add_train(commands):
     how = f"how the learning rate goes on: {', '.join(SCHEDULES)}"
     option(learning, "schedule", both("schedule"), how, choices=tuple(SCHEDULES), metavar="S")
     option(learning, "clip", f"{TextSettings.clip:g}", "largest gradient norm; inf for any", type=float, metavar="NORM")
+    how = "weight of Omega, which keeps gradients from vanishing; 0 for none"
+    option(learning, "omega", f"{TextSettings.omega:g}", how, type=float, metavar="ALPHA")
     option(learning, "seed", TextSettings.seed, "seed; the same one gives the same result", type=int)
     until = learning.add_mutually_exclusive_group()
     option(until, "updates", both("UPDATES"), "length of the run; of a task, at most", type=int, metavar="N")

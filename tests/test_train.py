@@ -112,6 +112,26 @@ def test_updates_are_those_of_the_textbook(text, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_omega_on_a_text(text, cell):
+    """It is that of each window, cut off at its beginning."""
+    settings = replace(SMALL, cell=cell, nonlinearity=None, omega=2.0, clip=float("inf"), optimiser="sgd", updates=1)
+    training, plain = (training_on(replace(settings, omega=omega), read_corpus(text)) for omega in (2.0, 0.0))
+    before = training.model.rnn.state_dict()
+    rnn, readout = plain.model.rnn, plain.model.readout
+    window = plain.lesson.window(0, None)
+    out, _ = rnn(window.inputs)
+    _, d_logits = fastbptt.softmax_cross_entropy(readout(out), window.targets)
+    value, d_w_hh = fastbptt.omega(rnn.take_tape(), readout.backward(d_logits))
+    for run in (training, plain):
+        run.update()
+    assert training.omegas == [value] and plain.omegas == []
+    change = {
+        name: (run.model.rnn.params["weight_hh_l0"] - before["weight_hh_l0"]) for name, run in (("with", training), ("without", plain))
+    }
+    assert np.allclose(change["with"] - change["without"], -settings.lr * 2.0 * d_w_hh, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_both_precisions_learn_the_same(text, cell):
     one, two = (finished(training_on(replace(SMALL, cell=cell, nonlinearity=None, dtype=dtype), read_corpus(text))) for dtype in DTYPES)
     assert {layer.flat_grads.dtype.name for net in (one.model, two.model) for layer in net.layers} == set(DTYPES)

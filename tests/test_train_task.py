@@ -57,7 +57,7 @@ def textbook_updates(settings, weights, count):
     how = {"nonlinearity": settings.nonlinearity} if settings.cell == "rnn" else {}
     task, rng = TASKS[settings.task](settings.length), np.random.default_rng(settings.seed)
     draw_start(settings, task, rng)
-    losses, norms = [], []
+    losses, norms, omegas = [], [], []
     for _ in range(count):
         w_ih, w_hh, b_ih, b_hh, w, b = weights
         x, targets = task.batch(rng, settings.batch)
@@ -75,11 +75,31 @@ def textbook_updates(settings, weights, count):
         d_out = np.zeros_like(out)
         d_out[asked] = d_y @ w
         g = backward(tape, d_out)
+        if settings.omega:
+            value, d_w_hh = textbook_omega(out, w_hh, d_out, settings.nonlinearity)
+            omegas.append(value)
+            g = g._replace(w_hh=g.w_hh + settings.omega * d_w_hh)
         grads = [g.w_ih, g.w_hh, g.b_ih, g.b_hh, np.einsum("tbv,tbh->vh", d_y, out[asked]), d_y.sum((0, 1))]
         norms.append(np.sqrt(sum((g**2).sum() for g in grads)))
         for weight, g in zip(weights, grads, strict=True):
             weight -= settings.lr * min(1, settings.clip / norms[-1]) * g
-    return losses, norms
+    return losses, norms, omegas
+
+
+def textbook_omega(h, w_hh, d_out, nonlinearity):
+    """The penalty and its immediate derivative, as the program of Pascanu et al. has them, one step and one row at a time."""
+    slope = {"tanh": lambda h: 1 - h**2, "sigmoid": lambda h: h * (1 - h)}[nonlinearity]
+    total, n, d_w, d = 0.0, 0, np.zeros_like(w_hh), np.zeros_like(h[0])
+    for h_t, d_out_t in zip(h[::-1], d_out[::-1]):
+        d = d + d_out_t
+        for v, d_row in zip(d * slope(h_t), d):
+            if d_row @ d_row >= 1e-20:
+                z = v @ w_hh
+                q = (z @ z) / (d_row @ d_row)
+                total, n = total + (q - 1) ** 2, n + 1
+                d_w += 4 * (q - 1) / (d_row @ d_row) * np.outer(v, z)
+        d = (d * slope(h_t)) @ w_hh
+    return total / n, d_w / n
 
 
 def draw_start(settings, task, rng):
@@ -95,10 +115,29 @@ def test_updates_are_those_of_the_textbook(task, cell):
     training = training_on(task=task, cell=cell, nonlinearity=None, init=None, length=(10, 13), lr=0.1, clip=0.3, updates=12)
     weights = [p for layer in training.model.layers for p in layer.state_dict().values()]
     finished(training)
-    losses, norms = textbook_updates(training.settings, weights, 12)
+    losses, norms, _ = textbook_updates(training.settings, weights, 12)
     assert np.allclose(training.losses, losses, rtol=1e-9, atol=0)
     assert np.allclose(training.norms, norms, rtol=1e-8, atol=0)
     assert training.clipped == sum(norm > 0.3 for norm in norms)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("task", ["temporal-order", "copy-memory", "adding"])
+def test_updates_with_omega(task, nonlinearity):
+    training = training_on(task=task, nonlinearity=nonlinearity, lr=0.1, clip=0.3, omega=4.0, updates=12)
+    weights = [p for layer in training.model.layers for p in layer.state_dict().values()]
+    finished(training)
+    losses, norms, omegas = textbook_updates(training.settings, weights, 12)
+    assert np.allclose(training.losses, losses, rtol=1e-9, atol=0)
+    assert np.allclose(training.norms, norms, rtol=1e-8, atol=0)
+    assert np.allclose(training.omegas, omegas, rtol=1e-8, atol=0)
+    assert finished(training_on(task=task)).omegas == []
+
+
+def test_omega_makes_gradients_reach_further():
+    settings = TaskSettings(task="temporal-order", length=30, updates=150)
+    with_omega, without = (finished(Training(TaskLesson(replace(settings, omega=omega)))) for omega in (4.0, 1e-9))
+    assert np.mean(with_omega.omegas[-20:]) < 0.3 * np.mean(without.omegas[-20:])
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -206,10 +245,11 @@ def test_the_memory_of_an_exam_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("updates", [0, 1, 14, 15, 40])
-@pytest.mark.parametrize(("task", "cell", "optimiser"), [
-    ("temporal-order", "rnn", "sgd"), ("adding", "lstm", "rmsprop"), ("copy-memory", "gru", "adam")])  # fmt: skip
-def test_a_resumed_run_is_the_uninterrupted_one(short_exams, tmp_path, task, cell, optimiser, updates):
-    changes = {"task": task, "cell": cell, "optimiser": optimiser, "init": None, "nonlinearity": None, "length": (10, 20), "lr": None}
+@pytest.mark.parametrize(("task", "cell", "optimiser", "omega"), [
+    ("temporal-order", "rnn", "sgd", 4.0), ("adding", "lstm", "rmsprop", 0.0), ("copy-memory", "gru", "adam", 0.5)])  # fmt: skip
+def test_a_resumed_run_is_the_uninterrupted_one(short_exams, tmp_path, task, cell, optimiser, omega, updates):
+    changes = {"task": task, "cell": cell, "optimiser": optimiser, "omega": omega, "init": None, "nonlinearity": None}
+    changes |= {"length": (10, 20), "lr": None}
     whole = finished(training_on(**changes))
     part = training_on(**changes)
     while part.updates < updates:
@@ -272,6 +312,15 @@ def test_every_task_by_its_name(run, short_exams, tmp_path, task):
     assert result.status == 0 and re.search(rf"^task +{task}, length 10 to 11: ", result.out, re.MULTILINE), result.err
 
 
+def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda path, *curves, **_: drawn.append(curves))
+    result = run("train", *OPTIONS[:-1], "--updates", 20, "--omega", 4, "--out", tmp_path)
+    assert ", clip 1, Omega 4, seed 5\n" in result.out and re.search(r"  Omega \d\.\d+  gradient norm ", result.out)
+    assert [len(curve) for curve in drawn[0]] == [20, 20, 20]
+
+
 def test_the_task_is_named_in_the_picture(run, short_exams, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **options: drawn.append(options))
@@ -314,6 +363,10 @@ BAD_OPTIONS = {
     "--hidden 0": "hidden: expected an integer of at least 1, got 0",
     "--batch 0": "batch: expected an integer of at least 1, got 0",
     "--lr nan": "lr: expected a number above 0 .*, got nan",
+    "--omega -1": "omega: expected a number at least 0 .*, got -1.0",
+    "--omega nan": "omega: expected a number at least 0 .*, got nan",
+    "--omega inf": "omega: expected a number at least 0 .*, got inf",
+    "--omega much": "argument --omega: invalid float value: 'much' .*",
     "--init cube": "argument --init: invalid choice: 'cube' .*",
     "--init smart-tanh --cell lstm": "init: only the cell rnn has the start smart-tanh; this is lstm",
     "--optimiser newton": "argument --optimiser: invalid choice: 'newton' .*",
@@ -348,6 +401,7 @@ CONTRADICTIONS = {
     "--task adding": "task: .* was made with temporal-order, which adding contradicts",
     "--length 20": "length: .* was made with 10, which 20 contradicts",
     "--init sigmoid": "init: .* was made with basic-tanh, which sigmoid contradicts",
+    "--omega 2": "omega: .* was made with 0.0, which 2.0 contradicts",
     "--optimiser adam": "optimiser: .* was made with sgd, which adam contradicts",
     "--check-every 10": "check-every: .* was made with 15, which 10 contradicts",
     "--seq-len 10": "seq-len: .* was trained on a task, which has no such setting",
@@ -384,6 +438,7 @@ DAMAGE = {
     "an unknown start": setting("init", "cube"),
     "an unknown optimiser": setting("optimiser", "newton"),
     "another optimiser": setting("optimiser", "adam"),
+    "a penalty without a history": setting("omega", 4.0),
     "another kind": lambda arrays, metadata: metadata.update(kind="text"),
     "no description": lambda arrays, metadata: metadata.pop("description"),
     "a vocabulary": lambda arrays, metadata: arrays.update(vocabulary=np.arange(3, dtype=np.uint32)),

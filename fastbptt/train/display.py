@@ -131,6 +131,7 @@ class Meter:
             f"{training.lesson.unit}/s": f"{self.speed:,.0f}",
             "loss": f"{training.recent_loss:.3f}",
             **training.lesson.readings(training),
+            **({"Omega": f"{training.omegas[-1]:.3g}"} if training.omegas else {}),
             "gradient norm": f"{training.norms[-1]:.3g}",
             "clipped": f"{training.clipped / training.updates:.1%}",
         }

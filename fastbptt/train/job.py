@@ -178,7 +178,7 @@ def introduce(training, output):
     say(
         "training",
         f"{length} on {lesson.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
-        f"clip {settings.clip:g}, seed {settings.seed}",
+        f"clip {settings.clip:g}, {f'Omega {settings.omega:g}, ' if settings.omega else ''}seed {settings.seed}",
     )
     if training.updates:
         say("resumed", f"after update {training.updates:,}")
@@ -208,7 +208,7 @@ def draw(training, output, last_exam=None):
         settings = training.settings
         net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
         title = "; ".join(filter(None, (training.lesson.title(), net)))
-        curves = training.losses, training.norms
+        curves = training.losses, training.norms, training.omegas
         plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
 
 

@@ -1,4 +1,4 @@
-"""Training a net: backpropagation through time, clipping by the norm, an optimiser; whatever the lesson is."""
+"""Training a net: backpropagation through time, Omega if wanted, clipping by the norm, an optimiser; whatever the lesson is."""
 
 import copy
 import math
@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from ..clipping import clip_grad_norm_
+from ..regularisation import omega
 from ..truncation import TruncatedBPTT
 from .model import Model
 from .settings import OPTIMISERS, SCHEDULES
@@ -32,6 +33,8 @@ class Training:
     model : Model
     losses, norms : list of float
         Of every update so far: the window's mean loss, and the gradient norm before clipping.
+    omegas : list of float
+        Of every update so far: Omega, if it has a weight; otherwise empty.
     exams : list of Exam
         Those held so far.
     clipped : int
@@ -69,7 +72,7 @@ class Training:
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.layers)
         self.warm_up = 0 if settings.optimiser == "sgd" else WARM_UP
         self.reader = TruncatedBPTT(self.model.rnn, lesson.steps)
-        self.losses, self.norms, self.exams = [], [], []
+        self.losses, self.norms, self.omegas, self.exams = [], [], [], []
         self.clipped = self.units = 0
         self.seconds = 0.0
 
@@ -122,7 +125,10 @@ class Training:
         loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
         self._require_finite("loss", loss)
         self.model.zero_grad()
-        self.reader.backward(*self._gradients(out, self.model.readout.backward(d_answers)), need_dx=False)
+        gradients = self._gradients(out, self.model.readout.backward(d_answers))
+        if self.settings.omega:
+            self._add_omega(gradients)
+        self.reader.backward(*gradients, need_dx=False)
         norm = clip_grad_norm_(self.model.layers, self.settings.clip, nonfinite="skip")
         self._require_finite("gradient norm", norm)
         self.optimiser.lr = self.learning_rate
@@ -147,6 +153,14 @@ class Training:
             return d_last, None
         d_state = d_last[0]
         return None, (d_state, None) if self.settings.cell == "lstm" else d_state
+
+    def _add_omega(self, gradients):
+        """The penalty's immediate derivative, to that of W_hh."""
+        value, d_w_hh = omega(self.reader.tape, *gradients)
+        self._require_finite("Omega", value)
+        d_w_hh *= self.settings.omega
+        self.model.rnn.grads["weight_hh_l0"] += d_w_hh
+        self.omegas.append(value)
 
     def _require_finite(self, what, value):
         if not math.isfinite(value):

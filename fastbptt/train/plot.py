@@ -15,7 +15,7 @@ PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # mark
 
 
 def plot_training(
-    path, losses, norms, *, clip=math.inf, loss_label="loss", level=None, perplexities=False, errors=None, solved=0.0, title=""
+    path, losses, norms, omegas=(), *, clip=math.inf, loss_label="loss", level=None, perplexities=False, errors=None, solved=0.0, title=""
 ):
     """Draw the loss and the gradient norm of a training run, update by update, on logarithmic scales.
 
@@ -25,6 +25,8 @@ def plot_training(
         Where the PNG goes. It is written whole or not at all.
     losses, norms : sequence of float
         Of every update: the loss, and the gradient norm before clipping.
+    omegas : sequence of float
+        Omega of every update, if it was used.
     clip : float
         The norm above which gradients were clipped.
     loss_label : str
@@ -48,8 +50,8 @@ def plot_training(
     from matplotlib.ticker import MaxNLocator
 
     losses, norms = (np.minimum(np.asarray(values, float), TOP) for values in (losses, norms))
-    panels = 2 if errors is None else 3
-    figure = Figure(figsize=(8, 3.2 * panels), layout="constrained")
+    panels = 2 + (errors is not None) + (len(omegas) > 0)
+    figure = Figure(figsize=(8, 1 + 2.7 * panels), layout="constrained")
     FigureCanvasAgg(figure)
     upper, *middle, lower = figure.subplots(panels, sharex=True)
     figure.suptitle(title, fontsize=11)
@@ -61,8 +63,12 @@ def plot_training(
     if perplexities:
         _perplexity_axis(upper)
 
+    if errors is not None:
+        _errors(middle.pop(0), errors, solved)
     for axes in middle:
-        _errors(axes, errors, solved)
+        omegas = np.minimum(np.asarray(omegas, float), TOP)
+        _curve(axes, omegas)
+        _finish(axes, omegas, "Omega")
 
     _curve(lower, norms)
     if math.isfinite(clip):

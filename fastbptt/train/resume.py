@@ -15,7 +15,6 @@ from .text_lesson import TextLesson
 FORMAT = "fastbptt train 3"
 LESSONS = {lesson.kind: lesson for lesson in (TextLesson, TaskLesson)}
 STATES = ("training.h", "training.c")
-HISTORIES = ("losses", "norms")  # one number an update
 EXAMS = "training.exams"  # (exams, 4): what an `Exam` has
 
 
@@ -83,12 +82,17 @@ def resume(path, source=None, **changes):
     return training
 
 
+def _histories(settings):
+    """What the run keeps one number of for every update."""
+    return ("losses", "norms", "omegas") if settings.omega else ("losses", "norms")
+
+
 def _arrays(training):
     return {
         **training.model.state_dict(),
         **{f"optimiser.{name}": array for name, array in training.optimiser.state_dict().items()},
         **dict(zip(STATES, _state(training))),
-        **{f"training.{name}": np.array(getattr(training, name), np.float64) for name in HISTORIES},
+        **{f"training.{name}": np.array(getattr(training, name), np.float64) for name in _histories(training.settings)},
         EXAMS: np.array(training.exams, np.float64).reshape(-1, len(Exam._fields)),
         **training.lesson.arrays(),
     }
@@ -121,7 +125,7 @@ def _check_arrays(arrays, training):
         raise ValueError(f"missing {sorted(set(expected) - set(arrays))}, unexpected {sorted(set(arrays) - set(expected))}")
     updates = arrays["optimiser.steps"]
     shapes = {name: array.shape for name, array in expected.items()}
-    shapes |= {f"training.{name}": (*updates.shape, int(updates)) for name in HISTORIES}
+    shapes |= {f"training.{name}": (*updates.shape, int(updates)) for name in _histories(training.settings)}
     shapes[EXAMS] = (*arrays[EXAMS].shape[:1], len(Exam._fields))
     for name, array in arrays.items():
         if array.shape != shapes[name] or array.dtype != expected[name].dtype:
@@ -139,7 +143,7 @@ def _restore(training, arrays, metadata):
     training.optimiser.load_state_dict({name.removeprefix("optimiser."): array for name, array in _below("optimiser.", arrays).items()})
     state = tuple(arrays[name] for name in STATES if name in arrays)
     training.reader.reset(state if len(state) > 1 else state[0])
-    for name in HISTORIES:
+    for name in _histories(training.settings):
         setattr(training, name, arrays[f"training.{name}"].tolist())
     training.exams = [_exam(*numbers, updates=training.updates) for numbers in arrays[EXAMS].tolist()]
     training.clipped = sum(norm > training.settings.clip for norm in training.norms)

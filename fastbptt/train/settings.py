@@ -47,6 +47,8 @@ class Settings:
         How the learning rate goes on.
     clip : float
         The largest gradient norm; ``inf`` for any.
+    omega : float
+        The weight of `fastbptt.omega`, the penalty on gradients that shrink or grow; 0 for none.
     seed : int
     updates : int or None
         The length of the run; None means `UPDATES`, or as many as there is time for.
@@ -71,6 +73,7 @@ class Settings:
     lr: float | None = None
     schedule: str
     clip: float = 1.0
+    omega: float = 0.0
     seed: int = 0
     updates: int | None = None
     minutes: float | None = None
@@ -85,6 +88,7 @@ class Settings:
         _checks.one_of("optimiser", self.optimiser, tuple(OPTIMISERS))
         _checks.one_of("schedule", self.schedule, tuple(SCHEDULES))
         _checks.number("clip", self.clip, 0, above=True)
+        _checks.number("omega", self.omega, 0, LARGEST)
         if self.lr is None:
             self._set("lr", self._usual_rate())
         _checks.number("lr", self.lr, 0, LARGEST, above=True)
