@@ -17,7 +17,7 @@ does, and not coming in, as the paper says.
 import argparse
 import json
 import math
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +49,11 @@ def settings_of(length, start, cure, seed, updates):
 def description(settings):
     """What a run is, beside the most updates that it may have."""
     return {name: str(value) for name, value in asdict(settings).items() if name != "updates"}
+
+
+def leave_interrupts_alone():
+    """Ctrl-C is for the parent, which then ends its children."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def train(settings):
@@ -180,16 +185,14 @@ def main():
     every = [settings_of(*point, seed, options.updates) for point in points for seed in range(options.seeds)]
     missing = [settings for settings in every if results.find(settings) is None]
     print(f"{len(every)} runs, {len(missing)} of them to be made", flush=True)
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+    with get_context("spawn").Pool(options.jobs, leave_interrupts_alone) as pool:
         try:
-            for future in as_completed([pool.submit(train, settings) for settings in missing]):
-                run = future.result()
+            for run in pool.imap_unordered(train, missing):
                 results.add(run)
                 made, end = run["run"], run["failure"] or ("solved" if run["solved"] else f"{run['wrong']:.1%} wrong")
                 about = f"length {made['length']:>3}  {made['init']:10}  clip {made['clip']:>3}  Omega {made['omega']}  seed {made['seed']}"
                 print(f"{about}: {end} after {run['updates']:,} updates", flush=True)
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
             raise SystemExit(f"stopped; what is finished is in {options.json}") from None
     report(results, options)
     draw(results, options)
