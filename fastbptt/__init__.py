@@ -16,10 +16,12 @@ from .functional import (
     rnn_backward,
     rnn_forward,
 )
+from .jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import mean_squared_error, perplexity, softmax_cross_entropy
+from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
-from .regularisation import omega
+from .regularisation import gradient_flossing, omega
 from .truncation import TruncatedBPTT
 
 __all__ = [
@@ -31,18 +33,24 @@ __all__ = [
     "GradientFlow",
     "Gradients",
     "Linear",
+    "LyapunovSpectrum",
     "RMSprop",
     "Tape",
     "TruncatedBPTT",
+    "VanishingCondition",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_num_threads",
+    "gradient_flossing",
     "gradient_flow",
     "gru_backward",
     "gru_forward",
+    "jacobian_product_norms",
+    "log_singular_values",
     "lstm_backward",
     "lstm_forward",
+    "lyapunov_spectrum",
     "mean_squared_error",
     "omega",
     "perplexity",
@@ -54,4 +62,5 @@ __all__ = [
     "softmax_cross_entropy",
     "tasks",
     "total_norm",
+    "vanishing_condition",
 ]

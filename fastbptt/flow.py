@@ -110,8 +110,8 @@ class GradientFlow:
     def _by_lag(self):
         """Norms that need the gradient of every loss on its own.
 
-        Returns the gradient of w_hh by lag, as norms and exponents; that by loss and step, as log10 of norms; and log10 of the norm of
-        the state gradient by lag and loss.
+        Returns the norms of the gradient of w_hh by lag, and their exponents; the steps t (n,) that have a loss; and decimal logarithms
+        of norms by lag for each of them: of the gradient of w_hh (T, n), and of the state gradient (T+1, n).
         """
         T = self.tape.shape[0]
         h = self.tape.h.astype(np.float64, copy=False)
@@ -119,18 +119,30 @@ class GradientFlow:
             # |sum over b of da_b h_b^T| stays the same if the rows h are turned; in the right frame there are at most B columns of them.
             factor = np.linalg.qr(h[:-1].swapaxes(1, 2), mode="r") if h[:-1].size else h[:-1]
         norm, exponent = np.zeros(T), np.zeros(T, np.int64)
-        log10_part = np.full((T, T), -np.inf)
-        log10_state = np.full((T + 1, T), -np.inf)
+        losses = self._losses()[0]
+        log10_part = np.full((T, len(losses)), -np.inf)
+        log10_state = np.full((T + 1, len(losses)), -np.inf)
         for lag, t, d, da, e in self._losses_back():
-            log10_state[lag, t] = log10_norm(d, e, axis=(1, 2))
+            log10_state[lag, len(losses) - len(t) :] = log10_norm(d, e, axis=(1, 2))
             reached = t >= lag
             t, e = t[reached], e[reached]
-            if not t.size:
-                continue
-            log10_part[t, t - lag] = log10_norm(factor[t - lag] @ da, e, axis=(1, 2))
-            part, exponent[lag] = _sum_of_products(da, e, h[t - lag])
-            norm[lag] = np.linalg.norm(part)
-        return norm, exponent, log10_part, log10_state
+            if t.size:
+                log10_part[lag, len(losses) - len(t) :] = log10_norm(factor[t - lag] @ da, e, axis=(1, 2))
+                part, exponent[lag] = _sum_of_products(da, e, h[t - lag])
+                norm[lag] = np.linalg.norm(part)
+        return norm, exponent, losses, log10_part, log10_state
+
+    def _losses(self):
+        """The steps that have a loss, (n,), and the gradients of the states after them, (n, B, N)."""
+        T, B, H = self.tape.shape
+        d = np.zeros((T, B, H * (1 if self.tape.c is None else 2)))
+        if self._d_out is not None:
+            d[..., :H] = self._d_out
+        for i, part in enumerate(self._d_state):
+            if T and part is not None:
+                d[-1, :, i * H : (i + 1) * H] += part
+        t = np.flatnonzero((d != 0).any(axis=(1, 2)))
+        return t, d[t]
 
     def _losses_back(self):
         """Take the losses of all steps back side by side: their lags are equal, so that one product with w_hh serves all.
@@ -139,18 +151,11 @@ class GradientFlow:
         steps t of the losses, ascending, their state gradients ``d`` (n, B, N) and exponents ``e`` (n,), and, for those with t >= lag,
         the gradients ``da`` of the pre-activations at step t - lag.
         """
-        T, B, H = self.tape.shape
         steps = linearise(self.tape)
-        d = np.zeros((T, B, steps.N))
-        if self._d_out is not None:
-            d[..., :H] = self._d_out
-        for i, part in enumerate(self._d_state):
-            if T and part is not None:
-                d[-1, :, i * H : (i + 1) * H] += part
-        t = np.flatnonzero((d != 0).any(axis=(1, 2)))
-        d, e = d[t], np.zeros(len(t), np.int64)
+        t, d = self._losses()
+        e = np.zeros(len(t), np.int64)
         with np.errstate(all="ignore"):
-            for lag in range(T + 1):
+            for lag in range(len(self.tape) + 1):
                 if not t.size:
                     return
                 d, e = rescale(d, e, axis=(1, 2))
@@ -178,10 +183,14 @@ class GradientFlow:
         with np.errstate(over="ignore"):
             return 10.0**self.log10_contributions
 
-    @property
+    @cached_property
     def log10_contributions(self):
         """(T, T): log10 of `contributions`."""
-        return self._by_lag[2]
+        _, _, losses, log10_part, _ = self._by_lag
+        log10 = np.full((len(log10_part), len(log10_part)), -np.inf)
+        for t, parts in zip(losses, log10_part.T):
+            log10[t, : t + 1] = parts[t::-1]
+        return log10
 
     def lag_gradients(self):
         """The parts of dL/dw_hh by lag, (T, G*H, H): their sum over the first axis is dL/dw_hh.
@@ -205,11 +214,11 @@ class GradientFlow:
         The share is the root mean square of ||dL_t / d state_{t-lag}||, over rows and over the losses that reach so far back, divided by
         that of the same losses at lag 0. NaN where no loss reaches.
         """
-        *_, log10_state = self._by_lag
+        _, _, losses, _, log10_state = self._by_lag
         decay = np.full(len(log10_state), np.nan)
         start = log10_state[0]
         for lag, now in enumerate(log10_state):
-            reach = np.isfinite(start) & (np.arange(len(now)) >= lag - 1)
+            reach = np.isfinite(start) & (losses >= lag - 1)
             if reach.any():
                 decay[lag] = _log10_of_mean_square(now[reach]) - _log10_of_mean_square(start[reach])
         return decay
@@ -222,10 +231,9 @@ class GradientFlow:
         times as losses reach it. -inf if nothing is left anywhere; NaN if there is no gradient, or no step.
         """
         decay = self.log10_decay
-        *_, log10_state = self._by_lag
-        losses = np.isfinite(log10_state[0])
-        weight = np.array([losses[max(lag - 1, 0) :].sum() for lag in range(len(decay))])
+        losses = self._by_lag[2]
         lags = np.flatnonzero(np.isfinite(decay))
+        weight = len(losses) - np.searchsorted(losses, np.arange(len(decay)) - 1)
         if lags.size > 2:
             lags = lags[1:]
         if lags.size < 2:
@@ -266,7 +274,7 @@ class GradientFlow:
         if len(reached) < 2:
             return "no gradient to look at" if not len(reached) else "no steps to look at"
         left = self.log10_decay[reached[-1]]
-        if math.isinf(self.half_life):
+        if self.half_life > 1000 * len(self.log10_decay):
             doubling = LOG10_2 / self.log10_slope if self.log10_slope > 0 else math.inf
             rate = f"doubles every {doubling:.2g} steps" if self.verdict == "exploding" else "no decay"
         else:

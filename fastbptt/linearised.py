@@ -65,6 +65,10 @@ class Linearised:
         da *= slopes
         return np.concatenate([_product(da, self.w_hh), self.keep[t] * dc], axis=-1), da
 
+    def vjp_rows(self, t, d):
+        """`vjp` of k gradients for each row of the batch, (B, k, N) as for `jvp`; (B, k, N)."""
+        return self.vjp(t, d.swapaxes(0, 1))[0].swapaxes(0, 1)
+
     def jvp(self, t, v):
         """Take changes of state t to the changes of state t + 1 that they cause: k of them, as rows.
 

@@ -1,10 +1,12 @@
-"""A penalty on gradients that shrink or grow on their way back through time."""
+"""Penalties on gradients that shrink or grow on their way back through time."""
 
 import numpy as np
 
 from . import _checks
+from ._frames import orthonormalise, random_frame
 from ._state_gradients import _state_gradients, log10_norm
-from .linearised import check_loss, linearise
+from .functional import Gradients
+from .linearised import check_loss, check_tape, linearise
 
 
 def omega(tape, d_out, d_state=None, *, least=1e-10):
@@ -68,3 +70,114 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
         d_z = np.where(counts, 4 * (q - 1) / squared, 0.0)[..., None] * z[..., :H] / n
     d_w_hh = np.where(counts[..., None], da, 0.0).reshape(-1, da.shape[-1]).T @ d_z.reshape(-1, H)
     return float(((q - 1) ** 2).sum() / n), d_w_hh.astype(tape.w_hh.dtype, copy=False)
+
+
+def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
+    r"""Gradient flossing (Engelken 2023): keep the leading Lyapunov exponents of an RNN near a target, and its exact derivative.
+
+    .. math:: L = \frac{1}{B k} \sum_b \sum_{i=1}^k (\lambda_{b,i} - \mathrm{target})^2, \qquad
+        \lambda_i = \frac{1}{T} \sum_t \ln |R_{t,ii}|, \qquad Q_t R_t = J_t Q_{t-1}
+
+    Exponents of 0 let gradients pass over many steps without vanishing or exploding. The derivative goes back through the QR
+    decompositions, the Jacobians and the states; it is as if L had been computed on the tape.
+
+    Parameters
+    ----------
+    tape : Tape
+        Of `rnn_forward`; with a leak or without.
+    k : int or None
+        How many exponents; None means all H.
+    target : float
+        In nats per step.
+    burn_in : int
+        Steps at the start whose growth is not counted, while the frame comes into line.
+
+    Returns
+    -------
+    value : float
+    grads : Gradients
+        As of the backward pass, in the tape's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `lyapunov_spectrum`; or if the tape is not that of an RNN.
+
+    Notes
+    -----
+    The frames of all steps are kept: T * B * k * (H + k) numbers. Where a step loses rank (a ReLU is off, and k is H), the exponents are
+    -inf and have no derivative.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> w_hh = np.full((1, 1), 0.5)
+    >>> out, h_n, tape = fastbptt.rnn_forward(np.ones((10, 1, 1)), None, np.ones((1, 1)), w_hh, nonlinearity="identity")
+    >>> value, grads = fastbptt.gradient_flossing(tape)
+    >>> np.allclose([value, grads.w_hh.item()], [np.log(0.5) ** 2, 2 * np.log(0.5) / 0.5])
+    True
+    """
+    T, B, H = check_tape(tape)
+    if tape.cell != "rnn":
+        raise ValueError(f"tape: expected the tape of rnn_forward, got that of {tape.cell}_forward")
+    k = H if k is None else _checks.size("k", k)
+    if k > H:
+        raise ValueError(f"k: expected at most the {H} units, got {k}")
+    target, burn_in = _checks.number("target", target, -np.inf), _checks.size("burn_in", burn_in, 0)
+    if burn_in >= T:
+        raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {burn_in}")
+
+    steps = linearise(tape)
+    h, w_hh, w_ih = (array.astype(np.float64, copy=False) for array in (tape.h, tape.w_hh, tape.w_ih))
+    x = np.eye(w_ih.shape[1])[tape.x] if tape.x.ndim == 2 else tape.x.astype(np.float64, copy=False)
+    leak = 1.0 if tape.leak is None else tape.leak.astype(np.float64)
+    curvature = _curvature(tape, steps.gate_slopes)
+    with np.errstate(all="ignore"):
+        frames, triangles = [random_frame(B, k, H)], []
+        for t in range(T):
+            q, r = orthonormalise(steps.jvp(t, frames[-1]))
+            frames.append(q)
+            triangles.append(r)
+        growth = np.abs(np.diagonal(triangles[burn_in:], axis1=2, axis2=3))
+        exponents = np.log(growth).mean(axis=0)
+        d_log = 2 * (exponents - target) / (exponents.size * (T - burn_in))
+
+        # v^T = q^T r at every step. To add to a tangent some of those before it changes no r_ii, and its length cancels from one step to
+        # the next: of the derivative of the decompositions, there is only r's inverse, a start at the last frame and an end at the first.
+        dw_hh, da, dh = np.zeros_like(w_hh), np.empty((T, B, H)), np.zeros((B, H))
+        dq = d_log[..., None] * frames[T]
+        for t in reversed(range(T)):
+            dv = np.linalg.solve(triangles[t], dq)
+            # v = keep q_before + slopes (q_before w_hh^T), with slopes = leak f'(a)
+            q = frames[t]
+            dw_hh += (steps.slopes[t][:, None] * dv).reshape(-1, H).T @ q.reshape(-1, H)
+            da[t] = leak * curvature[t] * (dv * (q @ w_hh.T)).sum(axis=1)
+            dq = steps.vjp_rows(t, dv)
+            if t == burn_in:
+                dq -= d_log[..., None] * q
+            # h_t = keep h_{t-1} + leak f(a)
+            dh, through_state = steps.vjp(t, dh)
+            dh += da[t] @ w_hh
+            da[t] += through_state
+    rows = da.reshape(-1, H)
+    dw_hh += rows.T @ h[:-1].reshape(-1, H)
+    grads = Gradients(
+        da @ w_ih if tape.x.ndim == 3 else None,
+        dh,
+        rows.T @ x.reshape(-1, x.shape[-1]),
+        dw_hh,
+        None if tape.b_ih is None else rows.sum(axis=0),
+        None if tape.b_hh is None else rows.sum(axis=0),
+    )
+    value = float(((exponents - target) ** 2).mean()) if B else 0.0
+    return value, Gradients(*(None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads))
+
+
+def _curvature(tape, slope):
+    """f''(a) of an RNN's nonlinearity, (T, B, H), given f'(a)."""
+    f_a = (tape.h[1:] if tape.gates is None else tape.gates).astype(np.float64, copy=False)
+    if tape.nonlinearity == "tanh":
+        return -2 * f_a * slope
+    if tape.nonlinearity == "sigmoid":
+        return (1 - 2 * f_a) * slope
+    return np.zeros_like(slope)

@@ -1,13 +1,17 @@
-"""The regulariser: against its definition on the reference's gradients, and its derivative against central differences."""
+"""The regularisers: against their definitions, and their derivatives against central differences."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, arrays_of, histories, random_problem
+from problems import CELLS, WEIGHTS, arrays_of, histories, random_problem
 from tolerances import DTYPES
 
 import fastbptt
 import fastbptt.reference
 from fastbptt.linearised import linearise
+
+# Omega
 
 
 def state_gradients(problem, tape):
@@ -111,3 +115,65 @@ def test_bad_input():
         fastbptt.omega(tape, problem.d_out[:, :1])
     with pytest.raises(ValueError, match="least: expected a number at least 0"):
         fastbptt.omega(tape, problem.d_out, least=-1)
+
+
+# Gradient flossing
+
+
+def flossing(problem, **options):
+    return fastbptt.gradient_flossing(problem.forward(fastbptt)[2], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 2, "burn_in": 3, "target": -0.5}], ids=str)
+@pytest.mark.parametrize("cell", ["rnn-tanh", "rnn-sigmoid", "rnn-identity", "leaky-tanh", "leaky-relu-units"])
+def test_every_derivative_of_flossing_against_central_differences(cell, options):
+    problem = random_problem(cell, T=7, B=2, I=3, H=4, seed=3, gain=1.5)
+    value, grads = flossing(problem, **options)
+    assert value > 0.01
+    if options == {}:
+        exponents = fastbptt.lyapunov_spectrum(problem.forward(fastbptt)[2]).exponents
+        assert value == pytest.approx((exponents**2).mean(), rel=1e-12)
+    step = 1e-5
+    for key in ("x", ("state", 0), *WEIGHTS):
+        array = dict(problem.arrays())[key]
+        expected = np.empty_like(array)
+        for index in np.ndindex(array.shape):
+            up, down = array.copy(), array.copy()
+            up[index] += step
+            down[index] -= step
+            expected[index] = (
+                flossing(problem.with_array(key, up), **options)[0] - flossing(problem.with_array(key, down), **options)[0]
+            ) / (2 * step)
+        got = grads.state if key == ("state", 0) else getattr(grads, key)
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7, err_msg=str(key))
+
+
+def test_flossing_keeps_exponents_at_the_target():
+    """Plain gradient descent on the weights takes a quiet net to the edge."""
+    problem = random_problem("rnn-tanh", T=30, B=1, I=2, H=8, gain=0.5)
+    before, _ = flossing(problem, k=2, burn_in=5)
+    for _ in range(60):
+        _, grads = flossing(problem, k=2, burn_in=5)
+        problem = replace(problem, w_hh=problem.w_hh - 0.1 * grads.w_hh)
+    after, _ = flossing(problem, k=2, burn_in=5)
+    assert after < 0.05 * before
+
+
+def test_flossing_takes_tokens_and_float32():
+    problem = random_problem("rnn-tanh", tokens=True, biases=(True, False))
+    value, grads = flossing(problem)
+    dense = flossing(replace(problem, x=np.eye(4)[problem.x]))
+    assert grads.x is None and grads.b_hh is None and value == pytest.approx(dense[0], rel=1e-12)
+    np.testing.assert_allclose(grads.w_ih, dense[1].w_ih, rtol=1e-9, atol=1e-12)
+    single = flossing(problem.astype(np.float32))
+    assert {grad.dtype for grad in single[1] if grad is not None} == {np.dtype(np.float32)}
+    assert single[0] == pytest.approx(value, rel=1e-4)
+
+
+def test_what_cannot_be_flossed():
+    with pytest.raises(ValueError, match="tape: expected the tape of rnn_forward, got that of gru_forward"):
+        flossing(random_problem("gru"))
+    with pytest.raises(ValueError, match="k: expected at most the 7 units, got 8"):
+        flossing(random_problem("rnn-tanh"), k=8)
+    with pytest.raises(ValueError, match="burn_in: expected fewer than the tape's 5 steps, got 5"):
+        flossing(random_problem("rnn-tanh"), burn_in=5)

@@ -1,0 +1,186 @@
+"""Lyapunov exponents against what is known in closed form."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+from problems import CELLS, random_problem
+
+import fastbptt
+from fastbptt._frames import orthonormalise, random_frame, stretch
+from fastbptt.linearised import linearise
+from fastbptt.lyapunov import time_means
+
+
+def autonomous(w_hh, T, h0, **options):
+    """The tape of a net without input from the states h0 (B, H)."""
+    H = len(w_hh)
+    return fastbptt.rnn_forward(np.zeros((T, len(h0), 1)), h0, np.zeros((H, 1)), w_hh, **options)[2]
+
+
+def gaussian(N, g, seed=0):
+    return g / math.sqrt(N) * np.random.default_rng(seed).standard_normal((N, N))
+
+
+@pytest.mark.parametrize("g", [0.9, 3.0, 5.0, 12.0])
+def test_the_sum_is_the_mean_growth_of_volume(g):
+    """ln |det J| + mean of sum ln f'(a): exact for any N and T, and hard where units are deep in saturation (f' = 1e-40 at g = 12)."""
+    J = gaussian(40, g)
+    tape = autonomous(J, 120, np.random.default_rng(1).standard_normal((2, 40)))
+    a = np.abs(tape.h[:-1] @ J.T)
+    log_slope = math.log(4) - 2 * a - 2 * np.log1p(np.exp(-2 * a))
+    expected = np.linalg.slogdet(J)[1] + log_slope.sum(axis=-1).mean(axis=0)
+    np.testing.assert_allclose(fastbptt.lyapunov_spectrum(tape).exponents.sum(axis=-1), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("every", [1, 2, None])
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn-relu"])  # where a unit that is off makes all determinants 0
+def test_the_sum_is_that_of_the_determinants(cell, every):
+    _, _, tape = random_problem(cell, T=30, seed=1, gain=1.5).forward(fastbptt)
+    steps = linearise(tape)
+    expected = np.mean([np.linalg.slogdet(steps.jacobian(t))[1] for t in range(10, 30)], axis=0)
+    got = fastbptt.lyapunov_spectrum(tape, burn_in=10, every=every)
+    assert got.exponents.shape == got.stderr.shape == (3, steps.N)
+    assert (np.diff(got.exponents, axis=-1) <= 0).all()
+    np.testing.assert_allclose(got.exponents.sum(axis=-1), expected, atol=1e-8 if every is None else 1e-6 if every == 2 else 1e-9)
+
+
+def test_a_linear_net_with_eigenvalues_apart():
+    eigenvalues = np.array([1.1, -0.9, 0.6, 0.3, -0.05])
+    S = np.random.default_rng(0).standard_normal((5, 5))
+    J = S @ np.diag(eigenvalues) @ np.linalg.inv(S)
+    tape = autonomous(J, 400, np.zeros((1, 5)), nonlinearity="identity")
+    got = fastbptt.lyapunov_spectrum(tape, burn_in=300)
+    np.testing.assert_allclose(got.exponents[0], np.log(np.abs(eigenvalues)), atol=1e-10)
+    assert (got.stderr < 1e-10).all()
+
+
+def test_a_quiet_tanh_net_has_the_eigenvalues_of_its_weights():
+    J = gaussian(20, 0.8)
+    tape = autonomous(J, 4000, np.zeros((1, 20)))
+    got = fastbptt.lyapunov_spectrum(tape, burn_in=200, every=None)
+    expected = np.sort(np.log(np.abs(np.linalg.eigvals(J))))[::-1]
+    np.testing.assert_allclose(got.exponents[0], expected, atol=2e-3)
+
+
+def test_random_gaussian_steps_and_the_standard_error():
+    """A fresh matrix at every step: lambda_i = ln g + (ln(2 / N) + psi((N - i + 1) / 2)) / 2, for every N."""
+    N, g, rows, T = 4, 1.3, 200, 400
+    rng = np.random.default_rng(0)
+
+    def push(t, v):
+        return v @ (g / math.sqrt(N) * rng.standard_normal((rows, N, N)))
+
+    exact = [math.log(g) + (math.log(2 / N) + float(mpmath.digamma((N - i) / 2))) / 2 for i in range(N)]
+    assert sum(exact) - N * math.log(g) == pytest.approx(-2.427020, abs=1e-6)
+    exponents, stderr = time_means(stretch(push, range(T), random_frame(rows, N, N))[0])
+    errors = (exponents - exact) / stderr
+    assert np.abs(errors.mean(axis=0)).max() < 4 / math.sqrt(rows)
+    np.testing.assert_allclose(errors.std(axis=0), 1, atol=0.25)
+
+
+def test_the_standard_error_allows_for_correlations():
+    """A process with correlation 0.8 from step to step has 3 times the error of one without: sqrt((1 + 0.8) / (1 - 0.8))."""
+    rng = np.random.default_rng(0)
+    x = np.zeros((4000, 100, 1))
+    for t in range(1, len(x)):
+        x[t] = 0.8 * x[t - 1] + 0.6 * rng.standard_normal((100, 1))
+    exponents, stderr = time_means(x)
+    assert stderr.mean() == pytest.approx(3 / math.sqrt(4000), rel=0.1)
+    assert exponents.std() == pytest.approx(3 / math.sqrt(4000), rel=0.25)
+
+
+def test_the_henon_map():
+    """x' = 1 - 1.4 x^2 + 0.3 y', y' = x: its area shrinks by 0.3 at every step, exactly."""
+    x, y, jacobians = 0.1, 0.1, []
+    for _ in range(5000):
+        jacobians.append(np.array([[-2.8 * x, 1.0], [0.3, 0.0]]))
+        x, y = 1 - 1.4 * x * x + y, 0.3 * x
+    logs, _ = stretch(lambda t, v: v @ jacobians[t].T, range(5000), random_frame(1, 2, 2))
+    exponents, stderr = time_means(logs)
+    assert exponents.sum() == pytest.approx(math.log(0.3), abs=1e-12)
+    assert abs(exponents[0, 0] - 0.4192) < 4 * stderr[0, 0] < 0.05
+
+
+def test_a_chaotic_net_of_200_units():
+    """g = 3: .310249 for N to infinity by mean field theory, and at N = 200 less by some 3 / N; the mean over all exponents -2.272805."""
+    J = gaussian(200, 3, seed=5)
+    tape = autonomous(J, 2200, np.random.default_rng(1).standard_normal((1, 200)))
+    exponents, stderr = fastbptt.lyapunov_spectrum(tape, 4, burn_in=200, every=None)
+    bias = 0.310249 - exponents[0, 0]
+    assert 0 < stderr[0, 0] < 0.01
+    assert -3 * stderr[0, 0] < bias < 0.03 + 3 * stderr[0, 0]
+    whole = fastbptt.lyapunov_spectrum(tape.last(150)).exponents
+    assert whole.mean() == pytest.approx(-2.272805, abs=0.05)
+
+
+def test_cells_without_weights():
+    """What a state forgets by then is its exponent; an LSTM's h is made anew at every step, which is one of -inf."""
+    b = np.zeros(8)
+    b[2:4] = 1
+    _, _, tape = fastbptt.lstm_forward(np.zeros((20, 1, 3)), None, np.zeros((8, 3)), np.zeros((8, 2)), b)
+    got = fastbptt.lyapunov_spectrum(tape, burn_in=5).exponents[0]
+    np.testing.assert_allclose(got[:2], -math.log1p(math.exp(-1)), rtol=1e-12)
+    assert np.isneginf(got[2:]).all()
+    _, _, tape = fastbptt.gru_forward(np.zeros((20, 1, 3)), None, np.zeros((6, 3)), np.zeros((6, 2)), np.repeat([0.0, 2.0, 0.0], 2))
+    np.testing.assert_allclose(fastbptt.lyapunov_spectrum(tape).exponents, -math.log1p(math.exp(-2)), rtol=1e-12)
+
+
+def test_leading_exponents_alone():
+    _, _, tape = random_problem("gru", T=400, gain=2.0, H=6).forward(fastbptt)
+    whole = fastbptt.lyapunov_spectrum(tape, burn_in=100)
+    for every in (1, 5, None):
+        some = fastbptt.lyapunov_spectrum(tape, 2, burn_in=100, every=every)
+        assert some.exponents.shape == (3, 2)
+        np.testing.assert_allclose(some.exponents, whole.exponents[:, :2], atol=5e-3)
+
+
+def test_windows_are_chosen_so_that_no_exponent_is_lost():
+    """From 1.5 to 1e-7 in one step: QR decompositions every 5 steps lose the small ones, and those of ``every=None`` do not."""
+    rates = np.array([1.5, 0.5, 1e-3, 1e-7])
+    q = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    tape = autonomous(q @ np.diag(rates) @ q.T, 300, np.zeros((1, 4)), nonlinearity="identity")
+    chosen, fixed = (fastbptt.lyapunov_spectrum(tape, burn_in=20, every=every).exponents[0] for every in (None, 5))
+    np.testing.assert_allclose(chosen, np.log(rates), atol=1e-6)
+    assert abs(fixed[3] - math.log(1e-7)) > 1
+
+
+def test_rows_do_not_depend_on_the_batch():
+    problem = random_problem("lstm", T=20, B=3)
+    whole = fastbptt.lyapunov_spectrum(problem.forward(fastbptt)[2]).exponents
+    for i in range(3):
+        alone = fastbptt.lyapunov_spectrum(problem.rows(slice(i, i + 1)).forward(fastbptt)[2]).exponents
+        np.testing.assert_allclose(whole[i], alone[0], rtol=1e-9)
+
+
+def test_float32_tapes_are_worked_on_in_float64():
+    problem = random_problem("leaky-tanh", T=40)
+    double, single = (fastbptt.lyapunov_spectrum(p.forward(fastbptt)[2]).exponents for p in (problem, problem.astype(np.float32)))
+    assert single.dtype == np.float64
+    np.testing.assert_allclose(single, double, atol=1e-5)
+
+
+@pytest.mark.parametrize("grading", [1.0, 1e-3, 1e-30])
+def test_orthonormal_frames(grading):
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 5, 8)) * rng.permutation(np.geomspace(1, grading, 8))
+    frame, r = orthonormalise(v)
+    np.testing.assert_allclose(frame @ frame.swapaxes(1, 2), np.broadcast_to(np.eye(5), (2, 5, 5)), atol=1e-14)
+    np.testing.assert_allclose(r.swapaxes(1, 2) @ frame, v, rtol=1e-10, atol=1e-15)
+    np.testing.assert_array_equal(np.tril(r, -1), 0)
+
+
+def test_what_has_no_spectrum():
+    _, _, tape = random_problem("lstm").forward(fastbptt)
+    with pytest.raises(TypeError, match="tape: expected the tape of a forward pass"):
+        fastbptt.lyapunov_spectrum(tape.h)
+    with pytest.raises(ValueError, match="k: expected at most the 14 dimensions of the state, got 15"):
+        fastbptt.lyapunov_spectrum(tape, 15)
+    with pytest.raises(ValueError, match="k: expected an integer of at least 1, got 0"):
+        fastbptt.lyapunov_spectrum(tape, 0)
+    with pytest.raises(ValueError, match="burn_in: expected fewer than the tape's 5 steps, got 5"):
+        fastbptt.lyapunov_spectrum(tape, burn_in=5)
+    with pytest.raises(TypeError, match="every: expected an integer"):
+        fastbptt.lyapunov_spectrum(tape, every=1.5)
+    assert np.isnan(fastbptt.lyapunov_spectrum(tape, burn_in=2).stderr).all()
