@@ -182,7 +182,10 @@ def main():
 
     results = Results(options.json)
     points = [(length, start, cure) for length in sorted(options.lengths) for start in options.starts for cure in options.cures]
-    every = [settings_of(*point, seed, options.updates) for point in points for seed in range(options.seeds)]
+    try:
+        every = [settings_of(*point, seed, options.updates) for point in points for seed in range(options.seeds)]
+    except ValueError as error:
+        parser.error(str(error))
     missing = [settings for settings in every if results.find(settings) is None]
     print(f"{len(every)} runs, {len(missing)} of them to be made", flush=True)
     with get_context("spawn").Pool(options.jobs, leave_interrupts_alone) as pool:
