@@ -378,7 +378,7 @@ def _first_nonfinite(tape, d_out, d_state, dh, dc):
 
 def _find(array, last=False):
     """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
-    if array is None or np.isfinite(array).all():
+    if array is None or math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
         return None
     wrong = np.argwhere(~np.isfinite(array))
     if last:

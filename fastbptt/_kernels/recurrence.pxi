@@ -88,6 +88,8 @@ cdef struct Run:
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
     real *scratch                  # GRADIENT_SCRATCH for each worker
+    real *all_dh                   # (T+1, B, H): where dL/dh_t is to be kept, or NULL
+    real *all_dc
     # ... of rows that are not grouped
     TimeBlock block                    # the one at hand
     Py_ssize_t low_of[MAX_THREADS]   # block.low, of each task's share of it
@@ -444,6 +446,8 @@ cdef Py_ssize_t recur_back(Run *run, const TimeBlock *block, Patch patch, int wo
     cdef Py_ssize_t t = block.t1 - 1
     while t >= block.t0:
         through_product(run, block, t, patch)
+        if run.all_dh != NULL:
+            keep_state_gradient(run, t + 1, patch)
         if t < run.first_loss and is_zero(run, patch):
             clear_da(run, block, t, patch)
             return t + 1
@@ -452,6 +456,8 @@ cdef Py_ssize_t recur_back(Run *run, const TimeBlock *block, Patch patch, int wo
         if interrupted(&run.watch, worker, patch_work(run, patch)):
             return block.t0
     through_product(run, block, t, patch)
+    if run.all_dh != NULL and t < 0:
+        keep_state_gradient(run, 0, patch)
     return block.t0
 
 
@@ -471,6 +477,8 @@ cdef void recur_back_part(void *context, Py_ssize_t i, int part, int worker) noe
         run.low_of[part] = t + 1
         return
     through_product(run, block, t, patch)
+    if run.all_dh != NULL and (t >= block.t0 or t < 0):
+        keep_state_gradient(run, t + 1, patch)
     if t < block.t0:
         return
     if t < run.first_loss and is_zero(run, patch):
@@ -491,6 +499,16 @@ cdef void through_product(const Run *run, const TimeBlock *block, Py_ssize_t t, 
         # reverse of: a_{t+1} += h_t W_hh^T
         product(1, p.b1 - p.b0, p.u1 - p.u0, run.N, rows(block.da_h + da_row(block, t + 1, p.b0) * run.N, 0, run.N), 1,
                 panels_from(run.w_hh, p.u0 // LANES), dh, dh)
+
+
+cdef void keep_state_gradient(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """dL/dh_t, and dL/dc_t, of the patch."""
+    cdef Py_ssize_t b, at, slot = t * run.B * run.H
+    for b in range(p.b0, p.b1):
+        at = b * run.H + p.u0
+        memcpy(run.all_dh + slot + at, run.dh + at, (p.u1 - p.u0) * sizeof(real))
+        if run.dc != NULL:
+            memcpy(run.all_dc + slot + at, run.dc + at, (p.u1 - p.u0) * sizeof(real))
 
 
 cdef bint is_zero(const Run *run, Patch p) noexcept nogil:
