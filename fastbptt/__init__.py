@@ -1,6 +1,6 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
-from . import reference
+from . import reference, tasks
 from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
@@ -18,7 +18,7 @@ from .functional import (
 )
 from .jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
 from .layers import GRU, LSTM, RNN, Linear
-from .losses import perplexity, softmax_cross_entropy
+from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
 from .regularisation import gradient_flossing, omega
@@ -51,6 +51,7 @@ __all__ = [
     "lstm_backward",
     "lstm_forward",
     "lyapunov_spectrum",
+    "mean_squared_error",
     "omega",
     "perplexity",
     "reference",
@@ -59,6 +60,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",
+    "tasks",
     "total_norm",
     "vanishing_condition",
 ]

@@ -79,13 +79,17 @@ def build_parser():
 
 def add_train(commands):
     from .functional import NONLINEARITIES
+    from .init import STARTS
+    from .tasks import TASKS
     from .train.model import CELLS
-    from .train.settings import DTYPES, RATES, SCHEDULES, UPDATES, Settings
+    from .train.settings import DTYPES, OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
 
     parser = commands.add_parser(
         "train",
-        help="train a character-level recurrent net on a text",
-        description="Train a character-level recurrent net on a text by truncated backpropagation through time, and see what it has learned.",
+        help="train a recurrent net on a text or a task",
+        description="Train a recurrent net by backpropagation through time, and see what it has learned: to predict a text, character by "
+        "character, or with --task to solve one of the classic tasks that need a long memory, until less than 1 % of 10,000 fresh "
+        "sequences are answered wrongly.",
     )
     parser.set_defaults(command=train)
     parser.add_argument("file", nargs="?", metavar="FILE", help="a text in UTF-8 (default: the English that comes with Python)")
@@ -93,24 +97,43 @@ def add_train(commands):
     def option(group, name, default, help, **how):
         group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
 
+    def both(name):
+        """The default for a text, and that for a task if it is another."""
+        text, task = (getattr(settings, name) for settings in (TextSettings, TaskSettings))
+        return text if text == task else f"{text}; of a task {task}"
+
+    task = parser.add_argument_group("a task instead of a text")
+    task.add_argument("--task", choices=tuple(TASKS), metavar="NAME", help=", ".join(TASKS))
+    option(task, "length", TaskSettings.length, "steps of a sequence, or LOW:HIGH for any from LOW to HIGH - 1", type=length, metavar="L")
+    option(task, "check-every", TaskSettings.check_every, "updates between exams on fresh sequences", type=int, metavar="N")
+
     net = parser.add_argument_group("the net")
-    option(net, "cell", Settings.cell, ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
-    option(net, "nonlinearity", "tanh", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
-    option(net, "dtype", Settings.dtype, ", ".join(DTYPES), choices=DTYPES, metavar="D")
-    option(net, "hidden", Settings.hidden, "units of the recurrent layer", type=int, metavar="H")
+    option(net, "cell", both("cell"), ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
+    made_for = ", ".join(f"{start.nonlinearity} with --init {name}" for name, start in STARTS.items() if start.nonlinearity != "tanh")
+    option(net, "nonlinearity", f"tanh; {made_for}", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
+    option(net, "dtype", both("dtype"), ", ".join(DTYPES), choices=DTYPES, metavar="D")
+    option(net, "hidden", both("hidden"), "units of the recurrent layer", type=int, metavar="H")
+    option(net, "init", "default; of a task, with the rnn, basic-tanh", f"how it starts: {', '.join(STARTS)}", choices=STARTS, metavar="S")
 
     learning = parser.add_argument_group("learning")
-    option(learning, "seq-len", Settings.seq_len, "steps in a window: how far each gradient goes back", type=int, metavar="T")
-    option(learning, "batch", Settings.batch, "streams of text read in parallel", type=int, metavar="B")
-    option(learning, "lr", f"{RATES[Settings.cell]:g} / hidden, at most 0.01, with {Settings.cell}", "highest learning rate", type=float)
     option(
-        learning, "schedule", Settings.schedule, f"how the learning rate goes on: {', '.join(SCHEDULES)}", choices=SCHEDULES, metavar="S"
+        learning, "seq-len", TextSettings.seq_len, "of a text: steps in a window, how far each gradient goes back", type=int, metavar="T"
     )
-    option(learning, "clip", f"{Settings.clip:g}", "largest gradient norm; inf for any", type=float, metavar="NORM")
-    option(learning, "seed", Settings.seed, "seed; the same one gives the same result", type=int)
-    length = learning.add_mutually_exclusive_group()
-    option(length, "updates", UPDATES, "length of the run", type=int, metavar="N")
-    option(length, "minutes", "none", "length of the run by the clock, instead", type=float, metavar="M")
+    option(learning, "batch", both("batch"), "streams of text, or sequences, read in parallel", type=int, metavar="B")
+    option(learning, "optimiser", both("optimiser"), ", ".join(OPTIMISERS), choices=OPTIMISERS, metavar="O")
+    rate = (
+        f"{RATES[TextSettings.cell]:g} / hidden, at most 0.01, with {TextSettings.cell}; 1 with sgd; of a task 0.01, and 0.001 without sgd"
+    )
+    option(learning, "lr", rate, "highest learning rate", type=float)
+    how = f"how the learning rate goes on: {', '.join(SCHEDULES)}"
+    option(learning, "schedule", both("schedule"), how, choices=tuple(SCHEDULES), metavar="S")
+    option(learning, "clip", f"{TextSettings.clip:g}", "largest gradient norm; inf for any", type=float, metavar="NORM")
+    how = "weight of Omega, which keeps gradients from vanishing; 0 for none"
+    option(learning, "omega", f"{TextSettings.omega:g}", how, type=float, metavar="ALPHA")
+    option(learning, "seed", TextSettings.seed, "seed; the same one gives the same result", type=int)
+    until = learning.add_mutually_exclusive_group()
+    option(until, "updates", both("UPDATES"), "length of the run; of a task, at most", type=int, metavar="N")
+    option(until, "minutes", "none", "length of the run by the clock, instead", type=float, metavar="M")
 
     results = parser.add_argument_group("results")
     option(results, "out", f"{DEFAULT_OUT}, or where the resumed checkpoint is", "directory for them", type=Path, metavar="DIR")
@@ -118,11 +141,17 @@ def add_train(commands):
         "--resume", type=Path, metavar="CHECKPOINT", help="go on with a run; other settings than --updates and --minutes stay as they were"
     )
     option(results, "save-every", 15, "seconds between checkpoints", type=float, metavar="S")
-    option(results, "sample", 500, "characters to generate at the end", type=int, metavar="N")
+    option(results, "sample", 500, "of a text: characters to generate at the end", type=int, metavar="N")
     option(results, "temperature", 0.8, "of the sample: 0 always takes the likeliest character", type=float, metavar="T")
     results.add_argument("--no-plot", action="store_true", help="draw no picture")
     results.add_argument("--quiet", action="store_true", help="print the results only")
     option(results, "threads", "FASTBPTT_NUM_THREADS, or all cores", "threads; the result does not depend on it", type=int, metavar="N")
+
+
+def length(text):
+    """A number, or two with a colon between them."""
+    numbers = tuple(int(part) for part in text.split(":"))
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def show_info(_):
@@ -173,8 +202,7 @@ def set_up(options):
     from .train.job import CHECKPOINT, Output, prepare
     from .train.loop import Training
     from .train.resume import resume
-    from .train.settings import Settings
-    from .train.text import read_corpus
+    from .train.settings import TaskSettings, TextSettings
 
     if options.threads is not None:
         try:
@@ -190,13 +218,36 @@ def set_up(options):
         quiet=options.quiet,
         **given(options, ("sample", "temperature", "save_every")),
     )
-    settings = given(options, Settings.__dataclass_fields__)
     if checkpoint is None:
-        training = Training(Settings(**settings), read_corpus(options.file))
+        training = Training(lesson_of(options))
     else:
-        training = resume(checkpoint, options.file, **settings)
+        training = resume(checkpoint, options.file, **given(options, TextSettings.names() | TaskSettings.names()))
+    if training.lesson.kind == "task":
+        refuse(options, ("sample", "temperature"), "a task")
     prepare(output.directory)
     return training, output
+
+
+def lesson_of(options):
+    """The `Lesson` that a new run is to be on."""
+    from .train.settings import TaskSettings, TextSettings
+    from .train.task_lesson import TaskLesson
+    from .train.text import read_corpus
+    from .train.text_lesson import TextLesson
+
+    text, task = TextSettings.names(), TaskSettings.names()
+    if options.task is None:
+        refuse(options, task.keys() - text.keys(), "a text")
+        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file))
+    if options.file is not None:
+        raise ValueError(f"{options.file}: expected a text or a task to learn, got both")
+    refuse(options, text.keys() - task.keys(), "a task")
+    return TaskLesson(TaskSettings(**given(options, task)))
+
+
+def refuse(options, names, what):
+    for name in given(options, names):
+        raise ValueError(f"{name.replace('_', '-')}: {what} has no such setting")
 
 
 def given(options, names):

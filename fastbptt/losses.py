@@ -1,4 +1,4 @@
-"""The loss of a sequence of predictions, with its gradient."""
+"""The losses of predictions, with their gradients."""
 
 import math
 
@@ -72,6 +72,43 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
         d_logits.reshape(-1, V),
     )
     return float(losses.sum()) / n, d_logits
+
+
+def mean_squared_error(outputs, targets):
+    r"""The mean squared error, and its gradient.
+
+    .. math:: L = \frac{1}{n} \sum_i (y_i - \hat{y}_i)^2, \qquad \frac{\partial L}{\partial y_i} = \frac{2}{n} (y_i - \hat{y}_i)
+
+    Parameters
+    ----------
+    outputs, targets : ndarray (...)
+        The predictions y, and what they should be; n is the number of elements.
+
+    Returns
+    -------
+    loss : float
+    d_outputs : ndarray (...)
+        The gradient of the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is said above.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> fastbptt.mean_squared_error(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    (4.5, array([ 0., -3.]))
+    """
+    dtype = _checks.require_float("outputs", outputs)
+    targets = _checks.array("targets", targets, outputs.shape, dtype)
+    n = outputs.size
+    if n == 0:
+        return 0.0, np.zeros(outputs.shape, dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.subtract(outputs, targets, dtype=np.float64)
+        return float(np.square(error).mean()), np.multiply(error, 2 / n).astype(dtype, copy=False)
 
 
 def perplexity(loss):

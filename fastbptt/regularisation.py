@@ -4,9 +4,18 @@ import numpy as np
 
 from . import _checks
 from ._frames import orthonormalise, random_frame
+from ._kernels import memory
 from ._state_gradients import _state_gradients, log10_norm
 from .functional import Gradients
 from .linearised import check_loss, check_tape, linearise
+
+ORDINARY = 1e-100  # norms from here on have squares, and so has their reciprocal
+_SLOPES = {  # f'(a) in terms of h = f(a), as the kernels have it
+    "tanh": lambda h, out: np.subtract(1, np.multiply(h, h, out=out), out=out),
+    "relu": lambda h, out: np.where(h <= 0, 0.0, 1.0),
+    "sigmoid": lambda h, out: np.multiply(h, np.subtract(1, h, out=out), out=out),
+    "identity": lambda h, out: np.ones_like(h),
+}
 
 
 def omega(tape, d_out, d_state=None, *, least=1e-10):
@@ -56,20 +65,72 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
     """
     d_out, d_state = check_loss(tape, d_out, d_state)
     least = _checks.number("least", least, 0)
-    dh, dc, _, exponent = _state_gradients(tape, d_out, d_state)
-    d, H = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:], dh.shape[-1]
-    counts = log10_norm(d, exponent[1:]) >= (np.log10(least) if least else -np.finfo(float).max)
-    n = np.count_nonzero(counts)
+    squared, counts, z, da = _ordinary_passage(tape, d_out, d_state, least) or _passage(tape, d_out, d_state, least)
+    n, H = np.count_nonzero(counts), tape.w_hh.shape[1]
     if not n:
         return 0.0, np.zeros_like(tape.w_hh)
     with np.errstate(all="ignore"):
-        # z = J^T d, its first H elements being d_keep + W_hh^T da;  r = (|z|^2 / |d|^2 - 1)^2
-        z, da = linearise(tape).vjp(slice(None), d)
-        squared = (d**2).sum(axis=-1)
-        q = np.where(counts, (z**2).sum(axis=-1) / squared, 1.0)
-        d_z = np.where(counts, 4 * (q - 1) / squared, 0.0)[..., None] * z[..., :H] / n
-    d_w_hh = np.where(counts[..., None], da, 0.0).reshape(-1, da.shape[-1]).T @ d_z.reshape(-1, H)
-    return float(((q - 1) ** 2).sum() / n), d_w_hh.astype(tape.w_hh.dtype, copy=False)
+        # r = (|z|^2 / |d|^2 - 1)^2, and the first H elements of z are d_keep + W_hh^T da
+        q = np.where(counts, _squared_norm(z) / squared, 1.0)
+        value = ((q - 1) ** 2).sum() / n
+        d_z = z[..., :H]
+        d_z *= np.where(counts, 4 * (q - 1) / (squared * n), 0.0)[..., None]
+        da = da if counts.all() else np.where(counts[..., None], da, 0.0)
+        d_w_hh = da.reshape(-1, da.shape[-1]).T @ d_z.reshape(-1, H)
+        return float(value), d_w_hh.astype(tape.w_hh.dtype, copy=False)
+
+
+def _passage(tape, d_out, d_state, least):
+    """How gradients pass through each step of any tape, however small or large they are.
+
+    Returns
+    -------
+    squared : ndarray (T, B)
+        ||d_t||^2, each times a power of two of its own.
+    counts : bool ndarray (T, B)
+        Where ||d_t|| is at least ``least``, and not 0.
+    z : ndarray (T, B, N)
+        J_t^T d_t, times the root of that power.
+    da : ndarray (T, B, G*H)
+        The gradient of W_hh h_{t-1} + b_hh, likewise.
+    """
+    dh, dc, _, exponent = _state_gradients(tape, d_out, d_state)
+    d = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:]
+    counts = log10_norm(d, exponent[1:]) >= (np.log10(least) if least else -np.finfo(float).max)
+    with np.errstate(all="ignore"):
+        return _squared_norm(d), counts, *linearise(tape).vjp(slice(None), d)
+
+
+def _ordinary_passage(tape, d_out, d_state, least):
+    """The same, without powers of two, for a plain RNN in which no gradient that matters is far from 1; otherwise None.
+
+    That is what training meets. f'(a) follows from f(a), and what leaves a step is what the one before it receives, so that one walk back
+    through the steps is all there is to do.
+    """
+    if tape.cell != "rnn" or tape.leak is not None or least < ORDINARY:
+        return None
+    T, B, H = tape.shape
+    h, w_hh = tape.h[1:].astype(np.float64, copy=False), tape.w_hh.astype(np.float64, copy=False)
+    d, da, z = (memory.empty((T, B, H), h.dtype) for _ in range(3))
+    passed = np.zeros((B, H)) if d_state[0] is None else d_state[0]
+    with np.errstate(all="ignore"):
+        slope = _SLOPES[tape.nonlinearity](h, memory.empty((T, B, H), h.dtype))
+        for t in reversed(range(T)):
+            if d_out is None:
+                d[t] = passed
+            else:
+                np.add(passed, d_out[t], out=d[t])
+            # h_t = f(a_t), with a_t = W_hh h_{t-1} + ...
+            np.multiply(d[t], slope[t], out=da[t])
+            passed = np.matmul(da[t], w_hh, out=z[t])
+        squared = _squared_norm(d)
+    if not (squared <= 1 / ORDINARY).all():  # nor is NaN
+        return None
+    return squared, squared >= least**2, z, da
+
+
+def _squared_norm(vectors):
+    return np.einsum("...i,...i->...", vectors, vectors)
 
 
 def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):

@@ -25,6 +25,8 @@ class TruncatedBPTT:
     ----------
     state : as the layer returns it, or None
         The carried state; None is the start of a sequence.
+    tape : Tape or None
+        The newest window's, until the backward pass has gone through it.
 
     Examples
     --------
@@ -52,6 +54,10 @@ class TruncatedBPTT:
         self._tapes = []
         self._fresh = False
 
+    @property
+    def tape(self):
+        return self._tapes[-1] if self._fresh else None
+
     def forward(self, x):
         """Read the next window of inputs, up to h' steps; returns ``out``."""
         _checks.require_array("x", x)
@@ -66,12 +72,14 @@ class TruncatedBPTT:
             self._fresh = True
         return out
 
-    def backward(self, d_out, *, need_dx=True):
+    def backward(self, d_out, d_state=None, *, need_dx=True):
         """Go back from the newest window's outputs, h steps; add to the layer's `grads`.
 
         Parameters
         ----------
-        d_out : ndarray, shaped as ``out``
+        d_out : ndarray, shaped as ``out``, or None
+        d_state : as the layer takes it, or None
+            The gradient of the loss with respect to the state after the window, apart from what later windows have to do with it.
         need_dx : bool
 
         Returns
@@ -87,7 +95,7 @@ class TruncatedBPTT:
         if not self._fresh:
             raise RuntimeError("TruncatedBPTT.backward: no forward pass since the last backward pass")
         d_out = self.layer._time_first(d_out)
-        dx, d_state = self.layer.backward_through(self._tapes[-1], d_out, need_dx=need_dx)
+        dx, d_state = self.layer.backward_through(self._tapes[-1], d_out, d_state, need_dx=need_dx)
         self._fresh = False
         left = self.h - len(self._tapes[-1])
         for tape in reversed(self._tapes[:-1]):

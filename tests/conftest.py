@@ -1,6 +1,9 @@
-"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`."""
+"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
+
+import functools
 
 import pytest
+from commands import Run
 
 import fastbptt
 
@@ -11,6 +14,12 @@ def threads():
     before = fastbptt.get_num_threads()
     yield fastbptt.set_num_threads
     fastbptt.set_num_threads(before)
+
+
+@pytest.fixture
+def run(capsys):
+    """The command in this process: ``run("train", ...)`` is a `Run`."""
+    return functools.partial(Run, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Softmax cross-entropy and perplexity."""
+"""Softmax cross-entropy, the mean squared error, and perplexity."""
 
 import numpy as np
 import pytest
-from tolerances import assert_close
+from tolerances import DTYPES, TOLERANCES, assert_close
 
 import fastbptt
 
@@ -235,3 +235,57 @@ def test_perplexity():
     assert fastbptt.perplexity(np.log(50)) == pytest.approx(50)
     assert fastbptt.perplexity(1e6) == np.inf and fastbptt.perplexity(np.inf) == np.inf
     assert np.isnan(fastbptt.perplexity(np.nan))
+
+
+# --- The mean squared error -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (5, 3), (1, 20, 1)], ids=str)
+def test_the_mean_squared_error(shape, dtype):
+    rng = np.random.default_rng(0)
+    outputs, targets = (np.asarray(rng.standard_normal(shape)).astype(dtype) for _ in range(2))
+    loss, d_outputs = fastbptt.mean_squared_error(outputs, targets)
+    error = outputs.astype(np.longdouble) - targets
+    assert isinstance(loss, float) and d_outputs.dtype == dtype
+    assert loss == pytest.approx(float((error**2).mean()), rel=1e-14)
+    assert_close("d_outputs", d_outputs, 2 * error / error.size, 4 * TOLERANCES[dtype].eps)
+
+
+def test_the_mean_squared_error_is_that_of_pytorch(torch):
+    outputs, targets = np.random.default_rng(0).standard_normal((2, 4, 5, 3))
+    theirs = torch.tensor(outputs, requires_grad=True)
+    expected = torch.nn.functional.mse_loss(theirs, torch.tensor(targets))
+    expected.backward()
+    loss, d_outputs = fastbptt.mean_squared_error(outputs, targets)
+    assert loss == pytest.approx(expected.item(), rel=1e-14)
+    assert_close("d_outputs", d_outputs, theirs.grad.numpy(), 1e-15)
+
+
+def test_squared_errors_of_extremes():
+    loss, d_outputs = fastbptt.mean_squared_error(np.float32([3e38, 0]), np.float32([-3e38, 0]))
+    assert loss == pytest.approx(1.8e77, rel=1e-6) and np.isinf(fastbptt.mean_squared_error(np.array([1e200]), np.zeros(1))[0])
+    assert d_outputs.tolist() == [np.inf, 0]
+    assert np.isnan(fastbptt.mean_squared_error(np.array([np.inf]), np.array([np.inf]))[0])
+    loss, d_outputs = fastbptt.mean_squared_error(np.zeros((0, 3)), np.zeros((0, 3)))
+    assert loss == 0.0 and d_outputs.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "error", "message"),
+    [
+        (None, np.zeros(3), TypeError, "outputs: expected a NumPy array, got NoneType"),
+        (np.zeros(3, int), np.zeros(3), TypeError, "outputs: expected dtype float64 or float32 in native byte order, got int64"),
+        (np.zeros(3), [0.0] * 3, TypeError, "targets: expected a NumPy array, got list"),
+        (
+            np.zeros(3),
+            np.zeros(3, np.float32),
+            TypeError,
+            "targets: expected dtype float64 like the other arrays of this call, got float32",
+        ),
+        (np.zeros((5, 3)), np.zeros((3, 5)), ValueError, r"targets: expected shape \(5, 3\), got \(3, 5\)"),
+    ],
+)
+def test_bad_arguments_of_the_mean_squared_error(outputs, targets, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        fastbptt.mean_squared_error(outputs, targets)

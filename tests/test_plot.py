@@ -22,13 +22,33 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_picture(tmp_path, case):
-    losses, norms, clip, held_out_loss = CASES[case]
-    path = tmp_path / "picture.png"
-    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
+    losses, norms, clip, level = CASES[case]
+    level = None if level is None else (level, "held-out $text")
+    one, same = (drawn(tmp_path / "picture.png", losses, norms, clip=clip, level=level, perplexities=True) for _ in range(2))
+    assert one == same
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"errors": []},
+        {"errors": [(500, 1.0), (1000, 0.0)], "solved": 0.01, "level": (1.386, "by chance")},
+        {"errors": [(3, 0.5)], "omegas": np.geomspace(1, 1e-9, 1000)},
+        {"omegas": np.zeros(1000)},
+    ],
+    ids=str,
+)
+def test_pictures_with_more_to_show(tmp_path, options):
+    losses, norms, clip, _ = CASES["an ordinary run"]
+    assert drawn(tmp_path / "picture.png", losses, norms, clip=clip, **options)
+
+
+def drawn(path, *curves, **options):
+    """The picture's bytes."""
+    plot_training(path, *curves, title="100 % of $x_1", **options)
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
-    plot_training(path, losses, norms, clip=clip, held_out_loss=held_out_loss, title="100 % of $x_1")
-    assert path.read_bytes() == content
+    return content
 
 
 def test_a_directory_that_is_not_there(tmp_path):

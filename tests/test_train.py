@@ -13,19 +13,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import assert_fails, command, started
 from processes import current_level, environment, run_python
 
 import fastbptt
-from fastbptt import cli, reference
+from fastbptt import reference
 
 pytest.importorskip("safetensors")
 
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS, CharacterModel
+from fastbptt.train.model import CELLS, Model
 from fastbptt.train.resume import resume, save
-from fastbptt.train.settings import DTYPES, SCHEDULES, Settings
+from fastbptt.train.settings import DTYPES, SCHEDULES
+from fastbptt.train.settings import TextSettings as Settings
 from fastbptt.train.text import corpus_of, read_corpus
+from fastbptt.train.text_lesson import TextLesson, generate, mean_loss
 
 SMALL = Settings(cell="rnn", dtype="float64", hidden=7, batch=3, seq_len=10, updates=40, seed=5)
 NETS = [(cell, dtype) for cell in CELLS for dtype in DTYPES]
@@ -42,6 +45,10 @@ def text(tmp_path_factory):
     return str(path)
 
 
+def training_on(settings, corpus):
+    return Training(TextLesson(settings, corpus))
+
+
 def finished(training):
     while not training.done:
         training.update()
@@ -51,38 +58,6 @@ def finished(training):
 def bytes_of(training, path):
     save(training, path)
     return path.read_bytes()
-
-
-def command(*arguments, **variables):
-    """``python -m fastbptt`` in a process of its own, run to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "fastbptt", *map(str, arguments)],
-        env=environment(**(current_level() | variables)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def assert_fails(status, complaint, result):
-    """One line on standard error, the right exit status."""
-    assert re.fullmatch(f"fastbptt: error: {complaint}\n", result.err), result.err
-    assert status == result.status
-
-
-@pytest.fixture
-def run(capsys):
-    """The command in this process."""
-
-    class Result:
-        def __init__(self, *arguments):
-            try:
-                self.status = cli.main([str(argument) for argument in arguments])
-            except SystemExit as stop:
-                self.status = stop.code
-            self.out, self.err = capsys.readouterr()
-
-    return Result
 
 
 # --- It learns --------------------------------------------------------------------------------------------------------
@@ -126,7 +101,7 @@ def test_updates_are_those_of_the_textbook(text, cell):
     settings = Settings(
         cell=cell, dtype="float64", hidden=7, batch=3, seq_len=10, lr=0.01, updates=40, seed=5, clip=0.35, schedule="linear"
     )
-    training = Training(settings, corpus)
+    training = training_on(settings, corpus)
     weights = [p for layer in training.model.layers for p in layer.state_dict().values()]
     finished(training)
     losses, norms = textbook_updates(settings, corpus, weights, settings.updates)
@@ -137,8 +112,28 @@ def test_updates_are_those_of_the_textbook(text, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_omega_on_a_text(text, cell):
+    """It is that of each window, cut off at its beginning."""
+    settings = replace(SMALL, cell=cell, nonlinearity=None, omega=2.0, clip=float("inf"), optimiser="sgd", updates=1)
+    training, plain = (training_on(replace(settings, omega=omega), read_corpus(text)) for omega in (2.0, 0.0))
+    before = training.model.rnn.state_dict()
+    rnn, readout = plain.model.rnn, plain.model.readout
+    window = plain.lesson.window(0, None)
+    out, _ = rnn(window.inputs)
+    _, d_logits = fastbptt.softmax_cross_entropy(readout(out), window.targets)
+    value, d_w_hh = fastbptt.omega(rnn.take_tape(), readout.backward(d_logits))
+    for run in (training, plain):
+        run.update()
+    assert training.omegas == [value] and plain.omegas == []
+    change = {
+        name: (run.model.rnn.params["weight_hh_l0"] - before["weight_hh_l0"]) for name, run in (("with", training), ("without", plain))
+    }
+    assert np.allclose(change["with"] - change["without"], -settings.lr * 2.0 * d_w_hh, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_both_precisions_learn_the_same(text, cell):
-    one, two = (finished(Training(replace(SMALL, cell=cell, nonlinearity=None, dtype=dtype), read_corpus(text))) for dtype in DTYPES)
+    one, two = (finished(training_on(replace(SMALL, cell=cell, nonlinearity=None, dtype=dtype), read_corpus(text))) for dtype in DTYPES)
     assert {layer.flat_grads.dtype.name for net in (one.model, two.model) for layer in net.layers} == set(DTYPES)
     assert 0 < np.abs(np.subtract(one.losses, two.losses)).max() < 1e-4
 
@@ -146,35 +141,35 @@ def test_both_precisions_learn_the_same(text, cell):
 @pytest.mark.parametrize(("cell", "dtype"), NETS)
 def test_it_learns_what_can_be_known(cell, dtype):
     settings = Settings(cell=cell, dtype=dtype, hidden=16, batch=4, seq_len=20, updates=400)
-    training = finished(Training(settings, corpus_of("to be or not to be, " * 200, "")))
-    assert fastbptt.perplexity(training.held_out_loss()) < 1.1
+    training = finished(training_on(settings, corpus_of("to be or not to be, " * 200, "")))
+    assert fastbptt.perplexity(training.last_exam().loss) < 1.1
     assert "to be or not to be, to be" in training.sample(100, temperature=0.5)
 
 
 def test_the_held_out_loss_is_over_the_whole_text_in_order(monkeypatch):
     corpus = corpus_of("".join(map(chr, np.random.default_rng(0).integers(97, 104, 1003))), "")
-    model = CharacterModel(7, 5, rng=0)
+    model = Model(7, 5, 7, rng=0)
     tokens = corpus.held_out
     out, _, _ = reference.rnn_forward(tokens[:-1, None].astype(int), None, *model.rnn.params.values())
     logits = out[:, 0] @ model.readout.params["weight"].T + model.readout.params["bias"]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
     for steps in (7, 10**6):
-        monkeypatch.setattr("fastbptt.train.model.EVALUATION_STEPS", steps)
-        assert model.loss(tokens) == pytest.approx(expected, rel=1e-12)
+        monkeypatch.setattr("fastbptt.train.text_lesson.EVALUATION_STEPS", steps)
+        assert mean_loss(model, tokens) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_samples_follow_the_predicted_probabilities(dtype):
-    model = CharacterModel(4, 3, dtype=dtype, rng=0)
+    model = Model(4, 3, 4, dtype=dtype, rng=0)
     for layer in model.layers:
         layer.flat_params.fill(0)
     model.readout.params["bias"][...] = np.log([1, 2, 3, 4])
     for temperature, weights in ((1, [1, 2, 3, 4]), (0.5, [1, 4, 9, 16]), (1e9, [1, 1, 1, 1])):
-        counts = np.bincount(model.generate(0, 4000, temperature=temperature, rng=0), minlength=4)
+        counts = np.bincount(generate(model, 0, 4000, temperature=temperature, rng=0), minlength=4)
         assert np.allclose(counts / 4000, np.divide(weights, np.sum(weights)), atol=0.03)
     for temperature in (0, 1e-300):
-        assert (model.generate(0, 50, temperature=temperature, rng=0) == 3).all()
+        assert (generate(model, 0, 50, temperature=temperature, rng=0) == 3).all()
 
 
 # --- The same every time ----------------------------------------------------------------------------------------------
@@ -186,19 +181,19 @@ def test_the_same_seed_gives_the_same_bits(text, tmp_path, threads, cell, dtype)
     results = set()
     for n in (1, 2, 4):
         threads(n)
-        training = finished(Training(settings, read_corpus(text)))
-        results.add((bytes_of(training, tmp_path / "checkpoint"), training.held_out_loss(), training.sample(50, 1.0)))
+        training = finished(training_on(settings, read_corpus(text)))
+        results.add((bytes_of(training, tmp_path / "checkpoint"), training.last_exam().loss, training.sample(50, 1.0)))
     assert len(results) == 1
-    other = finished(Training(replace(settings, seed=6), read_corpus(text)))
-    assert other.held_out_loss() != results.pop()[1]
+    other = finished(training_on(replace(settings, seed=6), read_corpus(text)))
+    assert other.last_exam().loss != results.pop()[1]
 
 
 @pytest.mark.parametrize("updates", [0, 1, 21, 22, 23, 39, 40])
 @pytest.mark.parametrize(("cell", "dtype"), NETS)
 def test_a_resumed_run_is_the_uninterrupted_one(text, tmp_path, cell, dtype, updates):
     clip = float("inf") if updates == 23 else 0.4
-    whole = finished(Training(replace(SMALL, cell=cell, nonlinearity=None, dtype=dtype, clip=clip), read_corpus(text)))
-    part = Training(whole.settings, read_corpus(text))
+    whole = finished(training_on(replace(SMALL, cell=cell, nonlinearity=None, dtype=dtype, clip=clip), read_corpus(text)))
+    part = training_on(whole.settings, read_corpus(text))
     while part.updates < updates:
         part.update()
     save(part, tmp_path / "part")
@@ -206,13 +201,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(text, tmp_path, cell, dtype, upd
     assert resumed.updates == updates and resumed.losses == whole.losses[:updates]
     finished(resumed)
     assert bytes_of(resumed, tmp_path / "resumed") == bytes_of(whole, tmp_path / "whole")
-    assert resumed.held_out_loss() == whole.held_out_loss()
+    assert resumed.last_exam().loss == whole.last_exam().loss
     assert resumed.sample(80, 0.7) == whole.sample(80, 0.7)
     assert (resumed.clipped, resumed.recent_loss) == (whole.clipped, whole.recent_loss)
 
 
 def test_a_finished_run_can_be_extended(text, tmp_path):
-    save(finished(Training(SMALL, read_corpus(text))), tmp_path / "checkpoint")
+    save(finished(training_on(SMALL, read_corpus(text))), tmp_path / "checkpoint")
     assert resume(tmp_path / "checkpoint").done
     assert finished(resume(tmp_path / "checkpoint", updates=50)).updates == 50
     timed = resume(tmp_path / "checkpoint", minutes=1e-4)
@@ -221,7 +216,7 @@ def test_a_finished_run_can_be_extended(text, tmp_path):
 
 
 def test_a_timed_run_goes_on_for_what_is_left(text, tmp_path):
-    training = Training(Settings(hidden=7, batch=3, seq_len=10, minutes=0.01), read_corpus(text))
+    training = training_on(Settings(hidden=7, batch=3, seq_len=10, minutes=0.01), read_corpus(text))
     while training.progress < 0.5:
         training.update()
     save(training, tmp_path / "checkpoint")
@@ -342,30 +337,11 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
-    monkeypatch.setattr("fastbptt.train.loop.CharacterModel", fail)
+    monkeypatch.setattr("fastbptt.train.loop.Model", fail)
     assert_fails(2, "not enough memory: Unable to allocate 7.28 TiB", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
 
 
 # --- Interrupted ------------------------------------------------------------------------------------------------------
-
-
-def started(*arguments):
-    """The command in a process of its own, once it has written its first checkpoint."""
-    path = arguments[arguments.index("--out") + 1] / "checkpoint.safetensors"
-    before = path.stat().st_mtime_ns if path.exists() else None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastbptt", "train", *map(str, arguments)],
-        env=environment(**current_level()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.stat().st_mtime_ns == before:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -499,7 +475,7 @@ def test_an_unwritable_directory(run, text, tmp_path, monkeypatch, out):
 @pytest.fixture
 def checkpoint(text, tmp_path):
     """A finished run's."""
-    save(finished(Training(SMALL, read_corpus(text))), tmp_path / "checkpoint.safetensors")
+    save(finished(training_on(SMALL, read_corpus(text))), tmp_path / "checkpoint.safetensors")
     return tmp_path / "checkpoint.safetensors"
 
 
@@ -560,7 +536,7 @@ def entry(name, value):
 
 
 DAMAGE = {
-    "another format": entry("format", "fastbptt train 1"),
+    "another format": entry("format", "fastbptt train 2"),
     "no settings": entry("settings", None),
     "settings of another kind": entry("settings", [1, 2]),
     "an unknown setting": setting("cube", 3),
@@ -574,7 +550,11 @@ DAMAGE = {
     "a size in words": setting("hidden", "seven"),
     "another batch": setting("batch", 4),
     "an impossible window": setting("seq_len", 10_000),
-    "no text": entry("text", {}),
+    "no text": entry("description", {}),
+    "a text in words": entry("description", "the one from last week"),
+    "another kind": entry("kind", "task"),
+    "an unknown kind": entry("kind", "cube"),
+    "no kind": entry("kind", None),
     "no generator": entry("rng", None),
     "another generator": entry("rng", {"bit_generator": "MT19937"}),
     "an impossible generator": entry(
@@ -588,6 +568,9 @@ DAMAGE = {
     "a weight that is not finite": changed("rnn.bias_hh_l0", np.full(7, np.nan)),
     "another vocabulary": changed("vocabulary", np.arange(3, dtype=np.uint32)),
     "histories of unequal length": changed("training.norms", np.zeros(3)),
+    "exams of another shape": changed("training.exams", np.ones((2, 3))),
+    "an exam of the future": changed("training.exams", np.array([[41.0, 1.0, 10.0, 5.0]])),
+    "half an exam": changed("training.exams", np.array([[10.0, 1.0, 10.0, 0.5]])),
     "a history in a matrix": changed("training.losses", np.zeros((40, 1))),
     "another count": changed("optimiser.steps", np.array(3)),
     "no state": without("training.h"),
@@ -626,7 +609,7 @@ def test_a_loss_that_explodes(run, text, tmp_path, dtype):
 
 
 def test_parameters_that_overflow_are_not_saved(text, tmp_path):
-    training = Training(SMALL, read_corpus(text))
+    training = training_on(SMALL, read_corpus(text))
     save(training, tmp_path / "checkpoint")
     before = (tmp_path / "checkpoint").read_bytes()
     training.model.readout.params["bias"][0] = np.inf

@@ -115,6 +115,27 @@ def test_h_of_the_whole_length_is_full_bptt(h, h_prime, make, dtype):
 
 
 @EACH_LAYER
+def test_a_loss_of_the_last_state(make, dtype):
+    """Its gradient goes back through all windows in reach, on top of that of the outputs."""
+    layer, x, _, h0 = random_run(make=make, dtype=dtype)
+    d_state = random_run(make=make, dtype=dtype, seed=1)[3]
+    reader = fastbptt.TruncatedBPTT(layer, 100, 8)
+    reader.reset(h0)
+    for start in (0, 8):
+        reader.forward(x[start : start + 8])
+    out, tape = reader.forward(x[16:]), reader.tape
+    assert np.shares_memory(tape.h, out)
+    dx = reader.backward(None, d_state)
+    assert reader.tape is None
+    full = fresh_like(layer)
+    full(x, h0)
+    expected, _ = full.backward(None, d_state)
+    assert_close("dx", dx, expected[16:], 500 * TOLERANCES[dtype].eps)
+    for name, g in layer.grads.items():
+        assert_close(name, g, full.grads[name], 500 * TOLERANCES[dtype].eps)
+
+
+@EACH_LAYER
 @pytest.mark.parametrize(("h", "h_prime", "window"), [(8, 4, 4), (9, 4, 4), (7, 3, 3), (10, 4, 3), (6, 1, 1), (12, 8, 5), (5, 3, 2)])
 def test_gradients_are_the_sum_of_those_cut_h_steps_back(h, h_prime, window, make, dtype):
     """Each window's loss, taken back on its own through a sequence that starts h steps before the window's end."""

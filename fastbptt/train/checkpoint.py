@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def load_checkpoint(path):
         return load(content), json.loads(json.loads(_header(content))["__metadata__"][METADATA_KEY])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+
+
+@contextmanager
+def damage_named(path):
+    """Whatever is found wrong with a checkpoint's content is the checkpoint's fault."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error} is missing") from None
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def write_atomically(path, content):

@@ -4,8 +4,6 @@ import os
 import sys
 import time
 
-from ..losses import perplexity
-
 LIVE_SECONDS = 0.1  # between redrawings
 LINE_SECONDS = 5.0  # between plain lines
 
@@ -112,10 +110,10 @@ class Meter:
         self._seconds_before = training.seconds
 
     @property
-    def characters_per_second(self):
-        """Since the meter was made, saving and showing left out."""
+    def speed(self):
+        """Characters or sequences per second since the meter was made; saving, showing and exams are left out."""
         seconds = self.training.seconds - self._seconds_before
-        return self.training.characters / seconds if seconds else 0.0
+        return self.training.units / seconds if seconds else 0.0
 
     def position(self):
         """How far the run has come."""
@@ -129,11 +127,11 @@ class Meter:
         training = self.training
         if not training.updates:
             return {}
-        loss = training.recent_loss
         return {
-            "characters/s": f"{self.characters_per_second:,.0f}",
-            "loss": f"{loss:.3f}",
-            "perplexity": f"{perplexity(loss):.2f}",
+            f"{training.lesson.unit}/s": f"{self.speed:,.0f}",
+            "loss": f"{training.recent_loss:.3f}",
+            **training.lesson.readings(training),
+            **({"Omega": f"{training.omegas[-1]:.3g}"} if training.omegas else {}),
             "gradient norm": f"{training.norms[-1]:.3g}",
             "clipped": f"{training.clipped / training.updates:.1%}",
         }

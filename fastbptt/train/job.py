@@ -1,6 +1,5 @@
 """The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
 
-import math
 import shlex
 import signal
 import threading
@@ -9,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _checks
-from ..losses import perplexity
 from .display import Meter, display_for, printable
 from .plot import plot_training
 from .resume import save
-from .settings import LARGEST
+from .settings import LARGEST, OPTIMISERS
 
 CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
 
@@ -172,15 +170,15 @@ class Interruption:
 
 def introduce(training, output):
     """Print what is about to happen."""
-    settings, corpus, model = training.settings, training.corpus, training.model
+    settings, lesson = training.settings, training.lesson
     length = f"{settings.updates:,} updates" if settings.minutes is None else f"{settings.minutes:g} minutes"
-    V = len(corpus.vocabulary)
-    say("text", f"{corpus.source}: {len(corpus.tokens):,} characters, {V} different; the last {len(corpus.held_out):,} are held out")
-    say("model", f"{settings.net}, {V}-{settings.hidden}-{V}: {model.parameters:,} parameters")
+    optimiser = OPTIMISERS[settings.optimiser].__name__
+    say(*lesson.introduction())
+    say("model", f"{settings.net}, {lesson.inputs}-{settings.hidden}-{lesson.outputs}: {training.model.parameters:,} parameters")
     say(
         "training",
-        f"{length} on {settings.batch} streams in windows of {settings.seq_len}; RMSprop, lr {settings.lr:.3g} {settings.schedule}, "
-        f"clip {settings.clip:g}, seed {settings.seed}",
+        f"{length} on {lesson.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
+        f"clip {settings.clip:g}, {f'Omega {settings.omega:g}, ' if settings.omega else ''}seed {settings.seed}",
     )
     if training.updates:
         say("resumed", f"after update {training.updates:,}")
@@ -189,29 +187,29 @@ def introduce(training, output):
 
 
 def report(training, output, meter):
-    """Judge the net on the held-out text, draw the picture, and print what there is to see."""
-    loss = training.held_out_loss()
-    draw(training, output, loss)
-    say("held-out", f"perplexity {perplexity(loss):.4f} per character ({loss / math.log(2):.4f} bits)")
-    if training.characters:
-        say(
-            "speed",
-            f"{meter.characters_per_second:,.0f} characters/s; {training.clipped / training.updates:.1%} of the updates clipped",
-        )
-    if output.sample:
+    """Judge the net, draw the picture, and print what there is to see."""
+    exam = training.last_exam()
+    draw(training, output, exam)
+    say("held-out", training.lesson.verdict(exam))
+    if training.units:
+        speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
+        say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
+    if sample := training.sample(output.sample, output.temperature):
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}")
-        print(f"\n{printable(training.sample(output.sample, output.temperature))}\n")
+        print(f"\n{printable(sample)}\n")
     if output.picture:
         say("picture", output.image)
     say("checkpoint", output.checkpoint)
 
 
-def draw(training, output, held_out_loss=None):
+def draw(training, output, last_exam=None):
     """The picture, if it is wanted."""
     if output.picture:
         settings = training.settings
-        title = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
-        plot_training(output.image, training.losses, training.norms, clip=settings.clip, held_out_loss=held_out_loss, title=title)
+        net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
+        title = "; ".join(filter(None, (training.lesson.title(), net)))
+        curves = training.losses, training.norms, training.omegas
+        plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
 
 
 def say(what, text):

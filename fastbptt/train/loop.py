@@ -1,4 +1,4 @@
-"""Training a character-level net: truncated BPTT over parallel streams, clipping by the norm, RMSprop."""
+"""Training a net: backpropagation through time, Omega if wanted, clipping by the norm, an optimiser; whatever the lesson is."""
 
 import copy
 import math
@@ -7,12 +7,10 @@ import time
 import numpy as np
 
 from ..clipping import clip_grad_norm_
-from ..losses import softmax_cross_entropy
-from ..optim import RMSprop
+from ..regularisation import omega
 from ..truncation import TruncatedBPTT
-from .model import CharacterModel
-from .settings import SCHEDULES
-from .text import decode
+from .model import Model
+from .settings import OPTIMISERS, SCHEDULES
 
 WARM_UP = 100  # updates until the learning rate is reached: what RMSprop's mean square, with its alpha of 0.99, remembers
 RECENT = 100  # updates that the displayed loss is the mean of
@@ -21,59 +19,61 @@ RECENT = 100  # updates that the displayed loss is the mean of
 class Training:
     """A training run, one update at a time.
 
-    The same settings and text give the same bits, at any number of threads; so does a run that was saved and resumed
+    The same lesson and settings give the same bits, at any number of threads; so does a run that was saved and resumed
     (`fastbptt.train.resume`) at any update.
 
     Parameters
     ----------
-    settings : Settings
-    corpus : fastbptt.train.text.Corpus
+    lesson : Lesson
+        It has the settings.
 
     Attributes
     ----------
-    model : CharacterModel
+    settings : Settings
+    model : Model
     losses, norms : list of float
-        Of every update so far: the window's mean cross-entropy, and the gradient norm before clipping.
+        Of every update so far: the window's mean loss, and the gradient norm before clipping.
+    omegas : list of float
+        Of every update so far: Omega, if it has a weight; otherwise empty.
+    exams : list of Exam
+        Those held so far.
     clipped : int
         How many updates were clipped.
     seconds : float
         Time spent in updates; of a resumed run, since then, unless it is what the run is measured by.
-    characters : int
-        Characters read since the run began or was resumed.
-
-    Raises
-    ------
-    ValueError
-        If the text is too short.
+    units : int
+        Characters or sequences read since the run began or was resumed.
 
     Examples
     --------
-    >>> from fastbptt.train.settings import Settings
-    >>> from fastbptt.train.text import read_corpus
-    >>> training = Training(Settings(hidden=8, batch=4, seq_len=10, updates=3), read_corpus())
+    >>> from fastbptt.train.settings import TaskSettings
+    >>> from fastbptt.train.task_lesson import TaskLesson
+    >>> training = Training(TaskLesson(TaskSettings(task="temporal-order", length=20, updates=3)))
     >>> while not training.done:
     ...     training.update()
-    >>> len(training.losses), training.losses[0] > 4
-    (3, True)
+    >>> len(training.losses), round(training.losses[0], 1)
+    (3, 1.4)
     """
 
-    def __init__(self, settings, corpus):
-        self.settings, self.corpus = settings, corpus
-        self.inputs, self.targets = corpus.streams(settings.batch, settings.seq_len)
-        self.windows = -(-self.inputs.shape[1] // settings.seq_len)
+    def __init__(self, lesson):
+        self.lesson, self.settings = lesson, lesson.settings
+        settings = self.settings
         self.rng = np.random.default_rng(settings.seed)
-        self.model = CharacterModel(
-            len(corpus.vocabulary),
+        self.model = Model(
+            lesson.inputs,
             settings.hidden,
+            lesson.outputs,
             cell=settings.cell,
             nonlinearity=settings.nonlinearity,
             dtype=settings.dtype,
+            init=settings.init,
             rng=self.rng,
         )
-        self.optimiser = RMSprop(self.model.layers)
-        self.reader = TruncatedBPTT(self.model.rnn, settings.seq_len)
-        self.losses, self.norms = [], []
-        self.clipped = self.characters = 0
+        self.optimiser = OPTIMISERS[settings.optimiser](self.model.layers)
+        self.warm_up = 0 if settings.optimiser == "sgd" else WARM_UP
+        self.reader = TruncatedBPTT(self.model.rnn, lesson.steps)
+        self.losses, self.norms, self.omegas, self.exams = [], [], [], []
+        self.clipped = self.units = 0
         self.seconds = 0.0
 
     @property
@@ -89,8 +89,13 @@ class Training:
         return min(1.0, self.seconds / (60 * self.settings.minutes))
 
     @property
+    def solved(self):
+        """Whether the last exam was passed, which ends the run."""
+        return bool(self.exams) and self.lesson.is_solved(self.exams[-1])
+
+    @property
     def done(self):
-        return self.progress >= 1
+        return self.progress >= 1 or self.solved
 
     @property
     def recent_loss(self):
@@ -101,10 +106,11 @@ class Training:
     @property
     def learning_rate(self):
         """Of the next update."""
-        return self.settings.lr * min(1.0, self.updates / WARM_UP) * SCHEDULES[self.settings.schedule](self.progress)
+        warmth = 1.0 if self.updates >= self.warm_up else self.updates / self.warm_up
+        return self.settings.lr * warmth * SCHEDULES[self.settings.schedule](self.progress)
 
     def update(self):
-        """Read one window of every stream, and learn from it.
+        """Read one window, learn from it, and hold an exam if one is due.
 
         Raises
         ------
@@ -112,45 +118,57 @@ class Training:
             If the loss or the gradient is not finite. The parameters are then as they were.
         """
         start = time.perf_counter()
-        inputs, targets = self._next_window()
+        inputs, targets, begins = self.lesson.window(self.updates, self.rng)
+        if begins:
+            self.reader.reset()
         out = self.reader.forward(inputs)
-        loss, d_logits = softmax_cross_entropy(self.model.readout(out), targets)
+        loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
         self._require_finite("loss", loss)
         self.model.zero_grad()
-        self.reader.backward(self.model.readout.backward(d_logits), need_dx=False)
+        gradients = self._gradients(out, self.model.readout.backward(d_answers))
+        if self.settings.omega:
+            self._add_omega(gradients)
+        self.reader.backward(*gradients, need_dx=False)
         norm = clip_grad_norm_(self.model.layers, self.settings.clip, nonfinite="skip")
         self._require_finite("gradient norm", norm)
         self.optimiser.lr = self.learning_rate
         self.optimiser.step()
-        self._record(loss, norm, inputs.size, time.perf_counter() - start)
+        self._record(loss, norm, self.lesson.units(inputs), time.perf_counter() - start)
+        if self.lesson.exam_is_due(self.updates):
+            self.exams.append(self.lesson.examine(self.model, self.updates))
 
-    def held_out_loss(self):
-        """The mean cross-entropy of the held-out text, read once from its beginning to its end."""
-        return self.model.loss(self.corpus.held_out)
+    def last_exam(self):
+        """The exam to judge the net by as it is now."""
+        if self.solved and self.exams[-1].update == self.updates:
+            return self.exams[-1]
+        return self.lesson.examine(self.model, self.updates, thoroughly=True)
 
     def sample(self, length, temperature):
-        """Text by the net, as if after a line break. The same run gives the same text."""
-        break_ = np.flatnonzero(self.corpus.vocabulary == ord("\n"))
-        first = int(break_[0]) if break_.size else 0
-        tokens = self.model.generate(first, length, temperature=temperature, rng=copy.deepcopy(self.rng))
-        return decode(self.corpus.vocabulary, tokens)
+        """Something by the net, to look at. The same run gives the same."""
+        return self.lesson.sample(self.model, length, temperature, copy.deepcopy(self.rng))
 
-    def _next_window(self):
-        """Inputs and targets (T, B). The streams are cut into windows of seq_len steps, or one less, so that none is short."""
-        window = self.updates % self.windows
-        if window == 0:
-            self.reader.reset()
-        length = self.inputs.shape[1]
-        steps = slice(length * window // self.windows, length * (window + 1) // self.windows)
-        return self.inputs[:, steps].T, self.targets[:, steps].T
+    def _gradients(self, out, d_last):
+        """The gradient of the last S states, (S, B, H), as arguments of a backward pass: of all of them, or of the last one."""
+        if len(d_last) == len(out):
+            return d_last, None
+        d_state = d_last[0]
+        return None, (d_state, None) if self.settings.cell == "lstm" else d_state
+
+    def _add_omega(self, gradients):
+        """The penalty's immediate derivative, to that of W_hh."""
+        value, d_w_hh = omega(self.reader.tape, *gradients)
+        self._require_finite("Omega", value)
+        d_w_hh *= self.settings.omega
+        self.model.rnn.grads["weight_hh_l0"] += d_w_hh
+        self.omegas.append(value)
 
     def _require_finite(self, what, value):
         if not math.isfinite(value):
             raise FloatingPointError(f"update {self.updates + 1}: the {what} is {value}")
 
-    def _record(self, loss, norm, characters, seconds):
+    def _record(self, loss, norm, units, seconds):
         self.losses.append(loss)
         self.norms.append(norm)
         self.clipped += norm > self.settings.clip
-        self.characters += characters
+        self.units += units
         self.seconds += seconds

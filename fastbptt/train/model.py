@@ -1,26 +1,27 @@
-"""A recurrent net that reads characters and predicts the next one."""
+"""The net that is trained: a recurrent layer, and a linear layer that turns its states into answers."""
 
 import numpy as np
 
+from ..init import STARTS
 from ..layers import GRU, LSTM, RNN, Linear
-from ..losses import softmax_cross_entropy
 
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
-EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
 
 
-class CharacterModel:
-    """A recurrent layer on character tokens, and a linear layer that turns its states into scores of the next character.
+class Model:
+    """A recurrent layer with a linear readout.
 
     Parameters
     ----------
-    vocabulary_size, hidden : int
-        V and H.
+    inputs, hidden, outputs : int
+        I, H and N.
     cell : {"rnn", "gru", "lstm"}
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
         Of an RNN; None means tanh. The others have no choice.
     dtype : dtype
         float64 or float32.
+    init : str
+        One of `fastbptt.init.STARTS`.
     rng : None, int or numpy.random.Generator
         Draws the parameters.
 
@@ -34,17 +35,19 @@ class CharacterModel:
     Examples
     --------
     >>> import numpy as np
-    >>> model = CharacterModel(vocabulary_size=10, hidden=7, rng=0)
-    >>> bool(model.loss(np.arange(10)) > 2)                                             # log(10) = 2.3 is a guess
-    True
+    >>> model = Model(inputs=6, hidden=7, outputs=4, init="basic-tanh", rng=0)
+    >>> out, state = model.rnn(np.zeros((5, 3), int))
+    >>> model.readout(out).shape, model.parameters
+    ((5, 3, 4), 137)
     """
 
-    def __init__(self, vocabulary_size, hidden, *, cell="rnn", nonlinearity=None, dtype=np.float64, rng=None):
+    def __init__(self, inputs, hidden, outputs, *, cell="rnn", nonlinearity=None, dtype=np.float64, init="default", rng=None):
         rng = np.random.default_rng(rng)
         choice = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-        self.rnn = CELLS[cell](vocabulary_size, hidden, dtype=dtype, rng=rng, **choice)
-        self.readout = Linear(hidden, vocabulary_size, dtype=dtype, rng=rng)
+        self.rnn = CELLS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
+        self.readout = Linear(hidden, outputs, dtype=dtype, rng=rng)
         self.layers = [self.rnn, self.readout]
+        STARTS[init].draw(self.rnn, self.readout, rng)
 
     @property
     def parameters(self):
@@ -60,41 +63,9 @@ class CharacterModel:
         for layer in self.layers:
             layer.zero_grad()
 
-    def loss(self, tokens):
-        """The mean cross-entropy, in nats, of every token (N,) but the first, each predicted from all that stand before it."""
-        total, state = 0.0, None
-        with _Evaluation(self.layers):
-            for start in range(0, len(tokens) - 1, EVALUATION_STEPS):
-                piece = tokens[start : start + EVALUATION_STEPS + 1, None]
-                out, state = self.rnn(piece[:-1], state)
-                loss, _ = softmax_cross_entropy(self.readout(out), piece[1:])
-                total += loss * (len(piece) - 1)
-        return total / (len(tokens) - 1)
-
-    def generate(self, first, length, *, temperature=1.0, rng=None):
-        """Tokens drawn one by one, each from the prediction that follows the ones before.
-
-        Parameters
-        ----------
-        first : int
-            The token to start after; it is not part of the result.
-        length : int
-        temperature : float
-            The scores are divided by it: below 1 is more cautious, and 0 always takes the likeliest token.
-        rng : None, int or numpy.random.Generator
-
-        Returns
-        -------
-        ndarray (length,) of int64
-        """
-        rng = np.random.default_rng(rng)
-        tokens, state = np.empty(length + 1, np.int64), None
-        tokens[0] = first
-        with _Evaluation(self.layers):
-            for t in range(length):
-                out, state = self.rnn(tokens[t : t + 1, None], state)
-                tokens[t + 1] = _draw(self.readout(out)[0, 0], temperature, rng)
-        return tokens[1:]
+    def evaluating(self):
+        """A context within which the layers keep nothing for a backward pass."""
+        return _Evaluation(self.layers)
 
     def state_dict(self):
         """Copies of the parameters, under the names that a `torch.nn.Module` with a `rnn` and a `readout` gives them."""
@@ -109,8 +80,6 @@ class CharacterModel:
 
 
 class _Evaluation:
-    """Within it, layers keep nothing for a backward pass."""
-
     def __init__(self, layers):
         self.layers = layers
 
@@ -121,14 +90,3 @@ class _Evaluation:
     def __exit__(self, *_):
         for layer in self.layers:
             layer.train()
-
-
-def _draw(scores, temperature, rng):
-    """A token, with the probabilities softmax(scores / temperature)."""
-    u = rng.random()
-    if temperature == 0:
-        return scores.argmax()
-    scores = scores.astype(np.float64)
-    with np.errstate(over="ignore"):
-        cumulative = np.exp((scores - scores.max()) / temperature).cumsum()
-    return min(np.searchsorted(cumulative, u * cumulative[-1], side="right"), len(scores) - 1)

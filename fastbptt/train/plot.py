@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 
-from ..losses import perplexity
 from .checkpoint import write_atomically
 
 # Okabe and Ito's colours, which colour-blind people tell apart
@@ -15,7 +14,9 @@ POINTS = 300  # that a curve is drawn through; each stands for several updates, 
 PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # marked on an axis
 
 
-def plot_training(path, losses, norms, *, clip=math.inf, held_out_loss=None, title=""):
+def plot_training(
+    path, losses, norms, omegas=(), *, clip=math.inf, loss_label="loss", level=None, perplexities=False, errors=None, solved=0.0, title=""
+):
     """Draw the loss and the gradient norm of a training run, update by update, on logarithmic scales.
 
     Parameters
@@ -23,11 +24,20 @@ def plot_training(path, losses, norms, *, clip=math.inf, held_out_loss=None, tit
     path : str or path
         Where the PNG goes. It is written whole or not at all.
     losses, norms : sequence of float
-        Of every update: the mean cross-entropy in nats, and the gradient norm before clipping.
+        Of every update: the loss, and the gradient norm before clipping.
+    omegas : sequence of float
+        Omega of every update, if it was used.
     clip : float
         The norm above which gradients were clipped.
-    held_out_loss : float or None
-        The cross-entropy of the held-out text, at the end.
+    loss_label : str
+    level : (float, str) or None
+        A loss to compare with, and what to call it.
+    perplexities : bool
+        Whether the loss, a cross-entropy in nats, is also to be read as a perplexity.
+    errors : sequence of (int, float), or None
+        Shares of wrong answers, and after which update; None where there is no right or wrong.
+    solved : float
+        The share that is aimed at.
     title : str
 
     Raises
@@ -40,16 +50,25 @@ def plot_training(path, losses, norms, *, clip=math.inf, held_out_loss=None, tit
     from matplotlib.ticker import MaxNLocator
 
     losses, norms = (np.minimum(np.asarray(values, float), TOP) for values in (losses, norms))
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    panels = 2 + (errors is not None) + (len(omegas) > 0)
+    figure = Figure(figsize=(8, 1 + 2.7 * panels), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, sharex=True)
+    upper, *middle, lower = figure.subplots(panels, sharex=True)
     figure.suptitle(title, fontsize=11)
 
     _curve(upper, losses)
-    if held_out_loss is not None:
-        upper.axhline(held_out_loss, color=VERMILION, linestyle="--", label=f"held-out text: perplexity {perplexity(held_out_loss):.3f}")
-    _finish(upper, losses, "loss (nats per character)")
-    _perplexity_axis(upper)
+    if level is not None:
+        upper.axhline(level[0], color=VERMILION, linestyle="--", label=level[1])
+    _finish(upper, losses, loss_label)
+    if perplexities:
+        _perplexity_axis(upper)
+
+    if errors is not None:
+        _errors(middle.pop(0), errors, solved)
+    for axes in middle:
+        omegas = np.minimum(np.asarray(omegas, float), TOP)
+        _curve(axes, omegas)
+        _finish(axes, omegas, "Omega")
 
     _curve(lower, norms)
     if math.isfinite(clip):
@@ -78,6 +97,15 @@ def _curve(axes, values):
         axes.fill_between(middles, low, high, color=BLUE, alpha=0.25, linewidth=0, label=f"range of {group}")
     means = np.add.reduceat(values, starts) / sizes
     axes.plot(middles, means, color=BLUE, linewidth=1.3, marker="." if len(means) == 1 else None, label=group and f"mean of {group}")
+
+
+def _errors(axes, errors, solved):
+    """The share of wrong answers, exam by exam, in per cent."""
+    updates, shares = zip(*errors) if errors else ((), ())
+    axes.plot(updates, [100 * share for share in shares], color=BLUE, linewidth=1.3, marker=".", label="exams on fresh sequences")
+    axes.axhline(100 * solved, color=VERMILION, linestyle="--", label=f"solved below {solved:.0%}")
+    axes.set_ylim(-3, 103)
+    _finish(axes, np.zeros(0), "wrong answers (%)")
 
 
 def _finish(axes, values, label):

@@ -1,20 +1,21 @@
 """A training run's checkpoint: everything that the rest of the run depends on."""
 
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from .. import _checks
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import damage_named, load_checkpoint, save_checkpoint
+from .lesson import Exam
 from .loop import Training
-from .settings import Settings
-from .text import DEFAULT_SOURCE, read_corpus
+from .task_lesson import TaskLesson
+from .text_lesson import TextLesson
 
-FORMAT = "fastbptt train 2"
+FORMAT = "fastbptt train 3"
+LESSONS = {lesson.kind: lesson for lesson in (TextLesson, TaskLesson)}
 STATES = ("training.h", "training.c")
-HISTORIES = ("training.losses", "training.norms")
+EXAMS = "training.exams"  # (exams, 4): what an `Exam` has
 
 
 def save(training, path):
@@ -47,7 +48,7 @@ def resume(path, source=None, **changes):
     path : str or path
         What `save` wrote.
     source : str or None
-        The text; None means where it was read from before.
+        The text, if it is one that is learned; None means where it was read from before.
     **changes
         Settings that are asked for. ``updates`` and ``minutes`` may differ from the saved ones: they are the new length of the whole run,
         to which the learning-rate schedule is stretched. All others must be what they were.
@@ -64,26 +65,26 @@ def resume(path, source=None, **changes):
         If it is no checkpoint, or a damaged one; if the text is not the same; if a setting contradicts it.
     """
     arrays, metadata = load_checkpoint(path)
-    with _damage_named(path):
+    with damage_named(path):
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-        settings = _saved_settings(metadata["settings"], arrays)
-        text = metadata["text"]
-        text_source, digest, characters = str(text["source"]), str(text["sha256"]), int(text["characters"])
-    settings = _changed(settings, changes, path)
-    corpus = _corpus_again(path, source, text_source)
-    if corpus.digest != digest:
-        raise ValueError(
-            f"{corpus.source}: not the text that {path} was trained on: {len(corpus.tokens)} characters, "
-            f"{len(corpus.vocabulary)} different; expected {characters}, {arrays['vocabulary'].size} different"
-        )
-    with _damage_named(path):
-        training = Training(settings, corpus)
-        _check_arrays(arrays, _arrays(training))
+        lesson_type = LESSONS[_checks.one_of("kind", metadata["kind"], tuple(LESSONS))]
+        settings = _saved_settings(lesson_type, metadata["settings"], arrays)
+        description = dict(metadata["description"])
+    settings = _changed(settings, changes, path, lesson_type.kind)
+    lesson = lesson_type.again(path, settings, description, source)
+    with damage_named(path):
+        training = Training(lesson)
+        _check_arrays(arrays, training)
         _restore(training, arrays, metadata)
     if settings.updates is not None and training.updates > settings.updates:
         raise ValueError(f"updates: {path} has made {training.updates} already, more than {settings.updates}")
     return training
+
+
+def _histories(settings):
+    """What the run keeps one number of for every update."""
+    return ("losses", "norms", "omegas") if settings.omega else ("losses", "norms")
 
 
 def _arrays(training):
@@ -91,9 +92,9 @@ def _arrays(training):
         **training.model.state_dict(),
         **{f"optimiser.{name}": array for name, array in training.optimiser.state_dict().items()},
         **dict(zip(STATES, _state(training))),
-        "training.losses": np.array(training.losses, np.float64),
-        "training.norms": np.array(training.norms, np.float64),
-        "vocabulary": training.corpus.vocabulary,
+        **{f"training.{name}": np.array(getattr(training, name), np.float64) for name in _histories(training.settings)},
+        EXAMS: np.array(training.exams, np.float64).reshape(-1, len(Exam._fields)),
+        **training.lesson.arrays(),
     }
 
 
@@ -106,29 +107,34 @@ def _state(training):
 
 
 def _metadata(training):
-    settings, corpus = training.settings, training.corpus
+    settings, lesson = training.settings, training.lesson
     return {
         "format": FORMAT,
+        "kind": lesson.kind,
         "settings": asdict(settings) | {"clip": None if settings.clip == math.inf else settings.clip},
-        "text": {"source": corpus.source, "sha256": corpus.digest, "characters": len(corpus.tokens)},
+        "description": lesson.description(),
         "rng": training.rng.bit_generator.state,
         "seconds": 0.0 if settings.minutes is None else training.seconds,
     }
 
 
-def _check_arrays(arrays, expected):
+def _check_arrays(arrays, training):
     """ValueError unless a checkpoint's arrays are such as the run's own."""
+    expected = _arrays(training)
     if set(arrays) != set(expected):
         raise ValueError(f"missing {sorted(set(expected) - set(arrays))}, unexpected {sorted(set(arrays) - set(expected))}")
     updates = arrays["optimiser.steps"]
+    shapes = {name: array.shape for name, array in expected.items()}
+    shapes |= {f"training.{name}": (*updates.shape, int(updates)) for name in _histories(training.settings)}
+    shapes[EXAMS] = (*arrays[EXAMS].shape[:1], len(Exam._fields))
     for name, array in arrays.items():
-        shape = (*updates.shape, int(updates)) if name in HISTORIES else expected[name].shape
-        if array.shape != shape or array.dtype != expected[name].dtype:
-            raise ValueError(f"{name}: expected shape {shape}, {expected[name].dtype}, got {array.shape}, {array.dtype}")
+        if array.shape != shapes[name] or array.dtype != expected[name].dtype:
+            raise ValueError(f"{name}: expected shape {shapes[name]}, {expected[name].dtype}, got {array.shape}, {array.dtype}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite")
-    if not np.array_equal(arrays["vocabulary"], expected["vocabulary"]):
-        raise ValueError("its vocabulary is not that of its text")
+    for name, array in training.lesson.arrays().items():
+        if not np.array_equal(arrays[name], array):
+            raise ValueError(f"its {name} is not that of its {training.lesson.kind}")
 
 
 def _restore(training, arrays, metadata):
@@ -137,49 +143,41 @@ def _restore(training, arrays, metadata):
     training.optimiser.load_state_dict({name.removeprefix("optimiser."): array for name, array in _below("optimiser.", arrays).items()})
     state = tuple(arrays[name] for name in STATES if name in arrays)
     training.reader.reset(state if len(state) > 1 else state[0])
-    training.losses, training.norms = (arrays[name].tolist() for name in HISTORIES)
+    for name in _histories(training.settings):
+        setattr(training, name, arrays[f"training.{name}"].tolist())
+    training.exams = [_exam(*numbers, updates=training.updates) for numbers in arrays[EXAMS].tolist()]
     training.clipped = sum(norm > training.settings.clip for norm in training.norms)
     training.rng.bit_generator.state = metadata["rng"]
     training.seconds = _checks.number("seconds", metadata["seconds"], 0)
+
+
+def _exam(update, loss, sequences, wrong, *, updates):
+    exam = Exam(int(update), loss, int(sequences), int(wrong))
+    if exam != (update, loss, sequences, wrong) or not (0 < update <= updates and 0 <= wrong <= sequences and sequences > 0):
+        raise ValueError(f"{EXAMS}: no exam is {(update, loss, sequences, wrong)}")
+    return exam
 
 
 def _below(prefix, arrays):
     return {name: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-@contextmanager
-def _damage_named(path):
-    """Whatever is found wrong with a checkpoint's content is the checkpoint's fault."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{path}: damaged checkpoint: {error} is missing") from None
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {error}") from None
-
-
-def _saved_settings(saved, arrays):
+def _saved_settings(lesson_type, saved, arrays):
     """The settings, if the arrays are of their size: nothing is allocated on a damaged file's word."""
-    settings = Settings(**saved | {"clip": math.inf if saved["clip"] is None else saved["clip"]})
+    settings = lesson_type.settings_type(**saved | {"clip": math.inf if saved["clip"] is None else saved["clip"]})
     rows, columns = arrays["rnn.weight_hh_l0"].shape
     if min(rows, columns) < settings.hidden or arrays["training.h"].shape != (1, settings.batch, settings.hidden):
-        raise ValueError(f"its arrays are not those of {settings.hidden} units and {settings.batch} streams")
+        raise ValueError(f"its arrays are not those of {settings.hidden} units and {settings.batch} rows")
     return settings
 
 
-def _changed(settings, changes, path):
+def _changed(settings, changes, path, kind):
     for name, value in changes.items():
+        option = name.replace("_", "-")
+        if not hasattr(settings, name):
+            raise ValueError(f"{option}: {path} was trained on a {kind}, which has no such setting")
         if name not in ("updates", "minutes") and value != getattr(settings, name):
             before = "no choice" if getattr(settings, name) is None else getattr(settings, name)
-            raise ValueError(f"{name.replace('_', '-')}: {path} was made with {before}, which {value} contradicts")
+            raise ValueError(f"{option}: {path} was made with {before}, which {value} contradicts")
     length = {name: changes.get(name) for name in ("updates", "minutes")}
     return replace(settings, **length) if any(value is not None for value in length.values()) else settings
-
-
-def _corpus_again(path, source, before):
-    try:
-        return read_corpus(before if source is None else source)
-    except OSError:
-        if source is not None or before == DEFAULT_SOURCE:
-            raise
-        raise ValueError(f"{before}: {path} was trained on this text, which cannot be read; say where it is now") from None

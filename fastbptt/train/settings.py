@@ -1,16 +1,20 @@
 """The settings of a training run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from .. import _checks
 from .._kernels import kernels
 from ..functional import NONLINEARITIES
+from ..init import STARTS
+from ..optim import SGD, Adam, RMSprop
+from ..tasks import TASKS
 from .model import CELLS
 
-UPDATES = 5000
 DTYPES = tuple(dtype.name for dtype in kernels)
-RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them: learning rate times units
+OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
+RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them on a text, with RMSprop: learning rate times units
 LARGEST = 1e6  # for any size or rate that could be meant
 SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -19,32 +23,35 @@ SCHEDULES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the course of a training run, besides the text.
+    """What decides the course of a training run, whatever is learned: see `TextSettings` and `TaskSettings` for the rest, and the defaults.
 
     Attributes
     ----------
     cell : {"rnn", "gru", "lstm"}
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
-        Of an RNN, where None means tanh; the others have no choice.
+        Of an RNN, where None means the one that the start is made for; the others have no choice.
     dtype : {"float64", "float32"}
         Of all parameters, states and gradients.
     hidden : int
         Units of the recurrent layer.
-    seq_len : int
-        Steps in a window: how far each gradient goes back.
+    init : str or None
+        How the parameters are drawn: one of `fastbptt.init.STARTS`.
     batch : int
-        Streams read in parallel.
+        Rows read in parallel.
+    optimiser : {"sgd", "rmsprop", "adam"}
     lr : float or None
-        The highest learning rate. None means 1.2 / hidden, for the GRU 2 / hidden, and at most 0.01.
+        The highest learning rate.
     schedule : {"cosine", "linear", "constant"}
-        How the learning rate falls to 0.
+        How the learning rate goes on.
     clip : float
         The largest gradient norm; ``inf`` for any.
+    omega : float
+        The weight of `fastbptt.omega`, the penalty on gradients that shrink or grow; 0 for none.
     seed : int
     updates : int or None
-        The length of the run; None means 5000, or as many as there is time for.
+        The length of the run; None means `UPDATES`, or as many as there is time for.
     minutes : float or None
         The length of the run, if it is to be measured by the clock.
 
@@ -54,49 +61,142 @@ class Settings:
         If a value cannot be.
     """
 
-    cell: str = "gru"
+    UPDATES: ClassVar[int]
+
+    cell: str
     nonlinearity: str | None = None
-    dtype: str = "float32"
-    hidden: int = 256
-    seq_len: int = 50
-    batch: int = 16
+    dtype: str
+    hidden: int
+    init: str | None = None
+    batch: int
+    optimiser: str
     lr: float | None = None
-    schedule: str = "cosine"
+    schedule: str
     clip: float = 1.0
+    omega: float = 0.0
     seed: int = 0
     updates: int | None = None
     minutes: float | None = None
 
     def __post_init__(self):
-        for name, size in (("hidden", self.hidden), ("seq-len", self.seq_len), ("batch", self.batch)):
-            _checks.number(name, _checks.size(name, size), 1, LARGEST)
+        for name in ("hidden", "batch"):
+            _checks.number(name, _checks.size(name, getattr(self, name)), 1, LARGEST)
         _checks.size("seed", self.seed, 0)
         _checks.one_of("cell", self.cell, tuple(CELLS))
         _checks.one_of("dtype", self.dtype, DTYPES)
-        self._settle_nonlinearity()
+        self._settle_start()
+        _checks.one_of("optimiser", self.optimiser, tuple(OPTIMISERS))
         _checks.one_of("schedule", self.schedule, tuple(SCHEDULES))
         _checks.number("clip", self.clip, 0, above=True)
+        _checks.number("omega", self.omega, 0, LARGEST)
         if self.lr is None:
-            object.__setattr__(self, "lr", min(0.01, RATES[self.cell] / self.hidden))
+            self._set("lr", self._usual_rate())
         _checks.number("lr", self.lr, 0, LARGEST, above=True)
         if self.minutes is not None:
             _checks.number("minutes", self.minutes, 0, LARGEST, above=True)
             if self.updates is not None:
                 raise ValueError("updates: a run has either so many updates or so many minutes")
         elif self.updates is None:
-            object.__setattr__(self, "updates", UPDATES)
+            self._set("updates", self.UPDATES)
         else:
             _checks.size("updates", self.updates)
+
+    @classmethod
+    def names(cls):
+        """The names of all settings, as the keys of a dict: in their order."""
+        return dict.fromkeys(field.name for field in fields(cls))
 
     @property
     def net(self):
         """The recurrent layer in words."""
         return ", ".join(filter(None, (self.cell.upper(), self.nonlinearity, self.dtype)))
 
-    def _settle_nonlinearity(self):
-        if self.nonlinearity is None:
-            object.__setattr__(self, "nonlinearity", "tanh" if self.cell == "rnn" else None)
-        elif self.cell != "rnn":
-            raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
+    def _settle_start(self):
+        """The start, and the nonlinearity, which may depend on it."""
+        if self.init is None:
+            self._set("init", self._usual_start())
+        start = STARTS[_checks.one_of("init", self.init, tuple(STARTS))]
+        if self.cell != "rnn":
+            if not start.gated:
+                raise ValueError(f"init: only the cell rnn has the start {self.init}; this is {self.cell}")
+            if self.nonlinearity is not None:
+                raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
+        elif self.nonlinearity is None:
+            self._set("nonlinearity", start.nonlinearity)
         else:
             _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
+
+    def _set(self, name, value):
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """How to learn to predict the characters of a text.
+
+    Attributes
+    ----------
+    seq_len : int
+        Steps in a window: how far each gradient goes back.
+    """
+
+    UPDATES: ClassVar[int] = 5000
+
+    cell: str = "gru"
+    dtype: str = "float32"
+    hidden: int = 256
+    batch: int = 16
+    optimiser: str = "rmsprop"
+    schedule: str = "cosine"
+    seq_len: int = 50
+
+    def __post_init__(self):
+        _checks.number("seq-len", _checks.size("seq-len", self.seq_len), 1, LARGEST)
+        super().__post_init__()
+
+    def _usual_start(self):
+        return "default"
+
+    def _usual_rate(self):
+        return 1.0 if self.optimiser == "sgd" else min(0.01, RATES[self.cell] / self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(Settings):
+    """How to learn a task that needs a long memory; the defaults are those of Pascanu, Mikolov and Bengio (2013), where they say.
+
+    Attributes
+    ----------
+    task : str
+        One of `fastbptt.tasks.TASKS`.
+    length : int or (int, int)
+        Its length, or a range of lengths.
+    check_every : int
+        Updates between exams.
+    """
+
+    UPDATES: ClassVar[int] = 100_000
+
+    cell: str = "rnn"
+    dtype: str = "float64"
+    hidden: int = 50
+    batch: int = 20
+    optimiser: str = "sgd"
+    schedule: str = "constant"
+    task: str
+    length: int | tuple[int, int] = 50
+    check_every: int = 500
+
+    def __post_init__(self):
+        if isinstance(self.length, list):
+            self._set("length", tuple(self.length))
+        _checks.one_of("task", self.task, tuple(TASKS))
+        TASKS[self.task](self.length)
+        _checks.size("check-every", self.check_every)
+        super().__post_init__()
+
+    def _usual_start(self):
+        return "basic-tanh" if self.cell == "rnn" else "default"
+
+    def _usual_rate(self):
+        return 0.01 if self.optimiser == "sgd" else 0.001

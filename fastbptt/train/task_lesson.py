@@ -1,0 +1,106 @@
+"""Learning a task of `fastbptt.tasks`: every update has fresh sequences, exams are held on others, and the run ends once it is solved."""
+
+import numpy as np
+
+from ..tasks import TASKS
+from .lesson import Exam, Lesson, Window
+from .settings import TaskSettings
+
+SEQUENCES, FIRST_SEQUENCES = 10_000, 1000  # of a whole exam, and of what must be passed before one is held
+SOLVED = 0.01  # fewer are wrong
+STATES_AT_ONCE = 1 << 22  # numbers evaluated in one call: what bounds the memory
+
+
+class TaskLesson(Lesson):
+    """A task as a lesson; see `Lesson`.
+
+    Parameters
+    ----------
+    settings : TaskSettings
+
+    Attributes
+    ----------
+    task : fastbptt.tasks.Task
+    """
+
+    kind = "task"
+    settings_type = TaskSettings
+    unit = "sequences"
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.task = TASKS[settings.task](settings.length)
+        self.inputs, self.outputs, self.steps = self.task.inputs, self.task.outputs, self.task.longest
+        self.loss = self.task.loss
+
+    def window(self, updates, rng):
+        return Window(*self.task.batch(rng, self.settings.batch, self.settings.dtype), begins=True)
+
+    def units(self, inputs):
+        return inputs.shape[1]
+
+    def exam_is_due(self, updates):
+        return updates % self.settings.check_every == 0
+
+    def examine(self, model, updates, *, thoroughly=False):
+        """Fresh sequences; unless ``thoroughly``, a few, and many others only if the net does well on those."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.settings.seed, spawn_key=(updates,)))
+        if not thoroughly:
+            exam = self._examine(model, updates, rng, FIRST_SEQUENCES)
+            if exam.error >= SOLVED:
+                return exam
+        return self._examine(model, updates, rng, SEQUENCES)
+
+    def is_solved(self, exam):
+        return exam.sequences == SEQUENCES and exam.error < SOLVED
+
+    def introduction(self):
+        task = self.task
+        shown = f"{task.inputs} symbols" if task.tokens else f"{task.inputs} numbers"
+        asked = "a number" if task.tolerance else f"one of {task.outputs} classes"
+        loss, error, formula = task.baseline
+        return "task", f"{self.title()}: {shown} in, {asked} out; by chance loss {loss:.4g}, {error:.1%} wrong ({formula})"
+
+    def title(self):
+        low, high = self.task.lengths[0], self.task.lengths[-1]
+        return f"{self.task.name}, length {low}" + (f" to {high}" if high > low else "")
+
+    def portions(self):
+        return f"batches of {self.settings.batch} fresh sequences"
+
+    def readings(self, training):
+        return {"wrong": f"{training.exams[-1].error:.1%}" if training.exams else "-"}
+
+    def verdict(self, exam):
+        found = f"{exam.error:.2%} wrong of {exam.sequences:,} fresh sequences, loss {exam.loss:.4g}"
+        if self.is_solved(exam):
+            return f"{found}: solved after {exam.update:,} updates"
+        return f"{found}: not solved, which takes less than {SOLVED:.0%}"
+
+    def picture(self, exams, last):
+        chance = self.task.baseline.loss
+        return {
+            "loss_label": "loss (squared error)" if self.task.tolerance else "loss (nats per answer)",
+            "level": (chance, f"by chance: {chance:.4g}"),
+            "errors": [(exam.update, exam.error) for exam in (*exams, last) if exam is not None],
+            "solved": SOLVED,
+        }
+
+    @classmethod
+    def again(cls, path, settings, description, source):
+        if source is not None:
+            raise ValueError(f"{source}: {path} was trained on the task {settings.task}, not on a text")
+        return cls(settings)
+
+    def _examine(self, model, updates, rng, sequences):
+        at_once = min(FIRST_SEQUENCES, max(1, STATES_AT_ONCE // (self.steps * self.settings.hidden)))
+        loss, wrong = 0.0, 0
+        with model.evaluating():
+            for start in range(0, sequences, at_once):
+                size = min(at_once, sequences - start)
+                inputs, targets = self.task.batch(rng, size, self.settings.dtype)
+                out, _ = model.rnn(inputs)
+                outputs = model.readout(out[-len(targets) :])
+                loss += self.task.loss(outputs, targets)[0] * size
+                wrong += self.task.wrong(outputs, targets)
+        return Exam(updates, loss / sequences, sequences, wrong)

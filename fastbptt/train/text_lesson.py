@@ -1,0 +1,154 @@
+"""Learning to predict a text, character by character: truncated BPTT over parallel streams; a held-out part to be judged by."""
+
+import math
+
+import numpy as np
+
+from ..losses import perplexity, softmax_cross_entropy
+from .checkpoint import damage_named
+from .lesson import Exam, Lesson, Window
+from .settings import TextSettings
+from .text import DEFAULT_SOURCE, decode, read_corpus
+
+EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
+
+
+class TextLesson(Lesson):
+    """A text as a lesson; see `Lesson`.
+
+    Parameters
+    ----------
+    settings : TextSettings
+    corpus : fastbptt.train.text.Corpus
+
+    Raises
+    ------
+    ValueError
+        If the text is too short.
+    """
+
+    kind = "text"
+    settings_type = TextSettings
+    unit = "characters"
+
+    def __init__(self, settings, corpus):
+        self.settings, self.corpus = settings, corpus
+        self.inputs = self.outputs = len(corpus.vocabulary)
+        self.steps = settings.seq_len
+        self.streams = corpus.streams(settings.batch, settings.seq_len)
+        self.windows = -(-self.streams[0].shape[1] // settings.seq_len)
+
+    def window(self, updates, rng):
+        """The streams are cut into windows of seq_len steps, or one less, so that none is short."""
+        window = updates % self.windows
+        length = self.streams[0].shape[1]
+        steps = slice(length * window // self.windows, length * (window + 1) // self.windows)
+        inputs, targets = (stream[:, steps].T for stream in self.streams)
+        return Window(inputs, targets, begins=window == 0)
+
+    def units(self, inputs):
+        return inputs.size
+
+    loss = staticmethod(softmax_cross_entropy)
+
+    def examine(self, model, updates, *, thoroughly=False):
+        """The held-out text is read once from its beginning to its end."""
+        return Exam(updates, mean_loss(model, self.corpus.held_out))
+
+    def sample(self, model, length, temperature, rng):
+        """Text by the net, as if after a line break."""
+        break_ = np.flatnonzero(self.corpus.vocabulary == ord("\n"))
+        first = int(break_[0]) if break_.size else 0
+        return decode(self.corpus.vocabulary, generate(model, first, length, temperature=temperature, rng=rng))
+
+    def introduction(self):
+        corpus = self.corpus
+        size = f"{len(corpus.tokens):,} characters, {self.inputs} different"
+        return "text", f"{corpus.source}: {size}; the last {len(corpus.held_out):,} are held out"
+
+    def portions(self):
+        return f"{self.settings.batch} streams in windows of {self.steps}"
+
+    def readings(self, training):
+        return {"perplexity": f"{perplexity(training.recent_loss):.2f}"}
+
+    def verdict(self, exam):
+        return f"perplexity {perplexity(exam.loss):.4f} per character ({exam.loss / math.log(2):.4f} bits)"
+
+    def picture(self, exams, last):
+        level = None if last is None else (last.loss, f"held-out text: perplexity {perplexity(last.loss):.3f}")
+        return {"loss_label": "loss (nats per character)", "level": level, "perplexities": True}
+
+    def description(self):
+        corpus = self.corpus
+        return {"source": corpus.source, "sha256": corpus.digest, "characters": len(corpus.tokens), "different": self.inputs}
+
+    def arrays(self):
+        return {"vocabulary": self.corpus.vocabulary}
+
+    @classmethod
+    def again(cls, path, settings, description, source):
+        with damage_named(path):
+            before, digest = str(description["source"]), str(description["sha256"])
+            expected = f"expected {int(description['characters'])}, {int(description['different'])} different"
+        try:
+            corpus = read_corpus(before if source is None else source)
+        except OSError:
+            if source is not None or before == DEFAULT_SOURCE:
+                raise
+            raise ValueError(f"{before}: {path} was trained on this text, which cannot be read; say where it is now") from None
+        if corpus.digest != digest:
+            size = f"{len(corpus.tokens)} characters, {len(corpus.vocabulary)} different"
+            raise ValueError(f"{corpus.source}: not the text that {path} was trained on: {size}; {expected}")
+        with damage_named(path):
+            return cls(settings, corpus)
+
+
+def mean_loss(model, tokens):
+    """The mean cross-entropy, in nats, of every token (N,) but the first, each predicted from all that stand before it."""
+    total, state = 0.0, None
+    with model.evaluating():
+        for start in range(0, len(tokens) - 1, EVALUATION_STEPS):
+            piece = tokens[start : start + EVALUATION_STEPS + 1, None]
+            out, state = model.rnn(piece[:-1], state)
+            loss, _ = softmax_cross_entropy(model.readout(out), piece[1:])
+            total += loss * (len(piece) - 1)
+    return total / (len(tokens) - 1)
+
+
+def generate(model, first, length, *, temperature=1.0, rng=None):
+    """Tokens drawn one by one, each from the prediction that follows the ones before.
+
+    Parameters
+    ----------
+    model : Model
+    first : int
+        The token to start after; it is not part of the result.
+    length : int
+    temperature : float
+        The scores are divided by it: below 1 is more cautious, and 0 always takes the likeliest token.
+    rng : None, int or numpy.random.Generator
+
+    Returns
+    -------
+    ndarray (length,) of int64
+    """
+    rng = np.random.default_rng(rng)
+    tokens, state = np.empty(length + 1, np.int64), None
+    tokens[0] = first
+    with model.evaluating():
+        for t in range(length):
+            out, state = model.rnn(tokens[t : t + 1, None], state)
+            tokens[t + 1] = _draw(model.readout(out)[0, 0], temperature, rng)
+    return tokens[1:]
+
+
+def _draw(scores, temperature, rng):
+    """A token, with the probabilities softmax(scores / temperature)."""
+    u = rng.random()
+    if temperature == 0:
+        return scores.argmax()
+    scores = scores.astype(np.float64)
+    with np.errstate(over="ignore"):
+        cumulative = np.exp((scores - scores.max()) / temperature).cumsum()
+    return min(np.searchsorted(cumulative, u * cumulative[-1], side="right"), len(scores) - 1)
