@@ -16,7 +16,7 @@ from .portrait import Portrait
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765
 DESCRIBED = ("cell", "nonlinearity", "init", "radius", "hidden", "steps", "batch", "gain", "gate_bias", "loss", "seed", "dtype")
-SAVED = ("steps", "batch")  # of these, what can be chosen of a net that is saved
+SAVED = ("steps", "batch", "seed")  # of these, what can be chosen of a net that is saved
 COMPARED = tuple(name for name in DESCRIBED if name not in ("cell", "nonlinearity"))
 
 
@@ -25,8 +25,8 @@ def add_flow(commands):
     parser = commands.add_parser(
         "flow",
         help="see gradients vanish and explode",
-        description="See what the gradients of a net do on their way back through time: of one that fastbptt train has saved, reading text "
-        "with its real loss; or of one that is described, with random weights, driven by noise. Prints a report and draws a picture.",
+        description="See what the gradients of a net do on their way back through time: of one that fastbptt train has saved, on its text "
+        "or task with its real loss; or of one that is described, with random weights, driven by noise. Prints a report and draws a picture.",
     )
     parser.set_defaults(command=flow)
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
@@ -45,11 +45,11 @@ def add_flow(commands):
     option(net, "gain", "standard deviation of what the inputs add to each pre-activation", type=float, metavar="G")
     option(net, "gate-bias", "bias of the gate that keeps the state: f of the lstm, z of the gru", 1, type=float, metavar="B")
     option(net, "loss", "at which steps there is a loss, with a random gradient: " + ", ".join(LOSSES), choices=LOSSES, metavar="L")
-    option(net, "seed", "seed; the same one gives the same net", type=int)
+    option(net, "seed", "seed; the same one gives the same net, and a saved one the same sequences of its task", type=int)
     option(net, "dtype", ", ".join(DTYPES), choices=DTYPES, metavar="D")
 
     length = parser.add_argument_group("how much of it")
-    option(length, "steps", "steps", f"{DescribedNet.steps}; of a saved net, those it was trained on", type=int, metavar="T")
+    option(length, "steps", "steps", f"{DescribedNet.steps}; of a saved net, as in its training", type=int, metavar="T")
     option(length, "batch", "rows", type=int, metavar="B")
 
     results = parser.add_argument_group("results")
@@ -87,13 +87,21 @@ def flow(options):
 def _look_at_saved(options, picture):
     require("train", "safetensors")
     from .losses import perplexity
-    from .saved import SavedNet
+    from .saved import TextNet, load_net
 
-    net = SavedNet(options.checkpoint)
-    tokens, source, unknown = net.tokens(options.text)
-    found, loss = net.flow(tokens, **_given(options, SAVED))
-    left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
-    say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
+    net = load_net(options.checkpoint)
+    if isinstance(net, TextNet):
+        if options.seed is not None:
+            raise ValueError("seed: nothing is random about a net that reads a text")
+        tokens, source, unknown = net.tokens(options.text)
+        found, loss = net.flow(tokens, **_given(options, ("steps", "batch")))
+        left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
+        say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
+    else:
+        if options.text is not None:
+            raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
+        found, loss = net.flow(length=options.steps, **_given(options, ("batch", "seed")))
+        say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
     _look_at(found, str(net), picture)
 
 

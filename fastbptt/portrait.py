@@ -91,7 +91,7 @@ class Portrait:
             return None
         row = self.row
         k = min(self.exponents, row.shape[2] * (1 if row.c is None else 2))
-        spectrum = lyapunov_spectrum(row, k, burn_in=len(row) // 5, every=None if k == 1 else 1)
+        spectrum = lyapunov_spectrum(row, k, burn_in=len(row) // 5)
         return LyapunovSpectrum(*(array[0] for array in spectrum))
 
     @property

@@ -1,11 +1,13 @@
 """`fastbptt flow`: what it reports and draws of nets that are described or saved, and how it refuses."""
 
+import functools
 import math
 import re
 import sys
 
 import numpy as np
 import pytest
+from commands import assert_fails
 from processes import run_python
 
 import fastbptt
@@ -15,7 +17,7 @@ from fastbptt.described import DescribedNet, compared
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from fastbptt.saved import SavedNet
+from fastbptt.saved import load_net
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.text import read_corpus
 
@@ -23,27 +25,15 @@ QUICK = ["--hidden", "10", "--steps", "20"]
 TRAIN = ["--hidden", "7", "--batch", "3", "--seq-len", "10", "--updates", "5", "--no-plot", "--sample", "0", "--quiet"]
 
 
-class Run:
-    """The command, run to its end in this process."""
-
-    def __init__(self, capsys, *arguments):
-        try:
-            self.status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            self.status = stop.code
-        self.out, self.err = capsys.readouterr()
-
-
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(run, tmp_path, monkeypatch):
     """``fastbptt flow`` in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: Run(capsys, "flow", *arguments)
+    return functools.partial(run, "flow")
 
 
 def assert_refuses(result, complaint):
-    assert re.fullmatch(f"fastbptt: error: {complaint}\n", result.err), result.err
-    assert result.status == 2
+    assert_fails(2, complaint, result)
 
 
 def lines(result):
@@ -75,15 +65,15 @@ def test_beyond_the_floating_range(run):
     assert "smallest 1e-400" in report["singular"]
 
 
+def test_the_default_picture(run, tmp_path):
+    assert lines(run("--cell", "lstm", *QUICK))["picture"] == "fastbptt-flow.png"
+    assert (tmp_path / "fastbptt-flow.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_the_default_picture(run, tmp_path, cell):
-    report = lines(run("--cell", cell, *QUICK))
-    assert report["picture"] == "fastbptt-flow.png" and (tmp_path / "fastbptt-flow.png").read_bytes().startswith(b"\x89PNG")
-    assert ("weights" in report) == (cell == "rnn")
-
-
-def test_no_picture(run, tmp_path):
-    assert "picture" not in lines(run("--no-picture", *QUICK))
+def test_no_picture(run, tmp_path, cell):
+    report = lines(run("--cell", cell, "--no-picture", *QUICK))
+    assert set(report) == {"net", "gradient", "Lyapunov", "singular"} | ({"weights"} if cell == "rnn" else set())
     assert not list(tmp_path.iterdir())
 
 
@@ -96,7 +86,7 @@ def test_a_comparison(run, tmp_path):
 
 
 def test_a_net_that_is_not_finite(run):
-    options = "--nonlinearity relu --radius 1e6 --steps 80 --hidden 12"
+    options = "--nonlinearity relu --radius 1e6 --steps 80 --hidden 12 --no-picture"
     report = lines(run(*options.split()))
     assert re.match(r"nonfinite: h\[\d+, \d, \d+\] is inf", report["gradient"])
     assert not {"Lyapunov", "singular"} & set(report)
@@ -177,7 +167,7 @@ def test_the_loss_is_the_real_one(run, text, checkpoint):
     right = np.take_along_axis(logits, tokens[at[10:] + 1][..., None], axis=-1)[..., 0]
     expected = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()
 
-    net = SavedNet(checkpoint)
+    net = load_net(checkpoint)
     flow, loss = net.flow(net.tokens()[0], batch=2)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert flow.tape.shape == (10, 2, 7)
@@ -190,23 +180,75 @@ def test_the_loss_is_the_real_one(run, text, checkpoint):
 
 def test_other_texts_and_lengths(run, tmp_path, checkpoint):
     (tmp_path / "other").write_text("the assertion \N{SNOWMAN} " * 20)
-    report = lines(run(checkpoint, "--text", "other", "--steps", 30, "--batch", 5))
+    report = lines(run(checkpoint, "--text", "other", "--steps", 30, "--batch", 5, "--no-picture"))
     assert report["text"].endswith("20 characters that the net does not know are left out")
     assert "after 30 steps" in report["gradient"]
     assert_refuses(run(checkpoint, "--text", "other", "--steps", 400), "text: 300 characters are too few for 4 rows of 400 steps; .*1601.*")
     assert_refuses(run(checkpoint, "--text", "missing"), "missing: No such file or directory")
     assert_refuses(run(checkpoint, "--text", "."), ".: expected a text file, got a directory")
+    assert_refuses(run(checkpoint, "--seed", 1), "seed: nothing is random about a net that reads a text")
 
 
 def test_a_text_that_has_changed_or_gone(run, text, tmp_path, copy):
     arrays, metadata = load_checkpoint(copy)
-    where = metadata.get("text") or metadata["description"]
-    where["source"] = str(tmp_path / "moved.txt")
+    metadata["description"]["source"] = str(tmp_path / "moved.txt")
     save_checkpoint(copy, arrays, metadata)
     assert_refuses(run(copy), ".*moved.txt: .* was trained on this text, which cannot be read; give one with --text")
     (tmp_path / "moved.txt").write_text(text.read_text() + "more")
     assert_refuses(run(copy), ".*moved.txt: has changed since .* was trained on it; --text .*moved.txt takes it as it is")
     assert run(copy, "--text", "moved.txt", "--no-picture").status == 0
+
+
+@pytest.mark.parametrize("task", ["temporal-order", "adding", "copy-memory"])
+def test_a_net_that_was_trained_on_a_task(run, capsys, tmp_path, task):
+    out = tmp_path / "run"
+    options = "--length 20:30 --hidden 9 --updates 2 --no-plot --quiet --seed 1"
+    assert cli.main(["train", "--task", task, *options.split(), "--out", str(out)]) == 0
+    checkpoint = out / "checkpoint.safetensors"
+    capsys.readouterr()
+    report = lines(run(checkpoint, "--seed", 3, "--steps", 25, "--no-picture"))
+    assert re.fullmatch(rf"{task}: loss [\d.e-]+; by chance [\d.e-]+", report["task"])
+    assert report["net"] == f"tanh RNN, 9 units, float64, of {checkpoint}"
+    least = 45 if task == "copy-memory" else 25
+    assert least <= int(re.search(r"after (\d+) steps", report["gradient"])[1]) <= 1.1 * least
+    assert lines(run(checkpoint, "--seed", 3, "--steps", 25, "--no-picture")) == report
+    assert 20 <= int(re.search(r"after (\d+) steps", lines(run(checkpoint, "--no-picture"))["gradient"])[1]) < 50
+    assert_refuses(run(checkpoint, "--text", "some"), f"text: .* was trained on the task {task}, not on a text")
+    assert_refuses(run(checkpoint, "--steps", 0), "length: expected .*, got 0")
+
+
+def test_the_losses_of_a_task(tmp_path):
+    """Those at the last steps that the task asks at, as in training."""
+    assert (
+        cli.main(
+            [
+                *[
+                    "train",
+                    "--task",
+                    "temporal-order",
+                    "--length",
+                    "12",
+                    "--hidden",
+                    "5",
+                    "--updates",
+                    "2",
+                    "--no-plot",
+                    "--quiet",
+                    "--out",
+                ],
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    net = load_net(tmp_path / "checkpoint.safetensors")
+    flow, loss = net.flow(batch=6, seed=8)
+    x, targets = net.task.batch(8, 6)
+    out, _ = net.rnn(x)
+    expected, d_outputs = net.task.loss(net.readout(out[-1:]), targets)
+    assert loss == expected
+    np.testing.assert_allclose(flow.log10_state_norm[-1], np.log10(np.linalg.norm(net.readout.backward(d_outputs)[0], axis=-1)))
+    assert np.isneginf(flow.log10_contributions[:-1]).all()
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 2000, -1])
@@ -216,6 +258,11 @@ def test_truncated_checkpoints(run, copy, length):
 
 
 DAMAGE = {
+    "another format": lambda arrays, metadata: metadata.update(format="fastbptt train 2"),
+    "another kind": lambda arrays, metadata: metadata.update(kind="cube"),
+    "a task without a name": lambda arrays, metadata: metadata.update(kind="task"),
+    "no description": lambda arrays, metadata: metadata.pop("description"),
+    "a readout of another dtype": lambda arrays, metadata: arrays.update({"readout.weight": arrays["readout.weight"].astype(float)}),
     "another cell": lambda arrays, metadata: metadata["settings"].update(cell="cube"),
     "no settings": lambda arrays, metadata: metadata.pop("settings"),
     "settings in words": lambda arrays, metadata: metadata.update(settings="few"),

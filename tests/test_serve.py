@@ -27,7 +27,7 @@ from werkzeug.test import Client
 from fastbptt.serve import RANGES, App, answer
 
 LINEAR = {"net": "identity", "init": "orthogonal"}
-SECONDS = 60  # until something is given up
+SECONDS = 120  # until something is given up
 
 
 @pytest.fixture(scope="module")
