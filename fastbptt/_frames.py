@@ -74,8 +74,7 @@ def stretch(push, steps, frame, every=1):
 
 
 def without_rounding(r, v):
-    """The triangular factor of v^T with 0 on its diagonal where only the rounding error of a row is left, as v^T has not full rank."""
-    i = np.arange(v.shape[1])
-    row = -np.sort(-np.abs(v).max(axis=1), axis=-1)[:, : v.shape[1]]
-    r[:, i, i] = np.where(np.abs(r[:, i, i]) <= v.shape[-1] * np.finfo(float).eps * row, 0.0, r[:, i, i])
-    return r
+    """The triangular factor of v^T with rows of 0 where nothing but rounding is left on the diagonal, as v^T has not full rank."""
+    size = -np.sort(-np.abs(v).max(axis=1), axis=-1)[:, : v.shape[1]]
+    lost = np.abs(np.diagonal(r, axis1=1, axis2=2)) <= v.shape[-1] * np.finfo(float).eps * size
+    return np.where(lost[..., None], 0.0, r)

@@ -89,6 +89,17 @@ def test_units_that_are_off_have_singular_values_of_zero():
         assert np.isneginf(got[b, alive[b] :]).all()
 
 
+def test_relu_units_that_are_on_and_off_by_turns():
+    """With identity weights a unit that was off once is lost, and the others are as they were: 0 or 1, and nothing between."""
+    x = 0.3 * np.random.default_rng(0).standard_normal((60, 1, 20))
+    _, _, tape = fastbptt.rnn_forward(x, None, np.eye(20), np.eye(20), nonlinearity="relu")
+    on = (tape.h[41:61, 0] > 0).all(axis=0).sum()
+    logs = fastbptt.log_singular_values(tape, 40, 60)[0]
+    assert 0 < on < 20
+    np.testing.assert_allclose(logs[:on], 0, atol=1e-12)
+    assert np.isneginf(logs[on:]).all()
+
+
 def test_weights_of_low_rank():
     rng = np.random.default_rng(0)
     w = rng.standard_normal((7, 2)) @ rng.standard_normal((2, 7))
