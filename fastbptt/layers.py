@@ -18,35 +18,80 @@ from .functional import (
 )
 
 
+class Views(dict):
+    """Arrays by name, views of one flat array: they can be written into, but not replaced. A copy is an ordinary dict."""
+
+    def __init__(self, flat, shapes):
+        start = 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            super().__setitem__(name, flat[start:end].reshape(shape))
+            start = end
+
+    def __setitem__(self, name, value):
+        if name not in self or value is not self[name]:  # ``views[name] *= 2`` ends with an assignment of what is there
+            raise TypeError(f"{name}: a view of the layer's flat array, to be written into ([{name!r}][...] = value), not replaced")
+
+    def _refuse(self, *_, **__):
+        raise TypeError("the names and arrays of a layer's parameters are fixed")
+
+    __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
+def _set_once(name):
+    """An attribute that other objects rely on: never another object, though ``layer.flat_params *= 2`` assigns the same one once more."""
+
+    def get(self):
+        return self.__dict__[name]
+
+    def set_once(self, value):
+        if self.__dict__.setdefault(name, value) is not value:
+            raise TypeError(f"{name}: the layer's own, to be written into, not replaced")
+
+    return property(get, set_once)
+
+
 class Layer:
     """What all layers share: parameters, gradients, saving and loading.
+
+    A layer can be copied and pickled; the copy has parameters and gradients of its own, and nothing to go back through yet.
 
     Attributes
     ----------
     params, grads : dict of ndarray
-        By PyTorch's names; views into `flat_params` and `flat_grads`.
+        By PyTorch's names; views into `flat_params` and `flat_grads`. They can be written into, not replaced.
     flat_params, flat_grads : ndarray (n,)
         All parameters, and all gradients, in one piece each: what clipping and optimisers work on.
     training : bool
         Whether a forward pass keeps what the backward pass needs; see `train` and `eval`.
     """
 
+    params, grads, flat_params, flat_grads = map(_set_once, ("params", "grads", "flat_params", "flat_grads"))
+
     def __init__(self, shapes, bound, dtype, rng):
         self.dtype = np.dtype(dtype)
         if self.dtype not in kernels:
             raise TypeError(f"dtype: expected {' or '.join(d.name for d in kernels)}, got {self.dtype}")
         rng = np.random.default_rng(rng)
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        self.flat_params = rng.uniform(-bound, bound, sum(sizes.values())).astype(self.dtype, copy=False)
+        self._shapes = shapes
+        self.flat_params = rng.uniform(-bound, bound, sum(map(math.prod, shapes.values()))).astype(self.dtype, copy=False)
         self.flat_grads = np.zeros_like(self.flat_params)
-        self.params, self.grads, start = {}, {}, 0
-        for name, shape in shapes.items():
-            end = start + sizes[name]
-            self.params[name] = self.flat_params[start:end].reshape(shape)
-            self.grads[name] = self.flat_grads[start:end].reshape(shape)
-            start = end
         self.training = True
+        self._begin()
+
+    def _begin(self):
+        self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
         self._tape = None
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name not in ("params", "grads", "_tape")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)

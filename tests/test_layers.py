@@ -1,6 +1,8 @@
 """Layers: parameters and gradients as views, PyTorch's names, and when a backward pass is due."""
 
+import copy
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -59,6 +61,90 @@ def test_parameters_are_views_of_one_flat_array(make):
         assert (flat == -1).all()
     assert layer.params.keys() == layer.grads.keys()
     assert not np.shares_memory(layer.flat_params, layer.flat_grads)
+
+
+def unpickled(layer):
+    return pickle.loads(pickle.dumps(layer))
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_copy_learns_and_leaves_the_original_alone(make, copy_of):
+    layer = make()
+    run(layer, inputs())
+    layer.backward(np.ones((5, 3, 7)))
+    before, grads = layer.flat_params.copy(), layer.flat_grads.copy()
+    other = copy_of(layer)
+    assert type(other) is type(layer) and other.params.keys() == layer.params.keys()
+    np.testing.assert_array_equal(other.flat_params, before)
+    np.testing.assert_array_equal(other.flat_grads, grads)
+    np.testing.assert_array_equal(run(other, inputs()), run(layer, inputs()))
+    test_parameters_are_views_of_one_flat_array(lambda: copy_of(layer))
+    other.zero_grad()
+    other.backward(np.ones((5, 3, 7)))
+    assert fastbptt.total_norm(other) == pytest.approx(fastbptt.total_norm(other.grads), rel=1e-14)
+    fastbptt.SGD(other, lr=1.0).step()
+    assert all((p != layer.params[name]).any() for name, p in other.params.items())
+    np.testing.assert_array_equal(layer.flat_params, before)
+    np.testing.assert_array_equal(layer.flat_grads, grads)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled, copy.copy])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_copy_has_nothing_to_go_back_through(make, copy_of):
+    layer = make()
+    run(layer, inputs())
+    with pytest.raises(RuntimeError, match="backward: no forward pass"):
+        copy_of(layer).backward(np.ones((5, 3, 7)))
+    layer.backward(np.ones((5, 3, 7)))
+
+
+@pytest.mark.parametrize("arrays", ["params", "grads"])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_arrays_can_be_written_into_but_not_replaced(make, arrays):
+    layer = make()
+    named = getattr(layer, arrays)
+    before = {name: (array, array.copy()) for name, array in named.items()}
+    for name, array in before.items():
+        for value in (np.zeros_like(array[0]), np.zeros((1, 1)), array[1], None):
+            with pytest.raises(TypeError, match=f"^{name}: .* written into .* not replaced$"):
+                named[name] = value
+        for change in (
+            lambda name: named.pop(name),
+            lambda name: named.__delitem__(name),
+            lambda name: named.update({name: 1}),
+            lambda name: named.setdefault(name, 1),
+        ):
+            with pytest.raises(TypeError, match="fixed"):
+                change(name)
+    for value in (None, np.ones(3)):
+        with pytest.raises(TypeError, match=r"^another: "):
+            named["another"] = value
+    for attribute in (arrays, f"flat_{arrays}"):
+        with pytest.raises(TypeError, match=f"^{attribute}: .* not replaced$"):
+            setattr(layer, attribute, copy.copy(getattr(layer, attribute)))
+    assert named.keys() == before.keys() and all(named[name] is array for name, (array, _) in before.items())
+    for name, (array, values) in before.items():
+        named[name] += 1
+        named[name] *= 2
+        np.testing.assert_array_equal(array, (values + 1) * 2)
+    flat = getattr(layer, f"flat_{arrays}")
+    flat *= 0
+    if arrays == "params":
+        layer.flat_params -= 1
+    else:
+        layer.flat_grads -= 1
+    assert all((array == -1).all() for array in named.values())
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled, copy.copy, dict.copy, dict])
+def test_copies_of_the_parameters_are_ordinary_dicts(copy_of):
+    layer = fastbptt.RNN(4, 7, rng=0)
+    mine = copy_of(layer.params)
+    assert type(mine) is dict and mine.keys() == layer.params.keys()
+    mine["bias_hh_l0"] = np.zeros(7)
+    layer.load_state_dict(mine)
+    assert not layer.params["bias_hh_l0"].any()
 
 
 @pytest.mark.parametrize("bias", [True, False])
