@@ -75,6 +75,11 @@ def integers(name, value, shape, limit, what):
     return value.astype(np.int64, copy=False)
 
 
+def frozen(value):
+    """A contiguous copy of ``value`` in memory that can never be written to."""
+    return np.ndarray(value.shape, value.dtype, value.tobytes())
+
+
 def one_of(name, value, allowed):
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")

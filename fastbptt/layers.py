@@ -1,6 +1,7 @@
 """Layers: parameters and gradients in one flat array each, seen through named views."""
 
 import math
+from operator import attrgetter
 
 import numpy as np
 
@@ -44,14 +45,11 @@ class Views(dict):
 def _set_once(name):
     """An attribute that other objects rely on: never another object, though ``layer.flat_params *= 2`` assigns the same one once more."""
 
-    def get(self):
-        return self.__dict__[name]
-
     def set_once(self, value):
-        if self.__dict__.setdefault(name, value) is not value:
+        if self.__dict__.setdefault(f"_{name}", value) is not value:
             raise TypeError(f"{name}: the layer's own, to be written into, not replaced")
 
-    return property(get, set_once)
+    return property(attrgetter(f"_{name}"), set_once)
 
 
 class Layer:
@@ -87,7 +85,7 @@ class Layer:
         self._tape = None
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("params", "grads", "_tape")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_tape")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)

@@ -1,6 +1,7 @@
 """Bad arguments and faults: each ends in an exception that names the argument, what was expected and what came; never in a crash."""
 
 import copy
+import pickle
 import re
 from dataclasses import replace
 
@@ -559,20 +560,60 @@ def test_an_array_resized_between_forward_and_backward(call):
                 call.backward(tape)
 
 
-def test_a_leak_resized_between_forward_and_backward():
-    code = """
-import fastbptt, numpy as np
-rng = np.random.default_rng(0)
-for shape in (1, 3, 4000):
-    leak, w = np.full(1000, 0.5), np.eye(1000)
-    out, _, tape = fastbptt.rnn_forward(rng.standard_normal((9, 2, 1000)), None, w, w, leak=leak)
-    right = fastbptt.rnn_backward(tape, out)
-    leak.resize(shape, refcheck=False)
-    try: grads = fastbptt.rnn_backward(tape, out)
-    except (RuntimeError, ValueError): pass
-    else: np.testing.assert_array_equal(grads.w_hh, right.w_hh)
-"""
-    run_python(code)
+TAPES = pytest.mark.parametrize(
+    "call", [Call(cell, dtype) for cell in ("rnn-tanh", "leaky-tanh", "leaky-relu-units", "gru", "lstm") for dtype in DTYPES], ids=repr
+)
+
+
+@TAPES
+@pytest.mark.parametrize("name", ["h", "c", "gates", "m", "leak", "x", "w_ih", "w_hh"])
+def test_an_array_of_the_tape_resized(call, name):
+    """NumPy lets whoever owns an array's memory do so, even to a read-only array."""
+    array = getattr(call.forward()[2], name)
+    if array is None:
+        pytest.skip("this cell has none")
+    shape = array.shape
+    for other in {(1,) * len(shape), (*shape[:-1], 1), tuple(reversed(shape)), (4000, *shape[1:]), (0,), ()} - {shape}:
+        _, _, tape = call.forward(**{key: value.copy() for key, value in call.forward_arguments.items() if isinstance(value, np.ndarray)})
+        getattr(tape, name).resize(other, refcheck=False)
+        with pytest.raises(RuntimeError, match=r"^tape: an array of the forward pass was reshaped or resized before the backward pass$"):
+            call.backward(tape)
+
+
+@TAPES
+def test_a_tape_cannot_be_given_other_arrays(call):
+    _, _, tape = call.forward()
+    expected = call.backward(tape)
+    for name in ("cell", "shape", "nonlinearity", "x", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "h", "c", "gates", "m"):
+        before = getattr(tape, name)
+        for value in (None, "rnn", (1, 1, 1), np.zeros((1, 1, 1)), before):
+            with pytest.raises(AttributeError):
+                setattr(tape, name, value)
+        with pytest.raises(AttributeError):
+            delattr(tape, name)
+        assert getattr(tape, name) is before
+    with pytest.raises(AttributeError):
+        tape.another = 1
+    assert_results_same_bits(flattened(call.backward(tape)), flattened(expected))
+
+
+def flattened(grads):
+    """Gradients by name; those of an LSTM's state one by one."""
+    named = grads._asdict()
+    state = named.pop("state")
+    return named | ({"state": state} if isinstance(state, np.ndarray) else {f"state {i}": part for i, part in enumerate(state)})
+
+
+@TAPES
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda tape: pickle.loads(pickle.dumps(tape)), copy.copy], ids=["deep", "pickle", "copy"]
+)
+def test_a_copy_of_a_tape(call, copy_of):
+    for changes in ({}, {"x": np.arange(15).reshape(5, 3) % 4}):
+        _, _, tape = call.forward(**changes)
+        for part in (tape, tape.last(3)):
+            d_out = call.good("d_out")[: len(part)]
+            assert_results_same_bits(flattened(call.backward(copy_of(part), d_out=d_out)), flattened(call.backward(part, d_out=d_out)))
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32])
@@ -584,6 +625,28 @@ def test_tokens_belong_to_the_tape(integer):
         expected = backward(tape)
         change(tokens)
         assert_results_same_bits(backward(tape)._asdict(), expected._asdict())
+
+
+@EVERY_CALL
+def test_tokens_on_the_tape_cannot_be_written_to(call):
+    _, _, tape = call.forward(x=np.arange(15).reshape(5, 3) % 4)
+    for tokens in (tape.x, tape.last(3).x):
+        with pytest.raises(ValueError, match="read-only"):
+            tokens[...] = 10**9
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            tokens.flags.writeable = True
+        with pytest.raises(ValueError, match="own"):
+            tokens.resize((500, 3), refcheck=False)
+
+
+@EVERY_CALL
+@pytest.mark.parametrize("token", [4, -1, 10**9, -(2**63)])
+def test_tokens_on_the_copy_of_a_tape(call, token):
+    _, _, tape = call.forward(x=np.arange(15).reshape(5, 3) % 4)
+    other = copy.deepcopy(tape)
+    other.x[2, 1] = token
+    with pytest.raises(IndexError, match=f"^tape.x: expected tokens from 0 to 3, got {token}$"):
+        call.backward(other)
 
 
 CHANGED_TOKENS = """
