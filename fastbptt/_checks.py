@@ -17,37 +17,39 @@ def describe(value):
 
 
 def require_array(name, value):
-    """TypeError unless ``value`` is a NumPy array without a mask."""
+    """``value``, a NumPy array without a mask, else TypeError. Of a subclass, whose attributes may say anything, the array that it is."""
+    if type(value) is np.ndarray:
+        return value
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {describe(value)}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain NumPy array, got a masked one; fill it first, e.g. {name}.filled(0)")
+    return np.asarray(value)
 
 
 def require_float(name, value):
     """The dtype of ``value``, a float array in native byte order that the kernels were built for."""
-    require_array(name, value)
-    if value.dtype not in kernels or not value.dtype.isnative:
-        raise TypeError(f"{name}: expected dtype {_NAMES} in native byte order, got {value.dtype}")
-    return value.dtype
+    dtype = require_array(name, value).dtype
+    if dtype not in kernels:
+        raise TypeError(f"{name}: expected dtype {_NAMES} in native byte order, got {dtype}")
+    return dtype
 
 
 def array(name, value, shape, dtype):
     """``value`` as a C-contiguous, aligned array of just this shape and dtype; copied only if it is laid out otherwise."""
     if type(value) is not np.ndarray:
-        require_array(name, value)
-    if value.dtype != dtype:
+        value = require_array(name, value)
+    if value.dtype is not dtype and value.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype} like the other arrays of this call, got {value.dtype}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    return contiguous(value)
+    flags = value.flags
+    return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
 
 
 def contiguous(value):
     flags = value.flags
-    if flags.c_contiguous and flags.aligned:
-        return value
-    return np.array(value, order="C", subok=False)
+    return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
 
 
 def require_disjoint(what, names, arrays):
@@ -62,12 +64,12 @@ def require_disjoint(what, names, arrays):
 
 def integers(name, value, shape, limit, what):
     """A copy of ``value`` as contiguous int64, every element in [0, limit): kernels take these as addresses."""
-    require_array(name, value)
+    value = require_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    value = np.array(value, order="C", subok=False)
+    value = np.array(value, order="C")
     if value.size:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:

@@ -446,9 +446,8 @@ def check_leak(leak, H, dtype):
 def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
     """Put the arrays of a call on the tape, in the layout that the kernels read; return their dtype and T, B, H."""
     gates = CELLS[cell]
+    w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
-    _checks.require_array("w_hh", w_hh)
-    _checks.require_array("x", x)
     if w_hh.ndim != 2 or w_hh.shape[0] != gates * w_hh.shape[1] or not w_hh.size:
         raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
     H = w_hh.shape[1]

@@ -130,8 +130,7 @@ class Layer:
             missing, unexpected = sorted(set(self.params) - set(state)), sorted(set(state) - set(self.params))
             raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
         for name, p in self.params.items():
-            value = state[name]
-            _checks.require_array(f"state[{name!r}]", value)
+            value = _checks.require_array(f"state[{name!r}]", state[name])
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
             if value.shape != p.shape:
@@ -173,7 +172,7 @@ class Recurrent(Layer):
         state : ndarray (1, B, H), or a pair of them
             The last state: the initial one of the sequence's next piece.
         """
-        _checks.require_array("x", x)
+        x = _checks.require_array("x", x)
         out, last, tape = self._run(self._time_first(x), self._unlayered("state", state), *self.params.values())
         self._tape = tape if self.training else None
         return self._time_first(out), self._layered(last)
@@ -230,7 +229,7 @@ class Recurrent(Layer):
         """The reverse; (B, H) is welcome too."""
         if state is None or (isinstance(state, np.ndarray) and state.ndim == 2):
             return state
-        _checks.require_array(name, state)
+        state = _checks.require_array(name, state)
         if state.ndim != 3 or state.shape[0] != 1:
             raise ValueError(f"{name}: expected shape (1, B, {self.hidden_size}), got {state.shape}")
         return state[0]
@@ -389,7 +388,7 @@ class Linear(Layer):
 
     def forward(self, x):
         """y = x W^T + b, for x (..., I); y is (..., N)."""
-        _checks.require_array("x", x)
+        x = _checks.require_array("x", x)
         x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
         y = memory.empty((*x.shape[:-1], self.out_features), self.dtype)
         if x.size:

@@ -30,7 +30,7 @@ class Optimiser:
             raise ValueError("layers_or_params: expected at least one layer or array, got none")
         self._layers = [item for _, item in items] if all(hasattr(item, "flat_params") for _, item in items) else None
         self._keys = [key for key, _ in items]
-        self._params = [getattr(item, "flat_params", item) for _, item in items]
+        self._params = [_checks.require_array(f"layers_or_params[{key!r}]", getattr(item, "flat_params", item)) for key, item in items]
         for key, p in zip(self._keys, self._params):
             _checks.require_float(f"layers_or_params[{key!r}]", p)
             if not (p.flags.c_contiguous and p.flags.aligned and p.flags.writeable):
@@ -76,7 +76,7 @@ class Optimiser:
         if set(state) != set(expected):
             raise KeyError(f"state: expected the names {sorted(expected)}, got {sorted(state)}")
         for name, array in state.items():
-            _checks.require_array(f"state[{name!r}]", array)
+            array = _checks.require_array(f"state[{name!r}]", array)
             if array.dtype.kind != expected[name].dtype.kind:
                 raise TypeError(f"state[{name!r}]: expected dtype {expected[name].dtype}, got {array.dtype}")
             if array.shape != expected[name].shape:

@@ -54,7 +54,7 @@ class TruncatedBPTT:
 
     def forward(self, x):
         """Read the next window of inputs, up to h' steps; returns ``out``."""
-        _checks.require_array("x", x)
+        x = _checks.require_array("x", x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (T, B, I), or tokens (T, B), got {x.shape}")
         steps = x.shape[1 if self.layer.batch_first else 0]

@@ -365,6 +365,64 @@ def test_masked_arrays(call, name):
         call.with_(name, np.ma.masked_array(call.good(name)))
 
 
+class Liar(np.ndarray):
+    """An array that says of itself what is not true, where Python asks."""
+
+    shape = property(lambda self: (500, 300, 70))
+    ndim = property(lambda self: 3)
+    size = property(lambda self: 10**9)
+    dtype = property(lambda self: np.dtype(np.float32))
+    flags = property(lambda self: np.zeros(1).flags)
+
+
+@EVERY_ARGUMENT
+def test_the_attributes_of_a_subclass_are_not_believed(call, name):
+    assert_results_same_bits(call_results(call, **{name: call.good(name).view(Liar)}), call_results(call))
+
+
+def call_results(call, **changes):
+    forward = {name: value for name, value in changes.items() if name in call.forward_arguments}
+    out, _, tape = call.forward(**forward)
+    return {"out": out} | flattened(call.backward(tape, **{name: value for name, value in changes.items() if name not in forward}))
+
+
+LIARS = """
+import fastbptt, numpy as np
+from test_bad_input import Liar
+def lie(*shape, dtype=float): return np.ones(shape, dtype).view(Liar)
+x, w, u = np.ones((5, 3, 4)), np.ones((7, 4)), np.eye(7)
+out, _, tape = fastbptt.rnn_forward(lie(5, 3, 4), lie(3, 7), lie(7, 4), lie(7, 7), lie(7), lie(7), leak=lie(7))
+right = fastbptt.rnn_forward(x, np.ones((3, 7)), w, np.ones((7, 7)), np.ones(7), np.ones(7), leak=np.ones(7))[0]
+np.testing.assert_array_equal(out, right)
+fastbptt.rnn_backward(tape, lie(5, 3, 7), lie(3, 7))
+layer, readout = fastbptt.RNN(4, 7), fastbptt.Linear(7, 2)
+out, state = layer(lie(5, 3, 4), lie(1, 3, 7))
+layer.backward(lie(5, 3, 7), lie(1, 3, 7))
+readout.backward(np.ones_like(readout(lie(5, 3, 7))))
+assert layer.flat_grads.any() and readout.flat_grads.any()
+layer.load_state_dict({name: p.view(Liar) for name, p in layer.params.items()})
+fastbptt.softmax_cross_entropy(lie(5, 3, 4), lie(5, 3, dtype=int), mask=lie(5, 3, dtype=bool))
+for clip in (fastbptt.clip_grad_norm_, fastbptt.clip_grad_value_):
+    g = lie(5, 3)
+    clip([np.ones(3), g], 0.5)
+    assert (np.asarray(g) < 1).all()
+assert fastbptt.total_norm(lie(100)) == 10
+for make in (fastbptt.SGD, fastbptt.RMSprop, fastbptt.Adam):
+    p = lie(5, 3)
+    optimiser = make(p, lr=0.1)
+    optimiser.step(lie(5, 3))
+    assert (np.asarray(p) < 1).all()
+    optimiser.load_state_dict({name: np.asarray(a).view(Liar) if a.ndim else a for name, a in optimiser.state_dict().items()})
+reader = fastbptt.TruncatedBPTT(layer, 5)
+reader.forward(lie(5, 3, 4))
+reader.backward(lie(5, 3, 7))
+"""
+
+
+def test_subclasses_that_lie_about_themselves():
+    run_python(LIARS)
+
+
 # --- 11: sizes --------------------------------------------------------------------------------------------------------
 
 
