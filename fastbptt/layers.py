@@ -8,6 +8,7 @@ import numpy as np
 from . import _checks
 from ._kernels import kernels, memory
 from .functional import (
+    CELLS,
     NONLINEARITIES,
     check_leak,
     gru_backward,
@@ -147,13 +148,14 @@ class Layer:
 class Recurrent(Layer):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
-    def __init__(self, gates, input_size, hidden_size, bias, batch_first, dtype, rng):
+    def __init__(self, cell, input_size, hidden_size, bias, batch_first, dtype, rng):
         self.input_size = I = _checks.size("input_size", input_size)
         self.hidden_size = H = _checks.size("hidden_size", hidden_size)
         self.batch_first = bool(batch_first)
-        shapes = {"weight_ih_l0": (gates * H, I), "weight_hh_l0": (gates * H, H)}
+        N = CELLS[cell].gates * H
+        shapes = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
         if bias:
-            shapes |= {"bias_ih_l0": (gates * H,), "bias_hh_l0": (gates * H,)}
+            shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
         super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
 
     def forward(self, x, state=None):
@@ -274,7 +276,7 @@ class RNN(Recurrent):
         self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
     ):
         self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-        super().__init__(1, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("rnn", input_size, hidden_size, bias, batch_first, dtype, rng)
         self.leak = check_leak(leak, self.hidden_size, self.dtype)
 
     def _run(self, x, h0, *weights):
@@ -310,7 +312,7 @@ class GRU(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(3, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("gru", input_size, hidden_size, bias, batch_first, dtype, rng)
 
     _run = staticmethod(gru_forward)
     _run_back = staticmethod(gru_backward)
@@ -343,7 +345,7 @@ class LSTM(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(4, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("lstm", input_size, hidden_size, bias, batch_first, dtype, rng)
 
     def _unlayered(self, name, state):
         """Both halves of the state; any other thing is for `lstm_forward` to refuse."""
