@@ -292,6 +292,19 @@ def test_bad_threads_in_the_environment(asked):
     assert f"ImportError: FASTBPTT_NUM_THREADS: expected a number of threads from 1 to 256, got '{asked}'" in result.stderr
 
 
+class AsIndex:
+    """An index that as a number is another, and too large."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+    def __int__(self):
+        return 100_000
+
+
 @pytest.mark.parametrize(
     ("n", "error", "message"),
     [
@@ -304,6 +317,10 @@ def test_bad_threads_in_the_environment(asked):
         (None, TypeError, "n: expected an int, got NoneType"),
         (True, TypeError, "n: expected an int, got bool"),
         (2.0, TypeError, "n: expected an int"),
+        (np.array([2, 3]), TypeError, "n: expected an int, got ndarray"),
+        (np.float64(2), TypeError, "n: expected an int, got float64"),
+        (AsIndex(300), ValueError, "n: expected 1 to 256 threads, got 300"),
+        (AsIndex("2"), TypeError, "n: expected an int, got AsIndex"),
     ],
 )
 def test_bad_thread_counts(n, error, message):
@@ -313,8 +330,9 @@ def test_bad_thread_counts(n, error, message):
     assert fastbptt.get_num_threads() == before
 
 
-def test_thread_count_may_be_a_numpy_integer(threads):
-    threads(np.int64(3))
+@pytest.mark.parametrize("n", [np.int64(3), np.array(3), AsIndex(3)], ids=["int64", "0-d array", "index"])
+def test_thread_count_may_be_anything_that_is_an_index(n, threads):
+    threads(n)
     assert fastbptt.get_num_threads() == 3
 
 
