@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _checks
 from ._kernels import kernels
+from ._signals import in_one_go
 from .functional import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
@@ -62,8 +63,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
         if nonfinite == "raise":
             raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(names, arrays)}")
         if nonfinite == "zero":
-            for array in arrays:
-                array.fill(0)
+            in_one_go(np.ndarray.fill, arrays, [0] * len(arrays))
     return norm
 
 
