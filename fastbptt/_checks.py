@@ -1,5 +1,6 @@
 """Checks of arguments: an error names the argument, what was expected and what came."""
 
+from bisect import bisect_right
 from itertools import pairwise
 
 import numpy as np
@@ -56,10 +57,24 @@ def require_disjoint(what, names, arrays):
     """ValueError unless the contiguous arrays that are to be written each have memory of their own."""
     if len(arrays) < 2:
         return
-    spans = sorted((start := array.ctypes.data, start + array.nbytes, i) for i, array in enumerate(arrays))
-    for (_, end, i), (start, _, j) in pairwise(spans):
+    for (_, end, i), (start, _, j) in pairwise(spans(arrays)):
         if start < end:
             raise ValueError(f"{what}[{names[j]!r}]: overlaps {what}[{names[i]!r}]; each array must have memory of its own")
+
+
+def require_apart(what, names, arrays, from_what, from_names, others):
+    """ValueError if one of the contiguous arrays overlaps one of the ``others``, which are disjoint."""
+    others = spans(others)
+    ends = [end for _, end, _ in others]
+    for start, end, i in spans(arrays):
+        at = bisect_right(ends, start)
+        if at < len(others) and others[at][0] < end:
+            raise ValueError(f"{what}[{names[i]!r}]: overlaps {from_what}[{from_names[others[at][2]]!r}], which is to be written")
+
+
+def spans(arrays):
+    """Where the contiguous arrays begin and end, and which each is, in the order of their addresses; the empty ones left out."""
+    return sorted((start := array.ctypes.data, start + array.nbytes, i) for i, array in enumerate(arrays) if array.size)
 
 
 def integers(name, value, shape, limit, what):
