@@ -77,14 +77,19 @@ def spans(arrays):
     return sorted((start := array.ctypes.data, start + array.nbytes, i) for i, array in enumerate(arrays) if array.size)
 
 
-def integers(name, value, shape, limit, what):
-    """A copy of ``value`` as contiguous int64, every element in [0, limit): kernels take these as addresses."""
+def integers(name, value, shape, limit, what, counts=None):
+    """A copy of ``value`` as contiguous int64, every element in [0, limit): kernels take these as addresses.
+
+    Where ``counts`` is given and False, the element may be anything, and becomes 0.
+    """
     value = require_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     value = np.array(value, order="C")
+    if counts is not None:
+        value[~counts] = 0
     if value.size:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:

@@ -55,11 +55,9 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
         if mask.shape != shape:
             raise ValueError(f"mask: expected shape {shape}, got {mask.shape}")
-        if isinstance(targets, np.ndarray) and targets.shape == shape:
-            targets = np.where(mask, targets, 0)
         mask = _checks.contiguous(mask)
         n = int(mask.sum())
-    targets = _checks.integers("targets", targets, shape, V, "classes")
+    targets = _checks.integers("targets", targets, shape, V, "classes", mask)
     if n == 0:
         return 0.0, np.zeros(logits.shape, dtype)
     d_logits = memory.empty(logits.shape, dtype)
