@@ -452,7 +452,10 @@ def check_leak(leak, H, dtype):
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError("leak: expected numbers above 0 and at most 1")
         return leak
-    return np.full(H, _checks.number("leak", leak, 0, 1, above=True), dtype)
+    each = np.full(H, _checks.number("leak", leak, 0, 1, above=True), dtype)
+    if not each[0]:
+        raise ValueError(f"leak: expected a number above 0 in {dtype}, got {leak}")
+    return each
 
 
 def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):

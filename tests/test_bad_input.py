@@ -310,10 +310,16 @@ class TestLeak:
         with pytest.raises(TypeError, match=r"^leak: expected a plain NumPy array, got a masked one"):
             Call("leaky-tanh", dtype).forward(leak=np.ma.masked_array(np.full(7, 0.5, dtype)))
 
-    def test_a_leak_that_rounds_to_zero_or_is_tiny_does_no_harm(self, dtype):
-        tiny = np.finfo(dtype).tiny
-        out, _, _ = Call("leaky-tanh", dtype).forward(leak=float(tiny))
-        np.testing.assert_allclose(out[-1], random_problem("leaky-tanh", dtype=dtype).state[0], rtol=1e-6)
+    def test_a_tiny_leak_does_no_harm(self, dtype):
+        for tiny in (np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal):
+            out, _, _ = Call("leaky-tanh", dtype).forward(leak=float(tiny))
+            np.testing.assert_allclose(out[-1], random_problem("leaky-tanh", dtype=dtype).state[0], rtol=1e-6)
+
+
+def test_a_leak_that_rounds_to_zero():
+    for run in (lambda leak: Call("leaky-tanh", np.float32).forward(leak=leak), lambda leak: fastbptt.RNN(4, 7, leak=leak, dtype="f4")):
+        with pytest.raises(ValueError, match=r"^leak: expected a number above 0 in float32, got 1e-50$"):
+            run(1e-50)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
