@@ -36,6 +36,13 @@ def require_float(name, value):
     return dtype
 
 
+def require_shape(name, value, shape):
+    value = require_array(name, value)
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    return value
+
+
 def array(name, value, shape, dtype):
     """``value`` as a C-contiguous, aligned array of just this shape and dtype; copied only if it is laid out otherwise."""
     if type(value) is not np.ndarray:
