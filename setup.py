@@ -23,22 +23,17 @@ DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "i
 if os.environ.get("FASTBPTT_DEBUG"):
     DIRECTIVES.update(boundscheck=True, wraparound=True, initializedcheck=True)
 
-# -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the whole process's arithmetic.
-UNIX_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
+# For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
+# whole process's arithmetic.
+FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
 
 
 class BuildExt(build_ext):
-    """Compiles on all cores; flags that only GCC and Clang understand go to them alone."""
+    """Compiles on all cores."""
 
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
-
-    def build_extensions(self):
-        if self.compiler.compiler_type == "msvc":
-            for extension in self.extensions:
-                extension.extra_compile_args = ["/O2", "/std:c11", "/experimental:c11atomics"]
-        super().build_extensions()
 
 
 def kernel_module(level, dtype):
@@ -53,7 +48,7 @@ def kernel_module(level, dtype):
         f"fastbptt._kernels.{name}",
         [str(stub)],
         define_macros=macros,
-        extra_compile_args=UNIX_FLAGS + LEVELS[level],
+        extra_compile_args=FLAGS + LEVELS[level],
         depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
     )
 
@@ -65,7 +60,7 @@ def levels():
 
 def plain_module(name):
     """An extension for any processor."""
-    return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=UNIX_FLAGS)
+    return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=FLAGS)
 
 
 extensions = [plain_module(name) for name in ("cpu", "memory", "pool")]

@@ -56,7 +56,7 @@ def show_config(mode="stdout"):
 
 
 def _level_state(short):
-    return "not built" if not _kernels._built(short) else "usable" if cpu.runs(short) else "not supported here"
+    return "not built" if not _kernels.built(short) else "usable" if cpu.runs(short) else "not supported here"
 
 
 def _usable_cores():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ._kernels import kernels, memory
-from .functional import kernel_numbers
+from .functional import CELLS, NONLINEARITIES
 from .linearised import linearise
 
 FLOAT64 = np.dtype(np.float64)
@@ -47,7 +47,21 @@ def _by_kernel(tape, d_out, d_state):
     dh, dc = (memory.empty((T + 1, B, H), FLOAT64) if part is not None else None for part in (h, c))
     da = memory.empty((T, B, len(w_hh)), FLOAT64)
     kernels[FLOAT64].state_gradients(
-        *kernel_numbers(tape), w_ih, w_hh, leak, h, c, gates, m, d_out, d_state[0], d_state[1] if c is not None else None, dh, dc, da
+        cell=CELLS[tape.cell].number,
+        activation=NONLINEARITIES.index(tape.nonlinearity),
+        w_ih=w_ih,
+        w_hh=w_hh,
+        leak=leak,
+        h=h,
+        c=c,
+        a=gates,
+        m=m,
+        d_out=d_out,
+        dh=d_state[0],
+        dc=None if c is None else d_state[1],
+        all_dh=dh,
+        all_dc=dc,
+        da_h=da,
     )
     squares = squared_norm(dh) if dc is None else squared_norm(dh) + squared_norm(dc)
     nothing_yet = np.logical_and.accumulate(squares[::-1] == 0)[::-1]

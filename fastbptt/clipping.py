@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _checks
 from ._kernels import kernels
+from ._signals import in_one_go
 from .functional import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
@@ -62,8 +63,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
         if nonfinite == "raise":
             raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(names, arrays)}")
         if nonfinite == "zero":
-            for array in arrays:
-                array.fill(0)
+            in_one_go(np.ndarray.fill, arrays, [0] * len(arrays))
     return norm
 
 
@@ -134,13 +134,15 @@ def _collect(grads):
 
 def _call(kernel, names, arrays, *args):
     """A kernel's result for these arrays. It refuses those that are unfit; what is wrong with them is found out only then."""
-    dtype = getattr(arrays[0], "dtype", None)
+    dtype = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
     if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):
         try:
             return getattr(kernels[dtype], kernel)(arrays, *args)
         except (BufferError, ValueError):
             pass
     writable = kernel != "total_norm"
+    arrays = [_checks.require_array(f"grads[{name!r}]", array) for name, array in zip(names, arrays)]
+    dtype = arrays[0].dtype
     for name, array in zip(names, arrays):
         if _checks.require_float(f"grads[{name!r}]", array) != dtype:
             raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the first, got {array.dtype}")
@@ -149,7 +151,7 @@ def _call(kernel, names, arrays, *args):
             raise ValueError(f"grads[{name!r}]: expected a contiguous, aligned{' and writeable' if writable else ''} array")
     if writable:
         _checks.require_disjoint("grads", names, arrays)
-    return getattr(kernels[dtype], kernel)([np.asarray(array) for array in arrays], *args)
+    return getattr(kernels[dtype], kernel)(arrays, *args)
 
 
 def _first_nonfinite(names, arrays):

@@ -1,5 +1,6 @@
 """Forward and backward of each recurrent layer: check the arguments, allocate the results, call the kernel."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -7,10 +8,23 @@ import numpy as np
 from . import _checks
 from ._kernels import kernels, memory
 
-CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # gates; the order is that of the kernels' numbers for them
-NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # likewise
 
-_NUMBER = {name: number for number, name in enumerate(CELLS)} | {name: number for number, name in enumerate(NONLINEARITIES)}
+class Cell(NamedTuple):
+    """What the functions here must know of a cell; for what it computes, see ``_kernels/cells.pxi``."""
+
+    number: int  # what the kernels call it
+    gates: int
+    states: int  # 1, h; or 2, h and c
+    apart: bool = False  # whether its last gate keeps the recurrent product apart: as m on the tape, and with another gradient of b_hh
+    keeps_gates: bool = True  # on the tape; or else only with a leak, since without one they are the states
+
+
+CELLS = {
+    "rnn": Cell(0, gates=1, states=1, keeps_gates=False),
+    "gru": Cell(1, gates=3, states=1, apart=True),
+    "lstm": Cell(2, gates=4, states=2),
+}
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # in the order of the kernels' numbers for them
 
 
 class Gradients(NamedTuple):
@@ -36,7 +50,8 @@ class Gradients(NamedTuple):
 class Tape:
     """What a forward pass leaves for the backward pass, and for you to look at.
 
-    The tape refers to the arrays of its call and does not copy them: change the input or the weights only after the backward pass.
+    The tape refers to the arrays of its call and does not copy them, tokens excepted: change the input or the weights only after the
+    backward pass.
 
     Attributes
     ----------
@@ -50,33 +65,38 @@ class Tape:
         Of a GRU, W_hn h_{t-1} + b_hn: what the reset gate is multiplied with.
     cell : {"rnn", "gru", "lstm"}
     x, w_ih, w_hh, b_ih, b_hh, leak : ndarray or None
-        The arguments of the call; ``x`` may be tokens (T, B).
+        The arguments of the call; ``x`` may be tokens (T, B), then a copy that is read-only.
     nonlinearity : str
+    shape : (int, int, int)
+        T, B, H.
     """
 
-    __slots__ = ("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "nonlinearity", "h", "c", "gates", "m", "shape")
+    __slots__ = ("_cell", "_x", "_w_ih", "_w_hh", "_b_ih", "_b_hh", "_leak", "_nonlinearity", "_h", "_c", "_gates", "_m", "_shape")
+
+    # None of them can be assigned: the kernels are given what the forward pass put there.
+    cell, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, shape = (property(attrgetter(name)) for name in __slots__)
 
     def __len__(self):
         """The number of steps."""
-        return self.shape[0]
+        return self._shape[0]
 
     def last(self, steps):
         """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
-        T, B, H = self.shape
+        T, B, H = self._shape
         if steps >= T:
             return self
         tail = Tape()
         for name in self.__slots__:
             setattr(tail, name, getattr(self, name))
-        for name in ("x", "h", "c", "gates", "m"):
+        for name in ("_x", "_h", "_c", "_gates", "_m"):
             if getattr(self, name) is not None:
                 setattr(tail, name, getattr(self, name)[T - steps :])
-        tail.shape = (steps, B, H)
+        tail._shape = (steps, B, H)
         return tail
 
     def __repr__(self):
-        T, B, H = self.shape
-        return f"<{self.cell} tape: {T} steps, {B} rows, {H} units, {self.w_hh.dtype}>"
+        T, B, H = self._shape
+        return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
 
 
 def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
@@ -331,90 +351,84 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("lstm", tape, d_out, _pair("d_state", d_state), need_dx)
 
 
-def _forward(cell, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
+def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
     """Any cell's forward pass; ``state`` is a tuple, (h0,) or (h0, c0)."""
-    tape = Tape()
+    cell, tape = CELLS[name], Tape()
     dtype, T, B, H = _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh)
-    tape.cell, tape.nonlinearity, tape.leak, tape.shape = cell, nonlinearity, check_leak(leak, H, dtype), (T, B, H)
-    names = ("h0",) if len(state) == 1 else ("state[0]", "state[1]")
-    histories = [memory.empty((T + 1, B, H), dtype) for _ in state]
-    for name, history, initial in zip(names, histories, state):
-        history[0] = 0 if initial is None else _checks.array(name, initial, (B, H), dtype)
-    tape.h, tape.c = histories if len(histories) == 2 else (*histories, None)
-    tape.gates = None if cell == "rnn" and leak is None else memory.empty((T, B, CELLS[cell] * H), dtype)
-    tape.m = memory.empty((T, B, H), dtype) if cell == "gru" else None
+    tape._cell, tape._nonlinearity, tape._leak, tape._shape = name, nonlinearity, check_leak(leak, H, dtype), (T, B, H)
+    histories = []
+    for argument, initial in zip(("h0",) if cell.states == 1 else ("state[0]", "state[1]"), state):
+        history = memory.empty((T + 1, B, H), dtype)
+        history[0] = 0 if initial is None else _checks.array(argument, initial, (B, H), dtype)
+        histories.append(history)
+    tape._h, tape._c = histories if cell.states == 2 else (*histories, None)
+    tape._gates = memory.empty((T, B, cell.gates * H), dtype) if cell.keeps_gates or leak is not None else None
+    tape._m = memory.empty((T, B, H), dtype) if cell.apart else None
     if T and B:
+        x, tokens = _x_or_tokens(tape._x)
         kernels[dtype].forward(
-            _NUMBER[cell],
-            _NUMBER[nonlinearity],
-            *_x_or_tokens(tape.x),
-            tape.w_ih,
-            tape.w_hh,
-            tape.b_ih,
-            tape.b_hh,
-            tape.leak,
-            tape.h,
-            tape.c,
-            tape.gates,
-            tape.m,
+            cell=cell.number,
+            activation=NONLINEARITIES.index(nonlinearity),
+            x=x,
+            tokens=tokens,
+            w_ih=tape._w_ih,
+            w_hh=tape._w_hh,
+            b_ih=tape._b_ih,
+            b_hh=tape._b_hh,
+            leak=tape._leak,
+            h=tape._h,
+            c=tape._c,
+            a=tape._gates,
+            m=tape._m,
         )
-    last = tuple(history[T].copy() for history in histories)
-    for array in (tape.h, tape.c, tape.gates, tape.m):
+    for array in (*histories, tape._gates, tape._m):
         if array is not None:
-            array.flags.writeable = False
-    return tape.h[1:], last if len(last) == 2 else last[0], tape
+            array.setflags(write=False)
+    last = [history[T].copy() for history in histories]
+    return tape._h[1:], last[0] if cell.states == 1 else tuple(last), tape
 
 
-def _backward(cell, tape, d_out, d_state, need_dx):
+def _backward(name, tape, d_out, d_state, need_dx):
     """Any cell's backward pass; ``d_state`` is a tuple, (dh,) or (dh, dc)."""
-    (T, B, H), dtype = _check_tape(tape, cell)
+    cell, ((T, B, H), dtype) = CELLS[name], _check_tape(tape, name)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
-    names = ("d_state",) if len(d_state) == 1 else ("d_state[0]", "d_state[1]")
-    d_initial = tuple(
-        np.zeros((B, H), dtype) if d is None else np.array(_checks.array(name, d, (B, H), dtype)) for name, d in zip(names, d_state)
-    )
-    dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
-    dx = memory.empty(tape.x.shape, dtype) if need_dx and tape.x.ndim == 3 else None
-    dw_ih, dw_hh = memory.zeros(tape.w_ih.shape, dtype), memory.zeros(tape.w_hh.shape, dtype)
-    db_ih = np.zeros(len(dw_hh), dtype)
-    db_hh = np.zeros(len(dw_hh), dtype) if cell == "gru" else None
+    d_initial = [
+        np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype).copy()
+        for argument, d in zip(("d_state",) if cell.states == 1 else ("d_state[0]", "d_state[1]"), d_state)
+    ]
+    x, tokens = _x_or_tokens(tape._x)
+    dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
+    dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
+    db_ih = np.zeros(cell.gates * H, dtype)
+    db_hh = np.zeros(cell.gates * H, dtype) if cell.apart else None
     if T and B:
         kernels[dtype].backward(
-            _NUMBER[cell],
-            _NUMBER[tape.nonlinearity],
-            *_x_or_tokens(tape.x),
-            tape.w_ih,
-            tape.w_hh,
-            tape.leak,
-            tape.h,
-            tape.c,
-            tape.gates,
-            tape.m,
-            d_out,
-            dh,
-            dc,
-            dx,
-            dw_ih,
-            dw_hh,
-            db_ih,
-            db_hh,
+            cell=cell.number,
+            activation=NONLINEARITIES.index(tape._nonlinearity),
+            x=x,
+            tokens=tokens,
+            w_ih=tape._w_ih,
+            w_hh=tape._w_hh,
+            leak=tape._leak,
+            h=tape._h,
+            c=tape._c,
+            a=tape._gates,
+            m=tape._m,
+            d_out=d_out,
+            dh=d_initial[0],
+            dc=d_initial[1] if cell.states == 2 else None,
+            dx=dx,
+            dw_ih=dw_ih,
+            dw_hh=dw_hh,
+            db_ih=db_ih,
+            db_hh=db_hh,
         )
-    if db_hh is None and tape.b_hh is not None:
+    if tape._b_hh is None:
+        db_hh = None
+    elif not cell.apart:
         db_hh = db_ih.copy()
-    return Gradients(
-        dx,
-        dh if dc is None else d_initial,
-        dw_ih,
-        dw_hh,
-        None if tape.b_ih is None else db_ih,
-        None if tape.b_hh is None else db_hh,
-    )
-
-
-def kernel_numbers(tape):
-    """The kernels' numbers for the tape's cell and its nonlinearity."""
-    return _NUMBER[tape.cell], _NUMBER[tape.nonlinearity]
+    return Gradients(dx, d_initial[0] if cell.states == 1 else tuple(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
 def _x_or_tokens(x):
@@ -438,48 +452,58 @@ def check_leak(leak, H, dtype):
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError("leak: expected numbers above 0 and at most 1")
         return leak
-    return np.full(H, _checks.number("leak", leak, 0, 1, above=True), dtype)
+    each = np.full(H, _checks.number("leak", leak, 0, 1, above=True), dtype)
+    if not each[0]:
+        raise ValueError(f"leak: expected a number above 0 in {dtype}, got {leak}")
+    return each
 
 
 def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
     """Put the arrays of a call on the tape, in the layout that the kernels read; return their dtype and T, B, H."""
-    gates = CELLS[cell]
+    gates = cell.gates
+    w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
-    _checks.require_array("w_hh", w_hh)
-    _checks.require_array("x", x)
-    if w_hh.ndim != 2 or w_hh.shape[0] != gates * w_hh.shape[1] or not w_hh.size:
+    N, H = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
+    if gates * H != N or not H:
         raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
-    H = w_hh.shape[1]
-    if w_ih.ndim != 2 or w_ih.shape[0] != gates * H or not w_ih.size:
-        raise ValueError(f"w_ih: expected shape ({gates * H}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
-    I = w_ih.shape[1]
+    rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
+    if rows != N or not I:
+        raise ValueError(f"w_ih: expected shape ({N}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
     if x.dtype.kind in "iu":
         if x.ndim != 2:
             raise ValueError(f"x: expected tokens of shape (T, B), got {x.shape}")
-        tape.x = _checks.integers("x", x, x.shape, I, "tokens")
+        tape._x = _checks.frozen(_checks.integers("x", x, x.shape, I, "tokens"))
     else:
         if x.ndim != 3:
             raise ValueError(f"x: expected shape (T, B, {I}), or integer tokens (T, B), got {x.shape}")
-        tape.x = _checks.array("x", x, (*x.shape[:2], I), dtype)
-    tape.w_ih, tape.w_hh = _checks.contiguous(w_ih), _checks.array("w_hh", w_hh, w_hh.shape, dtype)
-    tape.b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (gates * H,), dtype)
-    tape.b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (gates * H,), dtype)
+        tape._x = _checks.array("x", x, (*x.shape[:2], I), dtype)
+    tape._w_ih, tape._w_hh = _checks.contiguous(w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
+    tape._b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
+    tape._b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
     return dtype, *x.shape[:2], H
 
 
 def _check_tape(tape, cell):
     """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
-    if not isinstance(tape, Tape) or not hasattr(tape, "cell"):
+    made_by = getattr(tape, "_cell", None) if isinstance(tape, Tape) else None
+    if made_by is None:
         raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
-    if tape.cell != cell:
-        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape.cell}_forward")
-    T, B, H = tape.shape
-    gates, inputs = tape.w_hh.shape[0], tape.w_ih.shape[-1]
+    if made_by != cell:
+        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {made_by}_forward")
+    T, B, H = tape._shape
+    N, I = CELLS[cell].gates * H, (tape._w_ih.shape or (0,))[-1]
+    states, tokens = (T + 1, B, H), tape._x.dtype.kind == "i"
     if (
-        tape.h.shape != (T + 1, B, H)
-        or tape.w_hh.shape != (gates, H)
-        or tape.w_ih.shape != (gates, inputs)
-        or tape.x.shape != ((T, B) if tape.x.ndim == 2 else (T, B, inputs))
+        tape._x.shape != ((T, B) if tokens else (T, B, I))
+        or tape._w_ih.shape != (N, I)
+        or tape._w_hh.shape != (N, H)
+        or tape._h.shape != states
+        or (tape._c is not None and tape._c.shape != states)
+        or (tape._gates is not None and tape._gates.shape != (T, B, N))
+        or (tape._m is not None and tape._m.shape != (T, B, H))
+        or (tape._leak is not None and tape._leak.shape != (H,))
     ):
         raise RuntimeError("tape: an array of the forward pass was reshaped or resized before the backward pass")
-    return tape.shape, tape.h.dtype
+    if tokens and tape._x.flags.writeable:  # it is a copy's
+        _checks.integers("tape.x", tape._x, (T, B), I, "tokens")
+    return tape._shape, tape._h.dtype

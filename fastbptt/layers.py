@@ -1,12 +1,16 @@
 """Layers: parameters and gradients in one flat array each, seen through named views."""
 
 import math
+from operator import attrgetter
+from threading import get_ident
 
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
+from ._signals import in_one_go
 from .functional import (
+    CELLS,
     NONLINEARITIES,
     check_leak,
     gru_backward,
@@ -17,36 +21,83 @@ from .functional import (
     rnn_forward,
 )
 
+ONE_AT_A_TIME = "a layer serves one thread at a time"
+
+
+class Views(dict):
+    """Arrays by name, views of one flat array: they can be written into, but not replaced. A copy is an ordinary dict."""
+
+    def __init__(self, flat, shapes):
+        start = 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            super().__setitem__(name, flat[start:end].reshape(shape))
+            start = end
+
+    def __setitem__(self, name, value):
+        if name not in self or value is not self[name]:  # ``views[name] *= 2`` ends with an assignment of what is there
+            raise TypeError(f"{name}: a view of the layer's flat array, to be written into ([{name!r}][...] = value), not replaced")
+
+    def _refuse(self, *_, **__):
+        raise TypeError("the names and arrays of a layer's parameters are fixed")
+
+    __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
+def _set_once(name):
+    """An attribute that other objects rely on: never another object, though ``layer.flat_params *= 2`` assigns the same one once more."""
+
+    def set_once(self, value):
+        if self.__dict__.setdefault(f"_{name}", value) is not value:
+            raise TypeError(f"{name}: the layer's own, to be written into, not replaced")
+
+    return property(attrgetter(f"_{name}"), set_once)
+
 
 class Layer:
     """What all layers share: parameters, gradients, saving and loading.
 
+    A layer can be copied and pickled; the copy has parameters and gradients of its own, and nothing to go back through yet.
+
+    A layer serves one thread at a time, which runs both the forward and the backward pass: for threads that share weights there are the
+    functions, `rnn_forward` and so on.
+
     Attributes
     ----------
     params, grads : dict of ndarray
-        By PyTorch's names; views into `flat_params` and `flat_grads`.
+        By PyTorch's names; views into `flat_params` and `flat_grads`. They can be written into, not replaced.
     flat_params, flat_grads : ndarray (n,)
         All parameters, and all gradients, in one piece each: what clipping and optimisers work on.
     training : bool
         Whether a forward pass keeps what the backward pass needs; see `train` and `eval`.
     """
 
+    params, grads, flat_params, flat_grads = map(_set_once, ("params", "grads", "flat_params", "flat_grads"))
+
     def __init__(self, shapes, bound, dtype, rng):
         self.dtype = np.dtype(dtype)
         if self.dtype not in kernels:
             raise TypeError(f"dtype: expected {' or '.join(d.name for d in kernels)}, got {self.dtype}")
         rng = np.random.default_rng(rng)
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        self.flat_params = rng.uniform(-bound, bound, sum(sizes.values())).astype(self.dtype, copy=False)
+        self._shapes = shapes
+        self.flat_params = rng.uniform(-bound, bound, sum(map(math.prod, shapes.values()))).astype(self.dtype, copy=False)
         self.flat_grads = np.zeros_like(self.flat_params)
-        self.params, self.grads, start = {}, {}, 0
-        for name, shape in shapes.items():
-            end = start + sizes[name]
-            self.params[name] = self.flat_params[start:end].reshape(shape)
-            self.grads[name] = self.flat_grads[start:end].reshape(shape)
-            start = end
         self.training = True
+        self._begin()
+
+    def _begin(self):
+        self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
         self._tape = None
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_tape")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -87,8 +138,7 @@ class Layer:
             missing, unexpected = sorted(set(self.params) - set(state)), sorted(set(state) - set(self.params))
             raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
         for name, p in self.params.items():
-            value = state[name]
-            _checks.require_array(f"state[{name!r}]", value)
+            value = _checks.require_array(f"state[{name!r}]", state[name])
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
             if value.shape != p.shape:
@@ -96,22 +146,41 @@ class Layer:
         for name, p in self.params.items():
             p[...] = state[name]
 
+    def _keep(self, tape):
+        """Keep what a backward pass in the same thread will need."""
+        self._tape = tape if self.training else None
+        self._thread = get_ident()
+
     def _last_tape(self):
         if self._tape is None:
             raise RuntimeError(f"{type(self).__name__}.backward: no forward pass in training mode since the last backward pass")
+        if self._thread != get_ident():
+            raise RuntimeError(f"{type(self).__name__}.backward: the last forward pass was another thread's; {ONE_AT_A_TIME}")
         return self._tape
+
+    def _use_up(self, tape):
+        """Let go of the tape, once there are gradients to add; unless a forward pass has come between."""
+        if self._tape is not tape:
+            raise RuntimeError(f"{type(self).__name__}.backward: there was another forward pass meanwhile; {ONE_AT_A_TIME}")
+        self._tape = None
+
+    def _add(self, *gradients):
+        """Add to `grads`: all, or if Ctrl-C comes first, nothing. None stands for a bias that there is not."""
+        totals = self.grads.values()
+        in_one_go(np.add, totals, gradients, totals)
 
 
 class Recurrent(Layer):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
-    def __init__(self, gates, input_size, hidden_size, bias, batch_first, dtype, rng):
+    def __init__(self, cell, input_size, hidden_size, bias, batch_first, dtype, rng):
         self.input_size = I = _checks.size("input_size", input_size)
         self.hidden_size = H = _checks.size("hidden_size", hidden_size)
         self.batch_first = bool(batch_first)
-        shapes = {"weight_ih_l0": (gates * H, I), "weight_hh_l0": (gates * H, H)}
+        N = CELLS[cell].gates * H
+        shapes = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
         if bias:
-            shapes |= {"bias_ih_l0": (gates * H,), "bias_hh_l0": (gates * H,)}
+            shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
         super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
 
     def forward(self, x, state=None):
@@ -130,13 +199,20 @@ class Recurrent(Layer):
         state : ndarray (1, B, H), or a pair of them
             The last state: the initial one of the sequence's next piece.
         """
-        _checks.require_array("x", x)
-        out, last, tape = self._run(self._time_first(x), self._unlayered("state", state), *self.params.values())
-        self._tape = tape if self.training else None
+        x = _checks.require_array("x", x)
+        axes, I = "B, T" if self.batch_first else "T, B", self.input_size
+        if x.ndim != (2 if x.dtype.kind in "iu" else 3):
+            raise ValueError(f"x: expected shape ({axes}, {I}), or integer tokens ({axes}), got {x.shape}")
+        if self.batch_first:
+            x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
+        out, last, tape = self._run(x, self._unlayered("state", state, x.shape[1]), *self.params.values())
+        self._keep(tape)
         return self._time_first(out), self._layered(last)
 
     def backward(self, d_out, d_state=None, *, need_dx=True):
         """Add the parameters' gradients to `grads`, and return the others.
+
+        Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
 
         Parameters
         ----------
@@ -157,40 +233,43 @@ class Recurrent(Layer):
         Raises
         ------
         RuntimeError
-            If there was no forward pass since the last backward pass.
+            If there was no forward pass since the last backward pass, or it was another thread's.
         """
-        result = self.backward_through(self._last_tape(), self._time_first(d_out), d_state, need_dx=need_dx)
-        self._tape = None
-        return result
+        tape = self._last_tape()
+        grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx)
+        self._use_up(tape)
+        self._add(*grads[2:])
+        return self._time_first(grads.x), self._layered(grads.state)
 
     def take_tape(self):
-        """The tape of the last forward pass, which `backward` will then do without; for `backward_through`."""
+        """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`."""
         tape = self._last_tape()
-        self._tape = None
+        self._use_up(tape)
         return tape
 
-    def backward_through(self, tape, d_out, d_state=None, *, need_dx=True):
-        """`backward` for a tape of this layer's that was kept aside; ``d_out`` is time first."""
-        grads = self._run_back(tape, d_out, self._unlayered("d_state", d_state), need_dx=need_dx)
-        for total, g in zip(self.grads.values(), (grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh)):
-            total += g
-        return None if grads.x is None else self._time_first(grads.x), self._layered(grads.state)
+    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True):
+        """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside."""
+        T, B, H = tape.shape
+        if self.batch_first and d_out is not None:
+            d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
+        return self._run_back(tape, d_out, self._unlayered("d_state", d_state, B), need_dx=need_dx)
 
     def _time_first(self, array):
-        return np.swapaxes(array, 0, 1) if self.batch_first and isinstance(array, np.ndarray) and array.ndim > 1 else array
+        """The reverse too."""
+        return array.swapaxes(0, 1) if self.batch_first and array is not None else array
 
     def _layered(self, state):
         """A state (B, H) as that of the only layer of one, (1, B, H)."""
         return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
 
-    def _unlayered(self, name, state):
+    def _unlayered(self, name, state, B):
         """The reverse; (B, H) is welcome too."""
-        if state is None or (isinstance(state, np.ndarray) and state.ndim == 2):
-            return state
-        _checks.require_array(name, state)
-        if state.ndim != 3 or state.shape[0] != 1:
-            raise ValueError(f"{name}: expected shape (1, B, {self.hidden_size}), got {state.shape}")
-        return state[0]
+        if state is None:
+            return None
+        state = _checks.require_array(name, state)
+        if state.ndim == 2:
+            return _checks.array(name, state, (B, self.hidden_size), self.dtype)
+        return _checks.array(name, state, (1, B, self.hidden_size), self.dtype)[0]
 
 
 class RNN(Recurrent):
@@ -232,7 +311,7 @@ class RNN(Recurrent):
         self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
     ):
         self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-        super().__init__(1, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("rnn", input_size, hidden_size, bias, batch_first, dtype, rng)
         self.leak = check_leak(leak, self.hidden_size, self.dtype)
 
     def _run(self, x, h0, *weights):
@@ -268,7 +347,7 @@ class GRU(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(3, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("gru", input_size, hidden_size, bias, batch_first, dtype, rng)
 
     _run = staticmethod(gru_forward)
     _run_back = staticmethod(gru_backward)
@@ -301,13 +380,13 @@ class LSTM(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(4, input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__("lstm", input_size, hidden_size, bias, batch_first, dtype, rng)
 
-    def _unlayered(self, name, state):
+    def _unlayered(self, name, state, B):
         """Both halves of the state; any other thing is for `lstm_forward` to refuse."""
         if not isinstance(state, (tuple, list)):
             return state
-        return tuple(super(LSTM, self)._unlayered(f"{name}[{i}]", part) for i, part in enumerate(state))
+        return tuple([super(LSTM, self)._unlayered(f"{name}[{i}]", part, B) for i, part in enumerate(state)])
 
     _run = staticmethod(lstm_forward)
     _run_back = staticmethod(lstm_backward)
@@ -346,35 +425,36 @@ class Linear(Layer):
 
     def forward(self, x):
         """y = x W^T + b, for x (..., I); y is (..., N)."""
-        _checks.require_array("x", x)
+        x = _checks.require_array("x", x)
         x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
         y = memory.empty((*x.shape[:-1], self.out_features), self.dtype)
         if x.size:
-            kernels[self.dtype].linear_forward(self._rows(x), *self._weights(), self._rows(y))
-        self._tape = x if self.training else None
+            kernels[self.dtype].linear_forward(self._rows(x), self._parameter("weight"), self._parameter("bias"), self._rows(y))
+        self._keep(x)
         return y
 
     def backward(self, d_out, *, need_dx=True):
-        """Add the parameters' gradients to `grads`; return that of the input, unless it is not wanted."""
+        """Add the parameters' gradients to `grads`; return that of the input, unless it is not wanted.
+
+        Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
+        """
         x = self._last_tape()
-        if x.shape[-1] != self.in_features:
+        if x.shape[-1:] != (self.in_features,):
             raise RuntimeError(f"x: resized since the forward pass; expected {self.in_features} features, got shape {x.shape}")
         d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)
         dx = memory.empty(x.shape, self.dtype) if need_dx else None
-        d_bias = self.grads["bias"] if "bias" in self.grads else np.zeros(self.out_features, self.dtype)
+        weight = self._parameter("weight")
+        d_weight, d_bias = memory.zeros(weight.shape, self.dtype), np.zeros(self.out_features, self.dtype)
         if x.size:
-            weight, _ = self._weights()
-            kernels[self.dtype].linear_backward(self._rows(x), weight, self._rows(d_out), self._rows(dx), self.grads["weight"], d_bias)
-        self._tape = None
+            kernels[self.dtype].linear_backward(self._rows(x), weight, self._rows(d_out), self._rows(dx), d_weight, d_bias)
+        self._use_up(x)
+        self._add(d_weight, d_bias)
         return dx
 
-    def _weights(self):
-        bias = self.params.get("bias")
-        return (
-            _checks.array("params['weight']", self.params["weight"], (self.out_features, self.in_features), self.dtype),
-            None if bias is None else _checks.array("params['bias']", bias, (self.out_features,), self.dtype),
-        )
+    def _parameter(self, name):
+        """None for a bias that there is not."""
+        return _checks.array(name, self.params[name], self._shapes[name], self.dtype) if name in self._shapes else None
 
     @staticmethod
     def _rows(array):
-        return None if array is None else array.reshape(-1, array.shape[-1])
+        return array if array is None or array.ndim == 2 else array.reshape(-1, array.shape[-1])

@@ -43,22 +43,21 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
     >>> round(fastbptt.perplexity(loss), 9), d_logits.shape                             # all ten classes are equally likely
     (10.0, (5, 3, 10))
     """
+    logits = _checks.require_array("logits", logits)
     dtype = _checks.require_float("logits", logits)
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {logits.shape}")
     shape, V = logits.shape[:-1], logits.shape[-1]
     n = math.prod(shape)
     if mask is not None:
-        _checks.require_array("mask", mask)
+        mask = _checks.require_array("mask", mask)
         if mask.dtype != np.bool_:
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
         if mask.shape != shape:
             raise ValueError(f"mask: expected shape {shape}, got {mask.shape}")
-        if isinstance(targets, np.ndarray) and targets.shape == shape:
-            targets = np.where(mask, targets, 0)
         mask = _checks.contiguous(mask)
         n = int(mask.sum())
-    targets = _checks.integers("targets", targets, shape, V, "classes")
+    targets = _checks.integers("targets", targets, shape, V, "classes", mask)
     if n == 0:
         return 0.0, np.zeros(logits.shape, dtype)
     d_logits = memory.empty(logits.shape, dtype)

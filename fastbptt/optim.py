@@ -1,13 +1,19 @@
 """Optimisers that update parameters in place, with PyTorch's hyper-parameters, defaults and formulas."""
 
+from functools import partial
+from operator import call
+
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels
+from ._signals import in_one_go
 
 
 class Optimiser:
     """What the optimisers share: the parameter arrays, their gradients, and a state array for each that an algorithm asks for.
+
+    A step is made for all parameters or for none: one that Ctrl-C comes upon is finished.
 
     Parameters
     ----------
@@ -30,13 +36,14 @@ class Optimiser:
             raise ValueError("layers_or_params: expected at least one layer or array, got none")
         self._layers = [item for _, item in items] if all(hasattr(item, "flat_params") for _, item in items) else None
         self._keys = [key for key, _ in items]
-        self._params = [getattr(item, "flat_params", item) for _, item in items]
+        self._params = [_checks.require_array(f"layers_or_params[{key!r}]", getattr(item, "flat_params", item)) for key, item in items]
         for key, p in zip(self._keys, self._params):
             _checks.require_float(f"layers_or_params[{key!r}]", p)
             if not (p.flags.c_contiguous and p.flags.aligned and p.flags.writeable):
                 raise ValueError(f"layers_or_params[{key!r}]: expected a contiguous, aligned and writeable array")
         _checks.require_disjoint("layers_or_params", self._keys, self._params)
-        self._slots = {name: [np.zeros(p.size, p.dtype) for p in self._params] for name in slots}
+        self._shapes = [p.shape for p in self._params]
+        self._slots = [{name: np.zeros(p.size, p.dtype) for name in slots} for p in self._params]
 
     @property
     def lr(self):
@@ -58,50 +65,63 @@ class Optimiser:
         Raises
         ------
         TypeError, ValueError
-            If gradients are missing, or do not fit the parameters. No parameter is changed then.
+            If gradients are missing, do not fit the parameters, or share memory with them. No parameter is changed then.
         """
-        gradients = self._gradients(grads)
-        self.steps += 1
-        for i, (p, g) in enumerate(zip(self._params, gradients)):
-            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), {name: arrays[i] for name, arrays in self._slots.items()})
+        for key, p, shape in zip(self._keys, self._params, self._shapes):
+            if p.shape != shape or not p.flags.carray:
+                raise ValueError(f"layers_or_params[{key!r}]: resized or made read-only since the optimiser was made")
+        gradients, steps = self._gradients(grads), self.steps + 1
+        updates = [
+            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), slots, steps)
+            for p, g, slots in zip(self._params, gradients, self._slots)
+        ]
+        in_one_go(call, [*updates, partial(setattr, self, "steps", steps)])
 
     def state_dict(self):
         """Copies of all state arrays and the step count, under stable names, for `load_state_dict`."""
-        state = {f"{name}.{key}": arrays[i].copy() for name, arrays in self._slots.items() for i, key in enumerate(self._keys)}
+        state = {f"{name}.{key}": array.copy() for key, slots in zip(self._keys, self._slots) for name, array in slots.items()}
         return state | {"steps": np.array(self.steps, np.int64)}
 
     def load_state_dict(self, state):
-        """Take back what `state_dict` gave. KeyError or ValueError, and no change, if names or shapes differ."""
+        """Take back what `state_dict` gave. KeyError, TypeError or ValueError, and no change, if anything does not fit."""
         expected = self.state_dict()
+        if not isinstance(state, dict):
+            raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
         if set(state) != set(expected):
             raise KeyError(f"state: expected the names {sorted(expected)}, got {sorted(state)}")
         for name, array in state.items():
-            _checks.require_array(f"state[{name!r}]", array)
+            array = _checks.require_array(f"state[{name!r}]", array)
             if array.dtype.kind != expected[name].dtype.kind:
                 raise TypeError(f"state[{name!r}]: expected dtype {expected[name].dtype}, got {array.dtype}")
             if array.shape != expected[name].shape:
                 raise ValueError(f"state[{name!r}]: expected shape {expected[name].shape}, got {array.shape}")
-        self.steps = int(state["steps"])
-        for name, arrays in self._slots.items():
-            for i, key in enumerate(self._keys):
-                arrays[i][...] = state[f"{name}.{key}"]
+        self.steps = _checks.size("state['steps']", int(state["steps"]), 0)
+        for key, slots in zip(self._keys, self._slots):
+            for name, array in slots.items():
+                array[...] = state[f"{name}.{key}"]
 
     def _gradients(self, grads):
         if self._layers is not None:
             if grads is not None:
                 raise TypeError("grads: expected None, since the layers have their own gradients")
-            return [layer.flat_grads for layer in self._layers]
-        if grads is None:
-            raise TypeError("grads: expected the gradients of the parameter arrays, got None")
+            return self._fitting([layer.flat_grads for layer in self._layers])
         if isinstance(grads, dict):
-            missing = [key for key in self._keys if key not in grads]
-            if missing:
-                raise ValueError(f"grads: expected a gradient for every parameter, got none for {missing}")
+            missing, unknown = [key for key in self._keys if key not in grads], [key for key in grads if key not in self._keys]
+            if missing or unknown:
+                raise ValueError(f"grads: expected a gradient for every parameter; missing {missing}, unknown {unknown}")
             grads = [grads[key] for key in self._keys]
         elif isinstance(grads, np.ndarray):
             grads = [grads]
+        elif not isinstance(grads, (list, tuple)):
+            raise TypeError(f"grads: expected the gradients of the parameter arrays, got {_checks.describe(grads)}")
         if len(grads) != len(self._params):
             raise ValueError(f"grads: expected {len(self._params)} arrays, got {len(grads)}")
+        grads = self._fitting(grads)
+        if not kernels[grads[0].dtype].disjoint(self._params + grads):
+            _checks.require_apart("grads", self._keys, grads, "layers_or_params", self._keys, self._params)
+        return grads
+
+    def _fitting(self, grads):
         return [_checks.array(f"grads[{key!r}]", g, p.shape, p.dtype) for key, g, p in zip(self._keys, grads, self._params)]
 
 
@@ -132,9 +152,18 @@ class SGD(Optimiser):
         self.nesterov = bool(nesterov)
         super().__init__(layers_or_params, lr, weight_decay, ["momentum_buffer"] if momentum else [])
 
-    def _update(self, kernel, p, g, slots):
-        kernel.sgd(
-            p, g, slots.get("momentum_buffer"), self.lr, self.momentum, self.dampening, self.weight_decay, self.nesterov, self.steps == 1
+    def _update(self, kernel, p, g, slots, steps):
+        return partial(
+            kernel.sgd,
+            p,
+            g,
+            slots.get("momentum_buffer"),
+            self.lr,
+            self.momentum,
+            self.dampening,
+            self.weight_decay,
+            self.nesterov,
+            steps == 1,
         )
 
 
@@ -167,8 +196,9 @@ class RMSprop(Optimiser):
         slots = ["square_avg"] + ["grad_avg"] * bool(centered) + ["momentum_buffer"] * (momentum > 0)
         super().__init__(layers_or_params, lr, weight_decay, slots)
 
-    def _update(self, kernel, p, g, slots):
-        kernel.rmsprop(
+    def _update(self, kernel, p, g, slots, steps):
+        return partial(
+            kernel.rmsprop,
             p,
             g,
             slots["square_avg"],
@@ -213,14 +243,15 @@ class Adam(Optimiser):
         slots = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(amsgrad)
         super().__init__(layers_or_params, lr, weight_decay, slots)
 
-    def _update(self, kernel, p, g, slots):
-        kernel.adam(
+    def _update(self, kernel, p, g, slots, steps):
+        return partial(
+            kernel.adam,
             p,
             g,
             slots["exp_avg"],
             slots["exp_avg_sq"],
             slots.get("max_exp_avg_sq"),
-            self.steps,
+            steps,
             self.lr,
             *self.betas,
             self.eps,

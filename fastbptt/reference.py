@@ -1,6 +1,7 @@
 """Backpropagation through time in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
 
-The functions have the names, the arguments and the results of the fast ones. Nothing here is fast, and nothing is shared with the kernels.
+The functions have the names, the arguments and the results of the fast ones, and their tapes the same arrays; only, the gates of a plain RNN,
+which are its states, are on the tape here. Nothing here is fast, and nothing is shared with the kernels.
 """
 
 import numpy as np
@@ -67,7 +68,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
         r, z = sigmoid(a_r + m_r), sigmoid(a_z + m_z)
         n = np.tanh(a_n + r * m_n)
         h.append((1 - z) * n + z * h[-1])
-        gates.append((r, z, n))
+        gates.append(np.hstack([r, z, n]))
         recurrent.append(m_n)
 
     h = np.array(h)
@@ -80,7 +81,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     dh = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
         dh = dh if d_out is None else dh + d_out[t]
-        r, z, n = tape.gates[t]
+        r, z, n = np.split(tape.gates[t], 3, axis=1)
         # h_t = (1 - z) n + z h_{t-1}
         da_z = dh * (h[t] - n) * z * (1 - z)
         da_n = dh * (1 - z) * (1 - n**2)
@@ -103,7 +104,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c.append(f * c[-1] + i * g)
         h.append(o * np.tanh(c[-1]))
-        gates.append((i, f, g, o))
+        gates.append(np.hstack([i, f, g, o]))
 
     h, c = np.array(h), np.array(c)
     return h[1:], (h[-1], c[-1]), Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
@@ -116,7 +117,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     dh, dc = (np.zeros_like(h[0]) if d is None else d for d in (dh, dc))
     for t in reversed(range(len(h) - 1)):
         dh = dh if d_out is None else dh + d_out[t]
-        i, f, g, o = tape.gates[t]
+        i, f, g, o = np.split(tape.gates[t], 4, axis=1)
         # h_t = o tanh(c_t)
         da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
         dc = dc + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
@@ -134,9 +135,13 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
 class Tape:
     """What forward leaves for backward, under the names of the equations."""
 
-    def __init__(self, x, w_ih, w_hh, b_ih, b_hh, **values):
-        self.x, self.w_ih, self.w_hh, self.b_ih, self.b_hh = x, w_ih, w_hh, b_ih, b_hh
-        self.__dict__.update(values)
+    def __init__(self, x, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None):
+        self.x, self.w_ih, self.w_hh, self.nonlinearity, self.leak = x, w_ih, w_hh, nonlinearity, leak
+        self.b_ih, self.b_hh = (None if b is NO_BIAS else b for b in (b_ih, b_hh))
+        T, B, H = len(h) - 1, h.shape[1], h.shape[2]
+        self.h, self.c = h, c
+        self.gates = np.reshape(gates, (T, B, len(w_hh)))
+        self.m = None if m is None else np.reshape(m, (T, B, H))
 
 
 class Sums:
@@ -165,8 +170,8 @@ class Sums:
             d_state,
             self.dw_ih,
             self.dw_hh,
-            None if self.tape.b_ih is NO_BIAS else self.db_ih,
-            None if self.tape.b_hh is NO_BIAS else self.db_hh,
+            None if self.tape.b_ih is None else self.db_ih,
+            None if self.tape.b_hh is None else self.db_hh,
         )
 
 

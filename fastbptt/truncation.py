@@ -1,6 +1,9 @@
 """Truncated backpropagation through time."""
 
+from collections import deque
+
 from . import _checks
+from .layers import Recurrent
 
 
 class TruncatedBPTT:
@@ -41,6 +44,8 @@ class TruncatedBPTT:
     """
 
     def __init__(self, layer, h, h_prime=None):
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {_checks.describe(layer)}")
         self.layer = layer
         self.h = _checks.size("h", h)
         self.h_prime = self.h if h_prime is None else _checks.size("h_prime", h_prime)
@@ -51,7 +56,7 @@ class TruncatedBPTT:
     def reset(self, state=None):
         """Start a sequence, from ``state``; nothing that was read before is gone back through."""
         self.state = state
-        self._tapes = []
+        self._tapes, self._read = deque(), 0  # what may be gone back through, and how many steps that is
         self._fresh = False
 
     @property
@@ -60,15 +65,17 @@ class TruncatedBPTT:
 
     def forward(self, x):
         """Read the next window of inputs, up to h' steps; returns ``out``."""
-        _checks.require_array("x", x)
-        if x.ndim < 2:
-            raise ValueError(f"x: expected shape (T, B, I), or tokens (T, B), got {x.shape}")
-        steps = x.shape[1 if self.layer.batch_first else 0]
+        x = _checks.require_array("x", x)
+        steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
         out, self.state = self.layer.forward(x, self.state)
         if self.layer.training:
+            if self._tapes and not len(self._tapes[-1]):  # an empty window
+                self._tapes.pop()
             self._tapes.append(self.layer.take_tape())
+            self._read += steps
+            self._keep(self.h)
             self._fresh = True
         return out
 
@@ -94,25 +101,24 @@ class TruncatedBPTT:
         """
         if not self._fresh:
             raise RuntimeError("TruncatedBPTT.backward: no forward pass since the last backward pass")
-        d_out = self.layer._time_first(d_out)
-        dx, d_state = self.layer.backward_through(self._tapes[-1], d_out, d_state, need_dx=need_dx)
-        self._fresh = False
-        left = self.h - len(self._tapes[-1])
-        for tape in reversed(self._tapes[:-1]):
+        newest, *older = reversed(self._tapes)
+        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx)
+        totals, d_state = [g for g in grads[2:] if g is not None], grads.state
+        left = self.h - len(newest)
+        for tape in older:
             if left <= 0:
                 break
-            _, d_state = self.layer.backward_through(tape.last(left), None, d_state, need_dx=False)
+            past = self.layer.gradients_through(tape.last(left), None, d_state, need_dx=False)
+            for total, g in zip(totals, past[2:]):
+                total += g
+            d_state = past.state
             left -= len(tape)
-        self._forget()
-        return dx
+        self._fresh = False
+        self.layer._add(*totals)
+        self._keep(self.h - 1 if self.h > self.h_prime else 0)
+        return self.layer._time_first(grads.x)
 
-    def _forget(self):
-        """Drop the windows that no later backward pass can reach."""
-        reach = self.h - 1
-        kept = []
-        for tape in reversed(self._tapes):
-            if reach <= 0:
-                break
-            kept.insert(0, tape)
-            reach -= len(tape)
-        self._tapes = kept if self.h > self.h_prime else []
+    def _keep(self, steps):
+        """Drop the windows that end before the last ``steps`` steps."""
+        while self._tapes and self._read - len(self._tapes[0]) >= steps:
+            self._read -= len(self._tapes.popleft())

@@ -1,10 +1,17 @@
 """Layers: parameters and gradients as views, PyTorch's names, and when a backward pass is due."""
 
+import copy
 import functools
+import os
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from problems import CELLS, WEIGHTS, arrays_of, random_problem
+from processes import run_python
 from tolerances import DTYPES, TOLERANCES, assert_close
 
 import fastbptt
@@ -59,6 +66,90 @@ def test_parameters_are_views_of_one_flat_array(make):
         assert (flat == -1).all()
     assert layer.params.keys() == layer.grads.keys()
     assert not np.shares_memory(layer.flat_params, layer.flat_grads)
+
+
+def unpickled(layer):
+    return pickle.loads(pickle.dumps(layer))
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_copy_learns_and_leaves_the_original_alone(make, copy_of):
+    layer = make()
+    run(layer, inputs())
+    layer.backward(np.ones((5, 3, 7)))
+    before, grads = layer.flat_params.copy(), layer.flat_grads.copy()
+    other = copy_of(layer)
+    assert type(other) is type(layer) and other.params.keys() == layer.params.keys()
+    np.testing.assert_array_equal(other.flat_params, before)
+    np.testing.assert_array_equal(other.flat_grads, grads)
+    np.testing.assert_array_equal(run(other, inputs()), run(layer, inputs()))
+    test_parameters_are_views_of_one_flat_array(lambda: copy_of(layer))
+    other.zero_grad()
+    other.backward(np.ones((5, 3, 7)))
+    assert fastbptt.total_norm(other) == pytest.approx(fastbptt.total_norm(other.grads), rel=1e-14)
+    fastbptt.SGD(other, lr=1.0).step()
+    assert all((p != layer.params[name]).any() for name, p in other.params.items())
+    np.testing.assert_array_equal(layer.flat_params, before)
+    np.testing.assert_array_equal(layer.flat_grads, grads)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled, copy.copy])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_copy_has_nothing_to_go_back_through(make, copy_of):
+    layer = make()
+    run(layer, inputs())
+    with pytest.raises(RuntimeError, match="backward: no forward pass"):
+        copy_of(layer).backward(np.ones((5, 3, 7)))
+    layer.backward(np.ones((5, 3, 7)))
+
+
+@pytest.mark.parametrize("arrays", ["params", "grads"])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_arrays_can_be_written_into_but_not_replaced(make, arrays):
+    layer = make()
+    named = getattr(layer, arrays)
+    before = {name: (array, array.copy()) for name, array in named.items()}
+    for name, array in before.items():
+        for value in (np.zeros_like(array[0]), np.zeros((1, 1)), array[1], None):
+            with pytest.raises(TypeError, match=f"^{name}: .* written into .* not replaced$"):
+                named[name] = value
+        for change in (
+            lambda name: named.pop(name),
+            lambda name: named.__delitem__(name),
+            lambda name: named.update({name: 1}),
+            lambda name: named.setdefault(name, 1),
+        ):
+            with pytest.raises(TypeError, match="fixed"):
+                change(name)
+    for value in (None, np.ones(3)):
+        with pytest.raises(TypeError, match=r"^another: "):
+            named["another"] = value
+    for attribute in (arrays, f"flat_{arrays}"):
+        with pytest.raises(TypeError, match=f"^{attribute}: .* not replaced$"):
+            setattr(layer, attribute, copy.copy(getattr(layer, attribute)))
+    assert named.keys() == before.keys() and all(named[name] is array for name, (array, _) in before.items())
+    for name, (array, values) in before.items():
+        named[name] += 1
+        named[name] *= 2
+        np.testing.assert_array_equal(array, (values + 1) * 2)
+    flat = getattr(layer, f"flat_{arrays}")
+    flat *= 0
+    if arrays == "params":
+        layer.flat_params -= 1
+    else:
+        layer.flat_grads -= 1
+    assert all((array == -1).all() for array in named.values())
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, unpickled, copy.copy, dict.copy, dict])
+def test_copies_of_the_parameters_are_ordinary_dicts(copy_of):
+    layer = fastbptt.RNN(4, 7, rng=0)
+    mine = copy_of(layer.params)
+    assert type(mine) is dict and mine.keys() == layer.params.keys()
+    mine["bias_hh_l0"] = np.zeros(7)
+    layer.load_state_dict(mine)
+    assert not layer.params["bias_hh_l0"].any()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -206,8 +297,8 @@ def test_an_lstm_takes_half_a_state():
         (np.zeros((2, 3, 7)), TypeError, "^state: expected a pair of arrays or None, got ndarray"),
         ((np.zeros((1, 3, 7)),), TypeError, "^state: expected a pair of arrays or None, got tuple"),
         ((np.zeros((1, 3, 7)),) * 3, TypeError, "^state: expected a pair of arrays or None, got tuple"),
-        ((np.zeros((1, 3, 7)), np.zeros((1, 2, 7))), ValueError, r"^state\[1\]: expected shape \(3, 7\), got \(2, 7\)"),
-        ((np.zeros((2, 3, 7)), np.zeros((1, 3, 7))), ValueError, r"^state\[0\]: expected shape \(1, B, 7\), got \(2, 3, 7\)"),
+        ((np.zeros((1, 3, 7)), np.zeros((1, 2, 7))), ValueError, r"^state\[1\]: expected shape \(1, 3, 7\), got \(1, 2, 7\)"),
+        ((np.zeros((2, 3, 7)), np.zeros((1, 3, 7))), ValueError, r"^state\[0\]: expected shape \(1, 3, 7\), got \(2, 3, 7\)"),
         ((np.zeros((1, 3, 7)), [0.0]), TypeError, r"^state\[1\]: expected a NumPy array, got list"),
         ((np.zeros((1, 3, 7)), np.zeros((1, 3, 7), np.float32)), TypeError, r"^state\[1\]: expected dtype float64 .*, got float32"),
         ("hc", TypeError, "^state: expected a pair of arrays or None, got 'hc'"),
@@ -382,6 +473,134 @@ class TestOrderOfCalls:
         assert layer.flat_grads.any()
 
 
+# --- Interruptions and threads ----------------------------------------------------------------------------------------
+
+BACKWARD_AND_SIGNALS = """
+import signal, sys, time
+import fastbptt, numpy as np
+class Alarm(Exception): pass
+def handler(*_): raise Alarm
+signal.signal(signal.SIGALRM, handler)
+rng = np.random.default_rng(0)
+if sys.argv[1] == "linear":
+    layer = fastbptt.Linear(900, 700, rng=0)
+    x, d_out = rng.standard_normal((600, 900)), rng.standard_normal((600, 700))
+    def forward(): layer(x)
+    def backward(): layer.backward(d_out)
+else:
+    layer = fastbptt.LSTM(200, 200, rng=0)
+    x = rng.standard_normal((40, 8, 200))
+    d_out = rng.standard_normal((10 if sys.argv[1] == "truncated" else 40, 8, 200))
+    reader = fastbptt.TruncatedBPTT(layer, 40, 10)
+    def forward():
+        if sys.argv[1] == "lstm": return layer(x)
+        reader.reset()
+        for start in range(0, 40, 10): reader.forward(x[start : start + 10])
+    def backward(): layer.backward(d_out) if sys.argv[1] == "lstm" else reader.backward(d_out)
+duration = 1
+for _ in range(3):
+    layer.zero_grad()
+    forward()
+    start = time.perf_counter()
+    backward()
+    duration = min(duration, time.perf_counter() - start)
+expected = layer.flat_grads.copy()
+cut = tried_again = 0
+for n in range(20):
+    layer.zero_grad()
+    forward()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, duration * (n + 1) / 20)
+        backward()
+        time.sleep(duration)
+    except Alarm:
+        cut += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if not layer.flat_grads.any():
+        try: backward()
+        except RuntimeError as error: assert "no forward pass" in str(error), error
+        else: tried_again += 1
+    assert not layer.flat_grads.any() or layer.flat_grads.tobytes() == expected.tobytes(), n
+assert cut >= 15 and tried_again >= 2, (cut, tried_again)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("layer", ["linear", "lstm", "truncated"])
+def test_an_interrupted_backward_pass_adds_all_or_nothing(layer):
+    run_python(BACKWARD_AND_SIGNALS, layer)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+class TestThreads:
+    d_out = np.ones((5, 3, 7))
+
+    def test_the_tape_of_another_thread(self, make):
+        layer = make()
+        run(layer, inputs(1))
+        with ThreadPoolExecutor(1) as other:
+            with pytest.raises(RuntimeError, match=r"backward: the last forward pass was another thread's; a layer serves one thread"):
+                other.submit(layer.backward, self.d_out).result()
+            other.submit(run, layer, inputs(2)).result()
+            with pytest.raises(RuntimeError, match="another thread's"):
+                layer.backward(self.d_out)
+            assert not layer.flat_grads.any()
+            other.submit(layer.backward, self.d_out).result()
+            once = layer.flat_grads.copy()
+            with pytest.raises(RuntimeError, match="no forward pass"):
+                layer.backward(self.d_out)
+        same = make()
+        run(same, inputs(2))
+        same.backward(self.d_out)
+        np.testing.assert_array_equal(once, same.flat_grads)
+
+    def test_a_forward_pass_during_the_backward_pass(self, make, monkeypatch):
+        layer = make()
+        run(layer, inputs())
+        real = fastbptt._checks.array
+
+        def interfering(name, *arguments):
+            if name == "d_out":
+                run(layer, inputs(1))
+            return real(name, *arguments)
+
+        monkeypatch.setattr(fastbptt._checks, "array", interfering)
+        with pytest.raises(RuntimeError, match=r"backward: there was another forward pass meanwhile; a layer serves one thread at a time"):
+            layer.backward(self.d_out)
+        assert not layer.flat_grads.any()
+
+    def test_no_gradient_is_wrong_unnoticed(self, make):
+        layer, start = make(), threading.Barrier(2)
+        results, refusals, expected = [[], []], [], []
+        for seed in range(2):
+            alone = make()
+            run(alone, inputs(seed))
+            dx = alone.backward(self.d_out)
+            expected.append(dx[0] if isinstance(dx, tuple) else dx)
+
+        def work(i):
+            start.wait()
+            for _ in range(300):
+                try:
+                    run(layer, inputs(i))
+                    dx = layer.backward(self.d_out)
+                    results[i].append(dx[0] if isinstance(dx, tuple) else dx)
+                except RuntimeError as error:
+                    refusals.append(str(error))
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(work, range(2)))
+        finally:
+            sys.setswitchinterval(interval)
+        assert all("thread" in message or "no forward pass" in message for message in refusals)
+        for i in range(2):
+            for dx in results[i]:
+                np.testing.assert_array_equal(dx, expected[i])
+
+
 # --- Bad arguments ----------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +636,12 @@ def test_bad_sizes(make, error, message):
     [
         ((None,), TypeError, "x: expected a NumPy array, got NoneType"),
         ((np.ones((5, 3, 5)),), ValueError, r"x: expected shape \(5, 3, 4\), got \(5, 3, 5\)"),
-        ((np.ones((5, 3, 4)), np.ones((2, 3, 7))), ValueError, r"state: expected shape \(1, B, 7\), got \(2, 3, 7\)"),
+        ((np.ones((5, 3, 4)), np.ones((2, 3, 7))), ValueError, r"^state: expected shape \(1, 3, 7\), got \(2, 3, 7\)$"),
+        ((np.ones((5, 3, 4)), np.ones((1, 4, 7))), ValueError, r"^state: expected shape \(1, 3, 7\), got \(1, 4, 7\)$"),
+        ((np.ones((5, 3, 4)), np.ones((4, 7))), ValueError, r"^state: expected shape \(3, 7\), got \(4, 7\)$"),
+        ((np.ones((5, 3, 4)), np.ones((1, 3, 7), np.float32)), TypeError, "^state: expected dtype float64 .*, got float32$"),
+        ((np.ones((5, 4)), np.ones((1, 3, 7))), ValueError, r"^x: expected shape \(T, B, 4\), or integer tokens \(T, B\), got \(5, 4\)$"),
+        ((np.ones(4), np.ones((1, 3, 7))), ValueError, r"^x: expected shape \(T, B, 4\), or integer tokens \(T, B\), got \(4,\)$"),
         ((np.ones((5, 3, 4)), [1.0]), TypeError, "state: expected a NumPy array, got list"),
         ((np.full((5, 3), 4),), IndexError, "x: expected tokens from 0 to 3, got 4"),
     ],
@@ -426,6 +650,38 @@ def test_bad_sizes(make, error, message):
 def test_bad_inputs(arguments, error, message, make):
     with pytest.raises(error, match=message):
         make(4, 7)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((3, 5, 9)), r"^x: expected shape \(3, 5, 4\), got \(3, 5, 9\)$"),
+        (np.ones((3, 5)), r"^x: expected shape \(B, T, 4\), or integer tokens \(B, T\), got \(3, 5\)$"),
+        (np.ones((3, 5, 4), int), r"^x: expected shape \(B, T, 4\), or integer tokens \(B, T\), got \(3, 5, 4\)$"),
+        (np.ones(4), r"^x: expected shape \(B, T, 4\), or integer tokens \(B, T\), got \(4,\)$"),
+    ],
+)
+@EACH_RECURRENT
+def test_errors_speak_of_what_was_given_batch_first(make, x, message):
+    layer = make(4, 7, batch_first=True)
+    with pytest.raises(ValueError, match=message):
+        layer(x)
+    reader = fastbptt.TruncatedBPTT(layer, 6)
+    with pytest.raises(ValueError, match=message):
+        reader.forward(x)
+    for run in (layer, reader.forward):
+        run(np.ones((3, 5, 4)))
+    for backward in (layer.backward, reader.backward):
+        layer(np.ones((3, 5, 4)))
+        with pytest.raises(ValueError, match=r"^d_out: expected shape \(3, 5, 7\), got \(3, 6, 7\)$"):
+            backward(np.ones((3, 6, 7)))
+        with pytest.raises(TypeError, match=r"^d_out: expected a NumPy array, got list$"):
+            backward([1.0])
+    state = np.ones((1, 5, 7))
+    with pytest.raises(ValueError, match=r"^state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
+        layer(np.ones((3, 5, 4)), (state, state) if isinstance(layer, fastbptt.LSTM) else state)
+    with pytest.raises(ValueError, match=r"^d_state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
+        layer.backward(None, (state, state) if isinstance(layer, fastbptt.LSTM) else state)
 
 
 @EACH_RECURRENT

@@ -202,6 +202,10 @@ LOGITS, TARGETS = np.zeros((5, 3, 4)), np.zeros((5, 3), int)
         ((np.zeros((5, 3, 0)), TARGETS), ValueError, r"logits: expected shape .* got \(5, 3, 0\)"),
         ((LOGITS, None), TypeError, "targets: expected a NumPy array"),
         ((LOGITS, TARGETS.astype(float)), TypeError, "targets: expected integers, got dtype float64"),
+        ((LOGITS, TARGETS.astype(bool)), TypeError, "targets: expected integers, got dtype bool"),
+        ((LOGITS, TARGETS.astype(object)), TypeError, "targets: expected integers, got dtype object"),
+        ((LOGITS, np.ma.masked_array(TARGETS)), TypeError, "targets: expected a plain NumPy array, got a masked one"),
+        ((LOGITS, TARGETS.tolist()), TypeError, "targets: expected a NumPy array, got list"),
         ((LOGITS, TARGETS.T), ValueError, r"targets: expected shape \(5, 3\), got \(3, 5\)"),
         ((LOGITS, TARGETS + 4), IndexError, "targets: expected classes from 0 to 3, got 4"),
         ((LOGITS, TARGETS - 1), IndexError, "targets: expected classes from 0 to 3, got -1"),
@@ -212,9 +216,10 @@ LOGITS, TARGETS = np.zeros((5, 3, 4)), np.zeros((5, 3), int)
         ),
     ],
 )
-def test_bad_arguments(arguments, error, message):
+@pytest.mark.parametrize("mask", [None, np.ones((5, 3), bool)], ids=["all", "masked"])
+def test_bad_arguments(arguments, error, message, mask):
     with pytest.raises(error, match=message):
-        fastbptt.softmax_cross_entropy(*arguments)
+        fastbptt.softmax_cross_entropy(*arguments, mask=mask)
 
 
 @pytest.mark.parametrize(

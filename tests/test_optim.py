@@ -1,7 +1,10 @@
 """The optimisers, against their formulas in NumPy and against PyTorch."""
 
+import os
+
 import numpy as np
 import pytest
+from processes import run_python
 
 import fastbptt
 
@@ -191,7 +194,7 @@ def test_forms_of_parameters(form):
     w = np.ones((2, 3))
     given = {"array": w, "list": [w], "tuple": (w,), "dict": {"w": w}}[form]
     g = np.full((2, 3), 0.5)
-    gradient = {"array": g, "list": [g], "tuple": (g,), "dict": {"w": g, "another": g}}[form]
+    gradient = {"array": g, "list": [g], "tuple": (g,), "dict": {"w": g}}[form]
     fastbptt.SGD(given, lr=1.0).step(gradient)
     np.testing.assert_array_equal(w, 0.5)
 
@@ -243,6 +246,12 @@ def test_a_state_that_does_not_fit_changes_nothing():
         ({}, KeyError),
         (before | {"more": np.ones(1)}, KeyError),
         (before | {"exp_avg.0": np.ones(4)}, ValueError),
+        (before | {"steps": np.array(-1)}, ValueError),
+        (before | {"steps": np.array(1.0)}, TypeError),
+        (before | {"steps": np.ones(1, int)}, ValueError),
+        (before | {"steps": 1}, TypeError),
+        (None, TypeError),
+        (list(before), TypeError),
         (unusable, (TypeError, ValueError)),
     ]:
         with pytest.raises(error):
@@ -287,7 +296,16 @@ def test_bad_arguments(make, error, message):
     ("grads", "error", "message"),
     [
         (None, TypeError, "grads: expected the gradients of the parameter arrays, got None"),
-        ({"a": np.ones(3)}, ValueError, r"grads: expected a gradient for every parameter, got none for \['b'\]"),
+        (5, TypeError, "grads: expected the gradients of the parameter arrays, got 5"),
+        ("ab", TypeError, "grads: expected the gradients of the parameter arrays, got 'ab'"),
+        (iter([np.ones(3), np.ones(4)]), TypeError, "grads: expected the gradients of the parameter arrays, got list_iterator"),
+        ({"a": np.ones(3)}, ValueError, r"grads: expected a gradient for every parameter; missing \['b'\], unknown \[\]"),
+        (
+            {"a": np.ones(3), "b": np.ones(4), "c": np.ones(4)},
+            ValueError,
+            r"grads: expected a gradient for every parameter; missing \[\], unknown \['c'\]",
+        ),
+        ({"a": np.ones(3), "b": None}, TypeError, r"grads\['b'\]: expected a NumPy array, got NoneType"),
         ({"a": np.ones(3), "b": np.ones(3)}, ValueError, r"grads\['b'\]: expected shape \(4,\), got \(3,\)"),
         ({"a": np.ones(3), "b": np.ones(4, np.float16)}, TypeError, r"grads\['b'\]: expected dtype float64"),
         ([np.ones(3)], ValueError, "grads: expected 2 arrays, got 1"),
@@ -312,6 +330,86 @@ def test_parameters_that_overlap_are_refused():
     for pair in ([w, w], [w[:3], w[2:]]):
         with pytest.raises(ValueError, match="overlap"):
             fastbptt.SGD(pair)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_gradients_that_overlap_parameters_are_refused(name):
+    memory = np.ones(1001)
+    one, other, apart = memory[1:501], memory[501:], np.ones(500)
+    for params, grads, message in [
+        (one, one, r"grads\[0\]: overlaps layers_or_params\[0\]"),
+        (one, memory[:500], r"grads\[0\]: overlaps layers_or_params\[0\]"),
+        (one, memory[500:1000], r"grads\[0\]: overlaps layers_or_params\[0\]"),
+        ([one, other], [apart, memory[2:502]], r"grads\[1\]: overlaps layers_or_params\[0\]"),
+        ({"a": apart, "b": other}, {"b": apart, "a": apart}, r"grads\['a'\]: overlaps layers_or_params\['a'\]"),
+        ([apart, other], [memory[1:501], memory[401:901]], r"grads\[1\]: overlaps layers_or_params\[1\]"),
+    ]:
+        optimiser = getattr(fastbptt, name)(params)
+        with pytest.raises(ValueError, match=f"^{message}"):
+            optimiser.step(grads)
+        assert optimiser.steps == 0 and (memory == 1).all() and (apart == 1).all()
+
+
+def test_gradients_that_only_touch_or_share_are_fine():
+    memory = np.ones(1500)
+    params = [memory[:500], memory[1000:]]
+    fastbptt.SGD(params, lr=0.5).step([memory[500:1000], memory[500:1000]])
+    np.testing.assert_array_equal(memory, np.repeat([0.5, 1, 0.5], 500))
+    columns = np.ones((2, 3))
+    fastbptt.SGD(columns, lr=0.5).step(columns.reshape(3, 2).T[:, ::-1])  # an array of another layout is copied first
+    np.testing.assert_array_equal(columns, 0.5)
+    fastbptt.SGD(np.zeros((0, 3)), lr=0.5).step(np.zeros((0, 3)))
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_parameters_that_changed_since_the_optimiser_was_made(name):
+    """In a process of its own: the state of a resized array is too small."""
+    code = """
+import fastbptt, numpy as np
+for change in (lambda p: p.resize(100_000, refcheck=False), lambda p: p.resize(1, refcheck=False), lambda p: p.setflags(write=False)):
+    p, other = np.ones(3), np.ones(4)
+    optimiser = fastbptt.NAME([other, p])
+    change(p)
+    try: optimiser.step([np.ones(4), np.ones(p.shape)])
+    except ValueError as error: assert str(error).startswith("layers_or_params[1]: resized or made read-only since"), error
+    else: raise SystemExit("no error")
+    assert (other == 1).all() and optimiser.steps == 0
+"""
+    run_python(code.replace("NAME", name))
+
+
+STEPS_AND_SIGNALS = """
+import signal, sys, time
+import fastbptt, numpy as np
+class Alarm(Exception): pass
+def handler(*_): raise Alarm
+signal.signal(signal.SIGALRM, handler)
+rng = np.random.default_rng(0)
+options = {"momentum": 0.9} if sys.argv[1] == "SGD" else {}
+params = [rng.standard_normal(30_000) for _ in range(30)]
+grads = [rng.standard_normal(30_000) for _ in range(30)]
+calm = [p.copy() for p in params]
+optimiser, again = (getattr(fastbptt, sys.argv[1])(arrays, **options) for arrays in (params, calm))
+cut = 0
+for n in range(60):
+    signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-5 * n)
+    try:
+        while True:
+            optimiser.step(grads)
+    except Alarm:
+        cut += 1
+for _ in range(optimiser.steps): again.step(grads)
+for one, other in zip(params, calm): np.testing.assert_array_equal(one, other)
+for name, array in again.state_dict().items(): np.testing.assert_array_equal(array, optimiser.state_dict()[name])
+assert cut == 60 and optimiser.steps > 0
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_a_step_is_made_for_all_parameters_or_for_none(name):
+    """Whenever a signal comes, parameters and state are those of a number of whole steps."""
+    run_python(STEPS_AND_SIGNALS, name)
 
 
 def test_nan_gradients_reach_only_their_own_parameters():

@@ -176,6 +176,40 @@ out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
 d_out = np.ones_like(out)
 def long_call(): fastbptt.rnn_backward(tape, d_out)
 """,
+    "gru forward, float32": """
+x, w_ih, w_hh = (np.full(shape, 1e-3, np.float32) for shape in ((500, 16, 1), (3 * 2048, 1), (3 * 2048, 2048)))
+def long_call(): fastbptt.gru_forward(x, None, w_ih, w_hh)
+""",
+    "lstm backward, float32": """
+x, w_ih, w_hh = (np.full(shape, 1e-3, np.float32) for shape in ((120, 16, 1), (4 * 2048, 1), (4 * 2048, 2048)))
+out, _, tape = fastbptt.lstm_forward(x, None, w_ih, w_hh)
+d_out = np.ones_like(out)
+def long_call(): fastbptt.lstm_backward(tape, d_out)
+""",
+    "linear, forward": """
+layer, x = fastbptt.Linear(2048, 2048, rng=0), np.ones((20_000, 2048))
+def long_call(): layer(x)
+""",
+    "linear, backward": """
+layer, x = fastbptt.Linear(2048, 2048, rng=0), np.ones((6000, 2048))
+y = layer(x)
+def long_call(): layer.backward(y)
+""",
+    "losses, one after the other": """
+logits, targets = np.zeros((1000, 20_000), np.float32), np.zeros(1000, int)
+def long_call():
+    while True: fastbptt.softmax_cross_entropy(logits, targets)
+""",
+    "norm of any order": """
+g = np.ones(60_000_000, np.float32)
+def long_call(): fastbptt.total_norm(g, 3)
+""",
+    "optimiser steps, one after the other": """
+params, grads = np.zeros(10_000_000, np.float32), np.ones(10_000_000, np.float32)
+optimiser = fastbptt.Adam(params)
+def long_call():
+    while True: optimiser.step(grads)
+""",
 }
 INTERRUPTED = """
 import fastbptt, numpy as np, sys, time
@@ -224,6 +258,42 @@ def test_ctrl_c_within_half_a_second(name, threads):
     assert what == "interrupted", "the call ended before it could be interrupted, or did not notice"
     assert float(when) - sent <= 0.5
     assert goodbye == ["and", "on"]
+
+
+CLIPS_AND_SIGNALS = """
+import signal, sys
+import fastbptt, numpy as np
+class Alarm(Exception): pass
+def handler(*_): raise Alarm
+signal.signal(signal.SIGALRM, handler)
+fastbptt.set_num_threads(2)
+every = np.full(1_040_001, {value})
+grads = [every[:1_000_000], every[1_000_000:1_000_001], every[1_000_001:]]
+cut = 0
+for n in range(60):
+    signal.setitimer(signal.ITIMER_REAL, 1e-3 + 1e-4 * n)
+    try:
+        while True:
+            every.fill({value})
+            {clip}
+    except Alarm:
+        cut += 1
+    assert (every == every[0]).all()
+assert cut == 60
+"""
+
+
+@posix
+@pytest.mark.parametrize(
+    ("value", "clip"),
+    [
+        (1.0, "fastbptt.clip_grad_norm_(grads, 1.0)"),
+        (1e300, "fastbptt.clip_grad_norm_(grads, 1e-10)"),
+        (1.0, "fastbptt.clip_grad_value_(grads, 0.5)"),
+    ],
+)
+def test_gradients_are_clipped_all_or_none(value, clip):
+    run_python(CLIPS_AND_SIGNALS.format(value=value, clip=clip))
 
 
 @posix
@@ -317,6 +387,19 @@ def test_bad_threads_in_the_environment(asked):
     assert f"ImportError: FASTBPTT_NUM_THREADS: expected a number of threads from 1 to 256, got '{asked}'" in result.stderr
 
 
+class AsIndex:
+    """An index that as a number is another, and too large."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+    def __int__(self):
+        return 100_000
+
+
 @pytest.mark.parametrize(
     ("n", "error", "message"),
     [
@@ -329,6 +412,10 @@ def test_bad_threads_in_the_environment(asked):
         (None, TypeError, "n: expected an int, got NoneType"),
         (True, TypeError, "n: expected an int, got bool"),
         (2.0, TypeError, "n: expected an int"),
+        (np.array([2, 3]), TypeError, "n: expected an int, got ndarray"),
+        (np.float64(2), TypeError, "n: expected an int, got float64"),
+        (AsIndex(300), ValueError, "n: expected 1 to 256 threads, got 300"),
+        (AsIndex("2"), TypeError, "n: expected an int, got AsIndex"),
     ],
 )
 def test_bad_thread_counts(n, error, message):
@@ -338,8 +425,9 @@ def test_bad_thread_counts(n, error, message):
     assert fastbptt.get_num_threads() == before
 
 
-def test_thread_count_may_be_a_numpy_integer(threads):
-    threads(np.int64(3))
+@pytest.mark.parametrize("n", [np.int64(3), np.array(3), AsIndex(3)], ids=["int64", "0-d array", "index"])
+def test_thread_count_may_be_anything_that_is_an_index(n, threads):
+    threads(n)
     assert fastbptt.get_num_threads() == 3
 
 

@@ -224,6 +224,45 @@ def test_old_windows_are_let_go(make):
     assert [r() is not None for r in references] == [False, False, False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("h", "h_prime", "window", "kept"), [(10, 10, 10, 1), (8, 4, 4, 2), (9, 4, 4, 3), (8, 4, 3, 3), (1, 1, 1, 1), (5, 2, 1, 5)]
+)
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_windows_that_are_only_read_are_let_go_too(make, h, h_prime, window, kept):
+    """The backward pass that comes at last is as if the sequence had begun h steps before its end."""
+    import weakref
+
+    layer, x, d_out, h0 = random_run(T=60, make=make)
+    reader = fastbptt.TruncatedBPTT(layer, h, h_prime)
+    reader.reset(h0)
+    references = []
+    for start in range(0, 60, window):
+        if start % 4 == 0:
+            reader.forward(x[:0])
+        if start == 60 // window * window - h // window * window:
+            state = reader.state
+        out = reader.forward(x[start : start + window])
+        references.append(weakref.ref(out.base))
+        del out
+        assert sum(r() is not None for r in references) <= kept
+    assert sum(r() is not None for r in references) == kept
+    if h % window == 0:
+        reader.backward(d_out[-window:])
+        cut = fresh_like(layer)
+        cut(x[-h:], state)
+        d = np.zeros_like(d_out[-h:])
+        d[-window:] = d_out[-window:]
+        cut.backward(d)
+        for name, g in layer.grads.items():
+            assert_close(name, g, cut.grads[name], 1e-12)
+
+
+@pytest.mark.parametrize("layer", [None, fastbptt.Linear(3, 4), 5, "RNN", fastbptt.RNN, np.ones(3)], ids=str)
+def test_what_is_no_recurrent_layer(layer):
+    with pytest.raises(TypeError, match=r"^layer: expected an RNN, GRU or LSTM, got "):
+        fastbptt.TruncatedBPTT(layer, 5)
+
+
 def test_order_of_calls():
     layer, x, d_out, _ = random_run()
     reader = fastbptt.TruncatedBPTT(layer, 8, 4)

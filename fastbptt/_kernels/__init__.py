@@ -16,13 +16,14 @@ LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "baseline": "baseline", "scalar"
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-def _built(short):
+def built(short):
+    """Whether a level's kernels are there."""
     return find_spec(f"{__name__}._{short}_float64") is not None
 
 
 def _choose():
     """The level's name, and why it is this one."""
-    usable = [name for name, short in LEVELS.items() if _built(short) and cpu.runs(short)]
+    usable = [name for name, short in LEVELS.items() if built(short) and cpu.runs(short)]
     asked = os.environ.get("FASTBPTT_ISA", "").strip()
     if not asked:
         return usable[0], "the best level that is built and that this processor and operating system support"

@@ -2,9 +2,12 @@
 #
 # The arrays are cut into chunks of fixed size; each chunk's partial result has a place of its own, and these are put together in order,
 # so that the norm has the same bits at any thread count.
+#
+# Measuring can be interrupted. Writing cannot: Ctrl-C comes before the first element is written, or after the last.
 
 cdef enum:
     CHUNK = 1 << 14                # elements
+    POW_WORK = 100                 # a pow costs about as much as this many multiply-adds
 
 cdef double SAFELY_ABOVE_ZERO = 1e-280   # a smaller sum of squares may have lost terms to underflow, a smaller factor digits
 
@@ -18,6 +21,8 @@ ctypedef double (*OverChunk)(real *at, Py_ssize_t n, double parameter, double p)
 cdef struct Pass:
     OverChunk over
     double parameter, p
+    double work                    # multiply-adds for an element
+    bint writes
     const Array *arrays
     double *partial                # a result for every chunk
     int count, tasks
@@ -86,19 +91,29 @@ cdef class Arrays:
                 return True
         return False
 
-    cdef int each_chunk(self, OverChunk over, double parameter=0, double p=0) except -1:
-        """``partial[i] = over(chunk i, parameter, p)``"""
+    cdef int read(self, OverChunk over, double parameter=0, double p=0, double work=1) except -1:
+        """``partial[i] = over(chunk i, parameter, p)``, at ``work`` multiply-adds an element."""
+        return self.each_chunk(over, parameter, p, work, False)
+
+    cdef int write(self, OverChunk over, double parameter, double p=0) except -1:
+        """``over(chunk i, parameter, p)`` for all chunks, or for none."""
+        PyErr_CheckSignals()
+        return self.each_chunk(over, parameter, p, 1, True)
+
+    cdef int each_chunk(self, OverChunk over, double parameter, double p, double work_each, bint writes) except -1:
         cdef Pass work
         memset(&work, 0, sizeof(Pass))
         work.over = over
         work.parameter = parameter
         work.p = p
+        work.work = work_each
+        work.writes = writes
         work.arrays = self.arrays
         work.count = self.count
         work.partial = self.partial
         work.chunks = self.chunks
         with nogil:
-            work.tasks = tasks_for(thread_limit(), self.elements, self.chunks)
+            work.tasks = tasks_for(thread_limit(), self.elements * work_each, self.chunks)
             parallel(over_chunks, &work, work.tasks, work.tasks, &work.watch)
         return raise_if_interrupted(&work.watch)
 
@@ -131,6 +146,8 @@ cdef void over_chunks(void *context, int task, int worker) noexcept nogil:
         start = (chunk - array.first_chunk) * CHUNK
         work.partial[chunk] = work.over(array.at + start, min(<Py_ssize_t>CHUNK, array.size - start), work.parameter, work.p)
         chunk += 1
+        if not work.writes and interrupted(&work.watch, worker, CHUNK * work.work):
+            return
 
 
 cdef inline double square(double v) noexcept nogil:
@@ -173,6 +190,14 @@ cdef double chunk_scale(real *at, Py_ssize_t n, double factor, double p) noexcep
     return 0
 
 
+cdef double chunk_scale_twice(real *at, Py_ssize_t n, double first, double second) noexcept nogil:
+    """By a product of factors that would vanish."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        at[i] = <real>(<double>at[i] * first * second)
+    return 0
+
+
 cdef double chunk_clip(real *at, Py_ssize_t n, double limit, double p) noexcept nogil:
     """A NaN stays."""
     cdef Py_ssize_t i
@@ -187,16 +212,16 @@ cdef int measure(Arrays arrays, double p, double *factor, double *root) except -
     cdef double total, largest
     factor[0] = 1
     if p == 1 or p == 2:
-        arrays.each_chunk(chunk_squares if p == 2 else chunk_magnitudes)
+        arrays.read(chunk_squares if p == 2 else chunk_magnitudes)
         total = arrays.total()
         if total != total or SAFELY_ABOVE_ZERO < total < INFINITY:
             root[0] = sqrt(total) if p == 2 else total
             return 0
-    arrays.each_chunk(chunk_largest)
+    arrays.read(chunk_largest)
     largest = arrays.largest()
     root[0] = largest
     if p < INFINITY and 0 < largest < INFINITY:
-        arrays.each_chunk(chunk_scaled_powers, largest, p)
+        arrays.read(chunk_scaled_powers, largest, p, POW_WORK)
         factor[0] = largest
         root[0] = min(pow(arrays.total(), 1 / p), DBL_MAX)
     return 0
@@ -206,6 +231,11 @@ cdef double finite_product(double factor, double root) noexcept:
     """The product, the largest double instead of an overflow; inf and NaN stay themselves."""
     cdef double product = factor * root
     return DBL_MAX if product == INFINITY and factor < INFINITY and root < INFINITY else product
+
+
+def disjoint(list arrays):
+    """Whether each array, of any dtype, has memory of its own."""
+    return not Arrays(arrays, False).any_overlap()
 
 
 def total_norm(list arrays, double p):
@@ -224,13 +254,12 @@ def clip_norm(list arrays, double max_norm, double p):
     cdef double scale = max_norm / factor / root
     if max_norm < total < INFINITY:
         if scale >= SAFELY_ABOVE_ZERO or max_norm == 0:
-            checked.each_chunk(chunk_scale, scale)
-        else:  # in two steps, neither of which vanishes
-            checked.each_chunk(chunk_scale, 1 / factor / root)
-            checked.each_chunk(chunk_scale, max_norm)
+            checked.write(chunk_scale, scale)
+        else:
+            checked.write(chunk_scale_twice, 1 / factor / root, max_norm)
     return total
 
 
 def clip_value(list arrays, double limit):
     """Every element into [-limit, limit]; a NaN stays."""
-    Arrays(arrays, True).each_chunk(chunk_clip, limit)
+    Arrays(arrays, True).write(chunk_clip, limit)

@@ -6,6 +6,7 @@ from libc.math cimport INFINITY, fabs, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 cdef extern from "Python.h":

@@ -1,5 +1,6 @@
 # One optimiser step over one flat array of parameters, in place. The formulas are PyTorch's; so are the names.
 #
+# A step is not interrupted: half of one is worse than none. Arrays come checked (`optim.py`): flat, of one size, apart from each other.
 # An array that an option does not need is None. Weight decay adds weight_decay * p to the gradient, which itself is not changed.
 # What 1 - alpha loses in float32 would be lost in every step: it is taken in double.
 # The loops are written for one element, with the options as constants: so the compiler turns them into vector code.

@@ -12,6 +12,7 @@ Threads and locks are CPython's own (``pythread.h``): the same code on every pla
 If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
 """
 
+import operator
 import os
 
 from libc.string cimport memset
@@ -368,8 +369,12 @@ def set_num_threads(n):
     >>> fastbptt.set_num_threads(before)
     """
     global wanted
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    try:
+        count = None if isinstance(n, bool) else operator.index(n)
+    except TypeError:
+        count = None
+    if count is None:
         raise TypeError(f"n: expected an int, got {type(n).__name__}")
-    if not 1 <= n.__index__() <= MAX_THREADS:
-        raise ValueError(f"n: expected 1 to {MAX_THREADS} threads, got {n}")
-    wanted = n
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"n: expected 1 to {MAX_THREADS} threads, got {count}")
+    wanted = count
