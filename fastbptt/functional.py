@@ -83,16 +83,22 @@ class Tape:
     def last(self, steps):
         """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
         T, B, H = self._shape
-        if steps >= T:
-            return self
-        tail = Tape()
+        return self if steps >= T else self._part((steps, B, H), lambda history: history[T - steps :])
+
+    def row(self, b):
+        """The tape of row ``b`` of the batch alone."""
+        T, _, H = self._shape
+        return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
+
+    def _part(self, shape, of_history):
+        part = Tape()
         for name in self.__slots__:
-            setattr(tail, name, getattr(self, name))
+            setattr(part, name, getattr(self, name))
         for name in ("_x", "_h", "_c", "_gates", "_m"):
             if getattr(self, name) is not None:
-                setattr(tail, name, getattr(self, name)[T - steps :])
-        tail._shape = (steps, B, H)
-        return tail
+                setattr(part, name, of_history(getattr(self, name)))
+        part._shape = shape
+        return part
 
     def __repr__(self):
         T, B, H = self._shape

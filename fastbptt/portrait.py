@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .functional import Tape
 from .jacobians import log_singular_values, vanishing_condition
 from .linearised import GATES, STEEPEST, linearise, steepest
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
@@ -65,16 +64,8 @@ class Portrait:
 
     @cached_property
     def row(self):
-        """The tape of the first row alone, as views."""
-        row = Tape()
-        for name in Tape.__slots__:
-            setattr(row, name, getattr(self.tape, name))
-        for name in ("x", "h", "c", "gates", "m"):
-            if getattr(row, name) is not None:
-                setattr(row, name, getattr(row, name)[:, :1])
-        T, _, H = self.tape.shape
-        row.shape = (T, 1, H)
-        return row
+        """The tape of the first row alone."""
+        return self.tape.row(0)
 
     @cached_property
     def condition(self):

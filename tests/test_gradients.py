@@ -305,6 +305,17 @@ def test_pieces_with_a_carried_state_make_the_whole(cell, cuts, dtype):
         assert_close(f"d_initial_state {i}", array, expected[f"d_initial_state {i}"], limit)
 
 
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_of_a_tape_stands_alone(cell, tokens):
+    whole = random_problem(cell, 6, 3, 4, 7, tokens=tokens)
+    alone = whole.rows([1])
+    row = whole.forward(fastbptt)[2].row(1)
+    got, expected = alone.backward(fastbptt, row), alone.backward(fastbptt, alone.forward(fastbptt)[2])
+    assert_results_same_bits(got._replace(state=None)._asdict(), expected._replace(state=None)._asdict())
+    assert len(row) == 6 and not row.h.flags.writeable
+
+
 @EACH_DTYPE
 @pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
 @pytest.mark.parametrize("cell", CELLS)
