@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from ._kernels import kernels, memory
+from .functional import kernel_numbers
 from .linearised import linearise
 
+FLOAT64 = np.dtype(np.float64)
 COMFORT = 2.0**200  # a row stays between 1 / COMFORT and COMFORT: its square is far from under- and overflow, and so is one step's growth
 
 
@@ -28,6 +31,32 @@ def _state_gradients(tape, d_out, d_state):
     exponent : int64 ndarray (T+1, B)
         The gradients are ``dh[t] * 2.0**exponent[t]``, ``dc[t] * 2.0**exponent[t]`` and ``da[t] * 2.0**exponent[t+1]``, for each row.
     """
+    return _by_kernel(tape, d_out, d_state) or _with_exponents(tape, d_out, d_state)
+
+
+def _by_kernel(tape, d_out, d_state):
+    """The same from the backward pass itself, all exponents 0; None if a gradient is too small or too large for that."""
+    T, B, H = tape.shape
+    if not T * B:
+        return None
+    h, c, gates, m, w_ih, w_hh, leak, d_out, *d_state = (
+        None if array is None else np.ascontiguousarray(array, FLOAT64)
+        for array in (tape.h, tape.c, tape.gates, tape.m, tape.w_ih, tape.w_hh, tape.leak, d_out, *d_state)
+    )
+    d_state = [np.zeros((B, H)) if part is None else part.copy() for part in d_state]
+    dh, dc = (memory.empty((T + 1, B, H), FLOAT64) if part is not None else None for part in (h, c))
+    da = memory.empty((T, B, len(w_hh)), FLOAT64)
+    kernels[FLOAT64].state_gradients(
+        *kernel_numbers(tape), w_ih, w_hh, leak, h, c, gates, m, d_out, d_state[0], d_state[1] if c is not None else None, dh, dc, da
+    )
+    squares = squared_norm(dh) if dc is None else squared_norm(dh) + squared_norm(dc)
+    nothing_yet = np.logical_and.accumulate(squares[::-1] == 0)[::-1]
+    if not (nothing_yet | (squares > COMFORT**-2) & (squares < COMFORT**2)).all() or dh[nothing_yet].any():
+        return None  # some have left the range: a zero, too, that comes before something else on the way back, or is but a small square
+    return dh, dc, da, np.zeros((T + 1, B), np.int64)
+
+
+def _with_exponents(tape, d_out, d_state):
     T, B, H = tape.shape
     steps = linearise(tape)
     states = np.zeros((T + 1, B, steps.N))
@@ -73,9 +102,17 @@ def _plus(d, e, d_out, H):
     return d, e
 
 
+def squared_norm(vectors):
+    return np.einsum("...i,...i->...", vectors, vectors)
+
+
 def log10_norm(d, exponent, axis=-1):
     """log10 of the 2-norms of ``d * 2.0**exponent`` along ``axis``; -inf for 0."""
     with np.errstate(all="ignore"):
+        if axis == -1:
+            squares = squared_norm(d)
+            if ((squares > COMFORT**-2) & (squares < COMFORT**2)).all():
+                return np.log10(squares) / 2 + exponent * np.log10(2.0)
         largest = np.abs(d).max(axis=axis, initial=0.0)
         scale = np.where((largest > 0) & (largest < np.inf), largest, 1.0)
         squares = ((d / np.expand_dims(scale, axis)) ** 2).sum(axis=axis)

@@ -65,10 +65,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser():
+    from .flow_command import add_flow
+
     parser = Parser(prog="fastbptt", description="Backpropagation through time on the CPU, as fast as the processor allows.")
     parser.add_argument("--version", action="version", version=f"fastbptt {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     add_train(commands)
+    add_flow(commands)
     info = commands.add_parser("info", help="show what this process runs on", description="Show which kernels were chosen, and why.")
     info.set_defaults(command=show_info)
     return parser

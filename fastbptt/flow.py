@@ -28,7 +28,7 @@ def gradient_flow(tape, d_out, d_state=None):
     Returns
     -------
     GradientFlow
-        Print it for a report in words.
+        Print it for a report in words; `GradientFlow.plot` draws it.
 
     Raises
     ------
@@ -264,6 +264,29 @@ class GradientFlow:
         change = self.log10_slope * (len(decay) - 1)
         return "vanishing" if change <= -CHANGE else "exploding" if change >= CHANGE else "stable"
 
+    def plot(self, path, *, title=None):
+        """Draw it: decay by lag, contributions, singular values, derivatives and Lyapunov exponents; see `fastbptt.pictures.plot_flow`.
+
+        Parameters
+        ----------
+        path : str or path
+            A .png, .svg or .pdf. It is written whole or not at all.
+        title : str or None
+            The first line; None says what the net is.
+
+        Raises
+        ------
+        ImportError
+            If Matplotlib is not installed.
+        OSError
+            If the file cannot be written.
+        ValueError
+            If the name asks for another format, or there are no steps or rows to draw.
+        """
+        from .pictures import plot_flow
+
+        plot_flow(self, path, title=title)
+
     def __str__(self):
         return "\n  ".join([f"{self.verdict}: {self._finding()}", self._setting(), *self._norms()])
 
@@ -378,7 +401,7 @@ def _first_nonfinite(tape, d_out, d_state, dh, dc):
 
 def _find(array, last=False):
     """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
-    if array is None or np.isfinite(array).all():
+    if array is None or math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
         return None
     wrong = np.argwhere(~np.isfinite(array))
     if last:

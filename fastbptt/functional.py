@@ -412,6 +412,11 @@ def _backward(cell, tape, d_out, d_state, need_dx):
     )
 
 
+def kernel_numbers(tape):
+    """The kernels' numbers for the tape's cell and its nonlinearity."""
+    return _NUMBER[tape.cell], _NUMBER[tape.nonlinearity]
+
+
 def _x_or_tokens(x):
     return (x, None) if x.ndim == 3 else (None, x)
 

@@ -12,6 +12,7 @@ them is written once.
 import numpy as np
 
 from . import _checks
+from ._kernels import kernels, memory
 from .functional import Tape, _check_tape, _pair
 
 GATES = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
@@ -34,7 +35,8 @@ class Linearised:
     """
 
     def __init__(self, w_hh, keep, slopes, show, gate_slopes):
-        self.w_hh, self.keep, self.slopes, self.show, self.gate_slopes = w_hh, keep, slopes, show, gate_slopes
+        self.w_hh, self.w_hh_t = w_hh, np.ascontiguousarray(w_hh.T)
+        self.keep, self.slopes, self.show, self.gate_slopes = keep, slopes, show, gate_slopes
         self.H = w_hh.shape[1]
         self.N = self.H if show is None else 2 * self.H
 
@@ -55,7 +57,7 @@ class Linearised:
         H, slopes = self.H, self.slopes[t]
         if self.show is None:
             da = (d if slopes.shape[-1] == H else np.concatenate([d, d, d], axis=-1)) * slopes
-            d_before = _product(da, self.w_hh)
+            d_before = product(da, self.w_hh_t)
             if self.keep is not None:
                 d_before += self.keep[t] * d
             return d_before, da
@@ -63,7 +65,7 @@ class Linearised:
         dc = dc + dh * self.show[t]
         da = np.concatenate([dc, dc, dc, dh], axis=-1)
         da *= slopes
-        return np.concatenate([_product(da, self.w_hh), self.keep[t] * dc], axis=-1), da
+        return np.concatenate([product(da, self.w_hh_t), self.keep[t] * dc], axis=-1), da
 
     def vjp_rows(self, t, d):
         """`vjp` of k gradients for each row of the batch, (B, k, N) as for `jvp`; (B, k, N)."""
@@ -82,7 +84,7 @@ class Linearised:
         ndarray (B, k, N)
         """
         H = self.H
-        da = _product(v[..., :H], self.w_hh.T)
+        da = product(v[..., :H], self.w_hh)
         da *= self.slopes[t][:, None]
         if self.show is None:
             after = da if da.shape[-1] == H else da.reshape(*v.shape[:-1], 3, H).sum(axis=-2)
@@ -170,8 +172,8 @@ _LINEARISE = {"rnn": _rnn, "gru": _gru, "lstm": _lstm}
 def _pre_activations(tape, h, w_hh):
     """Both halves for all steps: W_ih x_t + b_ih and W_hh h_{t-1} + b_hh, (T, B, G*H) each."""
     w_ih = tape.w_ih.astype(np.float64, copy=False)
-    a_x = w_ih.T[tape.x] if tape.x.ndim == 2 else _product(tape.x.astype(np.float64, copy=False), w_ih.T)
-    a_h = _product(h[:-1], w_hh.T)
+    a_x = w_ih.T[tape.x] if tape.x.ndim == 2 else product(tape.x.astype(np.float64, copy=False), w_ih)
+    a_h = product(h[:-1], w_hh)
     if tape.b_ih is not None:
         a_x = a_x + tape.b_ih
     if tape.b_hh is not None:
@@ -179,9 +181,13 @@ def _pre_activations(tape, h, w_hh):
     return a_x, a_h
 
 
-def _product(rows, matrix):
-    """``rows @ matrix`` as one product, whatever the leading axes."""
-    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
+def product(rows, w):
+    """``rows @ w.T`` as one product, whatever the leading axes."""
+    out = memory.empty((*rows.shape[:-1], len(w)), np.dtype(np.float64))
+    if out.size:
+        rows = np.ascontiguousarray(rows).reshape(-1, rows.shape[-1])
+        kernels[out.dtype].linear_forward(rows, w, None, out.reshape(-1, len(w)))
+    return out
 
 
 def _sigmoid(a):

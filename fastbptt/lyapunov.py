@@ -1,5 +1,7 @@
 """Lyapunov exponents: the rates at which small differences between two states grow or die out."""
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +32,10 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     .. math:: \lambda_i = \lim_{T \to \infty} \frac{1}{T} \ln \sigma_i(J_T \cdots J_2 J_1)
 
     A positive one is chaos and exploding gradients; if all are far below 0, gradients vanish at the rate of the largest. Computed by
-    pushing an orthonormal frame through the steps' Jacobians and making it orthonormal again by QR decompositions; the exponents are the
-    time means of ln |R_ii| (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov spectra of chaotic recurrent neural
-    networks").
+    pushing an orthonormal frame through the steps' Jacobians, and taking from each tangent what it shares with those before it; the
+    exponents are the time means of the logarithms of what is left (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov
+    spectra of chaotic recurrent neural networks"). They do that by a QR decomposition at each step; here it is an LU decomposition, with
+    a QR decomposition at the end, which in exact arithmetic makes the same means.
 
     Parameters
     ----------
@@ -42,10 +45,9 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
         How many of the leading exponents; None means all N.
     burn_in : int
         Steps at the start that are not averaged over: while the state comes to its attractor, and the frame into line.
-    every : int or None
-        Steps from one QR decomposition to the next. These take most of the time; but in between, all tangents lean towards the fastest
-        one, and those that differ in growth by a factor of 2**52 can no longer be told apart. None chooses as it goes, as far apart as
-        leaves every growth half of its digits: best for a few leading exponents, and safe for all.
+    every : int
+        Steps from one decomposition to the next. In between, all tangents lean towards the fastest one, and those that differ in growth
+        by a factor of 2**52 can no longer be told apart.
 
     Returns
     -------
@@ -70,25 +72,34 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     burn_in = _checks.size("burn_in", burn_in, 0)
     if burn_in >= T:
         raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {burn_in}")
-    every = None if every is None else _checks.size("every", every)
+    every = _checks.size("every", every)
     steps = linearise(tape)
     k = steps.N if k is None else _checks.size("k", k)
     if k > steps.N:
         raise ValueError(f"k: expected at most the {steps.N} dimensions of the state, got {k}")
     _, frame = stretch(steps.jvp, range(burn_in), random_frame(B, k, steps.N), every)
-    logs, _ = stretch(steps.jvp, range(burn_in, T), frame, every)
-    return time_means(logs)
+    logs = []
+    for start, stop in pairwise([0, *batch_bounds(T - burn_in)]):  # frames are orthonormal at every bound, so that batches have exact means
+        growth, frame = stretch(steps.jvp, range(burn_in + start, burn_in + stop), frame, every)
+        logs.append(growth)
+    return time_means(np.concatenate(logs))
+
+
+def batch_bounds(T):
+    """Where the batches of successive steps begin and end that the standard error is taken from; they end with the last step."""
+    batches = min(32, math.isqrt(T))
+    length = T // batches
+    return range(T - batches * length, T + 1, length)
 
 
 def time_means(logs):
     """The spectrum from the growth of every step, (T, B, k)."""
     T, B, k = logs.shape
     exponents, stderr = logs.mean(axis=0), np.full((B, k), np.nan)
-    batches = min(32, int(np.sqrt(T)))
+    bounds = batch_bounds(T)
     with np.errstate(invalid="ignore"):  # exponents of -inf have no error
-        if batches > 1:
-            length = T // batches
-            means = logs[T - batches * length :].reshape(batches, length, B, k).mean(axis=1)
-            stderr = means.std(axis=0, ddof=1) / np.sqrt(batches)
+        if len(bounds) > 2:
+            means = np.array([logs[start:stop].mean(axis=0) for start, stop in pairwise(bounds)])
+            stderr = means.std(axis=0, ddof=1) / np.sqrt(len(means))
     order = np.argsort(-exponents, axis=-1, kind="stable")
     return LyapunovSpectrum(*(np.take_along_axis(array, order, axis=-1) for array in (exponents, stderr)))

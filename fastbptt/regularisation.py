@@ -4,18 +4,9 @@ import numpy as np
 
 from . import _checks
 from ._frames import orthonormalise, random_frame
-from ._kernels import memory
-from ._state_gradients import _state_gradients, log10_norm
+from ._state_gradients import _state_gradients, squared_norm
 from .functional import Gradients
-from .linearised import check_loss, check_tape, linearise
-
-ORDINARY = 1e-100  # norms from here on have squares, and so has their reciprocal
-_SLOPES = {  # f'(a) in terms of h = f(a), as the kernels have it
-    "tanh": lambda h, out: np.subtract(1, np.multiply(h, h, out=out), out=out),
-    "relu": lambda h, out: np.where(h <= 0, 0.0, 1.0),
-    "sigmoid": lambda h, out: np.multiply(h, np.subtract(1, h, out=out), out=out),
-    "identity": lambda h, out: np.ones_like(h),
-}
+from .linearised import check_loss, check_tape, linearise, product
 
 
 def omega(tape, d_out, d_state=None, *, least=1e-10):
@@ -65,13 +56,13 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
     """
     d_out, d_state = check_loss(tape, d_out, d_state)
     least = _checks.number("least", least, 0)
-    squared, counts, z, da = _ordinary_passage(tape, d_out, d_state, least) or _passage(tape, d_out, d_state, least)
+    squared, counts, z, da = _passage(tape, d_out, d_state, least)
     n, H = np.count_nonzero(counts), tape.w_hh.shape[1]
     if not n:
         return 0.0, np.zeros_like(tape.w_hh)
     with np.errstate(all="ignore"):
         # r = (|z|^2 / |d|^2 - 1)^2, and the first H elements of z are d_keep + W_hh^T da
-        q = np.where(counts, _squared_norm(z) / squared, 1.0)
+        q = np.where(counts, squared_norm(z) / squared, 1.0)
         value = ((q - 1) ** 2).sum() / n
         d_z = z[..., :H]
         d_z *= np.where(counts, 4 * (q - 1) / (squared * n), 0.0)[..., None]
@@ -94,43 +85,15 @@ def _passage(tape, d_out, d_state, least):
     da : ndarray (T, B, G*H)
         The gradient of W_hh h_{t-1} + b_hh, likewise.
     """
-    dh, dc, _, exponent = _state_gradients(tape, d_out, d_state)
+    dh, dc, da, exponent = _state_gradients(tape, d_out, d_state)
     d = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:]
-    counts = log10_norm(d, exponent[1:]) >= (np.log10(least) if least else -np.finfo(float).max)
+    squared = squared_norm(d)
     with np.errstate(all="ignore"):
-        return _squared_norm(d), counts, *linearise(tape).vjp(slice(None), d)
-
-
-def _ordinary_passage(tape, d_out, d_state, least):
-    """The same, without powers of two, for a plain RNN in which no gradient that matters is far from 1; otherwise None.
-
-    That is what training meets. f'(a) follows from f(a), and what leaves a step is what the one before it receives, so that one walk back
-    through the steps is all there is to do.
-    """
-    if tape.cell != "rnn" or tape.leak is not None or least < ORDINARY:
-        return None
-    T, B, H = tape.shape
-    h, w_hh = tape.h[1:].astype(np.float64, copy=False), tape.w_hh.astype(np.float64, copy=False)
-    d, da, z = (memory.empty((T, B, H), h.dtype) for _ in range(3))
-    passed = np.zeros((B, H)) if d_state[0] is None else d_state[0]
-    with np.errstate(all="ignore"):
-        slope = _SLOPES[tape.nonlinearity](h, memory.empty((T, B, H), h.dtype))
-        for t in reversed(range(T)):
-            if d_out is None:
-                d[t] = passed
-            else:
-                np.add(passed, d_out[t], out=d[t])
-            # h_t = f(a_t), with a_t = W_hh h_{t-1} + ...
-            np.multiply(d[t], slope[t], out=da[t])
-            passed = np.matmul(da[t], w_hh, out=z[t])
-        squared = _squared_norm(d)
-    if not (squared <= 1 / ORDINARY).all():  # nor is NaN
-        return None
-    return squared, squared >= least**2, z, da
-
-
-def _squared_norm(vectors):
-    return np.einsum("...i,...i->...", vectors, vectors)
+        counts = np.log10(squared) / 2 + exponent[1:] * np.log10(2.0) >= (np.log10(least) if least else -np.finfo(float).max)
+        if tape.cell != "rnn":
+            return squared, counts, *linearise(tape).vjp(slice(None), d)
+        z = product(da, tape.w_hh.T.astype(np.float64, order="C"))
+        return squared, counts, z if tape.leak is None else z + (1 - tape.leak.astype(np.float64)) * d, da
 
 
 def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):

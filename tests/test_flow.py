@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from problems import CELLS, Problem, arrays_of, histories, random_problem
-from tolerances import DTYPES, bound
+from tolerances import DTYPES, assert_close, bound
 
 import fastbptt
 import fastbptt.reference
-from fastbptt._state_gradients import _state_gradients
+from fastbptt._state_gradients import _by_kernel, _state_gradients, _with_exponents
 from fastbptt.flow import format_log10
 from fastbptt.linearised import linearise
 
@@ -161,6 +161,34 @@ def test_pre_activation_gradients_make_up_the_weights_gradient(cell):
     with np.errstate(divide="ignore"):  # ReLUs that are off
         expected = np.log10(np.linalg.norm(da, axis=-1))
     np.testing.assert_allclose(flow_of(problem).log10_preactivation_norm, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["every step", "the end", "one step"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(9, 4, 3, 7), (1, 1, 1, 6), (40, 3, 2, 150), (60, 33, 3, 20)], ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_the_kernel_and_the_walk_with_exponents(cell, shape, dtype, loss):
+    """Where no exponents are needed, both give the same; a row without a loss has none on either way."""
+    problem = random_problem(ALL_CELLS[cell], *shape, dtype=dtype, seed=3)
+    _, _, tape = problem.forward(fastbptt)
+    d_out = np.zeros_like(problem.d_out)
+    steps = {"every step": slice(None), "the end": slice(0, 0), "one step": shape[0] // 2}[loss]
+    d_out[steps] = problem.d_out[steps]
+    d_state = tuple(part if loss == "the end" else None for part in problem.d_state)
+    d_out[:, shape[1] // 2 :] *= shape[1] == 1
+    got, expected = (walk(tape, d_out, d_state) for walk in (_by_kernel, _with_exponents))
+    for name, a, b in zip(("dh", "dc", "da", "exponent"), got, expected, strict=True):
+        assert_close(name, a, b, bound(np.float64, problem.K, shape[0]) if dtype == np.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e300, 0.0, np.inf, np.nan])
+def test_gradients_that_the_kernel_leaves_to_the_walk_with_exponents(value):
+    problem = random_problem("rnn-tanh")
+    _, _, tape = problem.forward(fastbptt)
+    d_out = problem.d_out.copy()
+    d_out[2:, 1] = value
+    got = _by_kernel(tape, d_out, (None,))
+    assert (got is None) == (value != 0)
 
 
 def test_rows_have_exponents_of_their_own():

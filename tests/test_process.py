@@ -73,6 +73,31 @@ def test_a_grandchild_can_call():
 
 
 @posix
+@pytest.mark.parametrize("shape", [(1500, 64, 128, 256), (20_000, 1, 16, 512)], ids=["threads by rows", "threads by units"])
+def test_a_signal_handler_that_forks(shape):
+    """The parent's call is whole; in the child, where the helpers are gone, it says that it is not."""
+    run_python(
+        CALL
+        + f"""
+fastbptt.set_num_threads(2)
+problem = random_problem("rnn-tanh", *{shape})
+expected, children = problem.forward(fastbptt)[0], []
+signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+try:
+    out = problem.forward(fastbptt)[0]
+except RuntimeError as error:
+    os._exit(0 if children == [0] and "a signal handler has forked" in str(error) else 3)
+if children == [0]:
+    os._exit(2)
+assert len(children) == 1, "the call was over before the signal came"
+assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+np.testing.assert_array_equal(out, expected)
+"""
+    )
+
+
+@posix
 def test_fork_while_another_thread_is_in_a_kernel():
     run_python(
         CALL

@@ -7,6 +7,7 @@
 cdef enum:
     GRADIENT_K = 256               # rows in a chunk
     GRADIENT_ROWS = 64             # columns of dA packed at a time: with GRADIENT_K rows, 128 KB of the second-level cache
+    GRADIENT_PANELS = 16           # panels of S that make up for packing all of dA
     GRADIENT_COLUMNS = 512         # columns of S packed at a time
     GRADIENT_SCRATCH = GRADIENT_K * (GRADIENT_ROWS + GRADIENT_COLUMNS) + 1024 * 16   # elements, panel padding included
 

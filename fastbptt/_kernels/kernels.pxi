@@ -1,7 +1,7 @@
 # All kernels, for one element type and one instruction set. setup.py makes a module of this source for every pair of the two;
 # `simd.h` says what `real` and `vec` are in each.
 
-from libc.float cimport DBL_MAX
+from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, fabs, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -28,8 +28,7 @@ include "linear.pxi"
 include "loss.pxi"
 include "clip.pxi"
 include "optimisers.pxi"
-
-
+include "elimination.pxi"
 include "elementwise.pxi"
 
 

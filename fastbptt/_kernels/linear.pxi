@@ -7,9 +7,9 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
     run.a = &out[0, 0]
     with nogil:
         prepare_forward(&run, space, &w[0, 0], NULL, &b[0] if b is not None else NULL, NULL)
-        run.tasks = tasks_for(run.threads, <double>run.T * run.N * run.I, run.T)
+        share(&run, <double>run.T * run.N * run.I, run.T, PROJECTED_ROWS)
         run.projected = max(1, FORWARD_BLOCK // (run.N * <Py_ssize_t>sizeof(real)))
-        parallel(project_steps, &run, run.tasks, run.threads, &run.watch)
+        parallel(project_steps, &run, run.tasks, run.workers, &run.watch)
     raise_if_interrupted(&run.watch)
 
 
@@ -25,8 +25,8 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
         prepare_backward(&run, space, &w[0, 0], NULL)
         run.block = last_block(&run, 0, 1, <real *>&d_out[0, 0], <real *>&d_out[0, 0])
         run.block.t0 = run.block.low = 0
-        run.tasks = gradient_tasks(&run, run.T)
-        parallel(collect_part, &run, run.tasks, run.threads, &run.watch)
+        share_gradients(&run, run.T)
+        parallel(collect_part, &run, run.tasks, run.workers, &run.watch)
     raise_if_interrupted(&run.watch)
 
 

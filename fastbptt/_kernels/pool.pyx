@@ -55,7 +55,9 @@ cdef extern from *:
     void give_way() nogil
 
 cdef extern from "Python.h":
-    int PyErr_CheckSignals()  # declared without "except": a caught Ctrl-C stays pending until raise_if_interrupted
+    # declared without "except": what they raise stays pending until raise_if_interrupted
+    int PyErr_CheckSignals()
+    void PyErr_SetString(object kind, const char *message)
 
 cdef enum:
     SPINS = 2000                 # pauses before giving way to other processes, 20 to 80 us: about the gap between two calls
@@ -87,6 +89,7 @@ cdef int wanted = 1                # get_num_threads()
 cdef atomic_int busy               # a job is under way
 cdef atomic_int epoch              # counts jobs: a change is the call to work
 cdef atomic_int caller_sleeps
+cdef int abandoned = 0             # jobs under way at a fork: in the child nobody does the helpers' part of them
 cdef PyThread_type_lock finished = NULL
 
 
@@ -281,8 +284,10 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
 
 def forget_helpers():
     """In a forked child: no helper lives there, and no lock can be trusted."""
-    global started, finished
+    global started, finished, abandoned
     cdef int i
+    if atomic_load(&busy):
+        abandoned += 1
     for i in range(MAX_THREADS):
         helpers[i].wake = NULL
     started = 0
@@ -299,13 +304,18 @@ if hasattr(os, "register_at_fork"):
 
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil:
     """Count ``work`` as done; now and then look at signals. True once the call should end."""
+    cdef int abandoned_before
     if worker == 0:
         watch.work += work
         if watch.work >= WORK_PER_LOOK:
             watch.work = 0
             with gil:
+                abandoned_before = abandoned
                 if not watch.stop and PyErr_CheckSignals():
                     watch.stop = 1
+                elif abandoned != abandoned_before:
+                    watch.stop = 1
+                    PyErr_SetString(RuntimeError, "a signal handler has forked; in the child, the call that it interrupted cannot go on")
     return watch.stop
 
 

@@ -56,7 +56,8 @@ cdef struct Run:
     int activation                 # of the vanilla RNN
     const real *leak               # (H,), of the leaky RNN, or NULL
     int threads                    # how many this call may use
-    int tasks                      # how many the phase at hand is cut into
+    int workers                    # how many of them the phase at hand is worth
+    int tasks                      # how many it is cut into
     Watch watch
     const real *x
     const int64_t *tokens
@@ -87,6 +88,8 @@ cdef struct Run:
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
     real *scratch                  # GRADIENT_SCRATCH for each worker
+    real *all_dh                   # (T+1, B, H): where dL/dh_t is to be kept, or NULL
+    real *all_dc
     # ... of rows that are not grouped
     TimeBlock block                    # the one at hand
     Py_ssize_t low_of[MAX_THREADS]   # block.low, of each task's share of it
@@ -101,8 +104,10 @@ cdef enum:
     MANY_ROWS = 64                 # ... and with fewer than these, if W_hh does not fit the cache
     FORWARD_BLOCK = 1 << 18        # bytes of `a` that a task projects before it recurs through them
     BACKWARD_ROWS = 512            # (step, row) pairs in a block of the backward pass, at least
+    SHARES = 4                     # tasks for each thread, at most
+    PROJECTED_ROWS = 64            # (step, row) pairs in a task of nothing but projection, at least
     GROUPED_WEIGHTS = 1 << 16      # weights, at most, where groups of rows have sums of their own,
-    GROUP_ROWS = 4                 # rows, at least, in a group,
+    GROUP_ROWS = 4                 # rows, at least, in a group or a task,
     GROUP_STEPS = 128              # (step, row) pairs, at least, of a group,
     MAX_GROUPS = 16                # and groups, at most
     NEVER = -9                     # no step, nor the one after one
@@ -121,10 +126,18 @@ cdef inline int tasks_by_units(const Run *run, Py_ssize_t steps) noexcept nogil:
     return tasks if run.B < few * tasks and <double>run.B * run.N * run.H >= STEP_WORK else 1
 
 
-cdef inline int tasks_by_rows(const Run *run, double work) noexcept nogil:
-    """How many tasks to make of the rows: as many as threads, but more if one step of one task would keep Ctrl-C waiting."""
+cdef inline void share(Run *run, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:
+    """Cut ``parts`` into tasks of at least ``least``: several for each thread, so that one whose core is slow does fewer of them."""
+    run.workers = tasks_for(run.threads, work, parts)
+    run.tasks = run.workers * <int>max(1, min(<Py_ssize_t>SHARES, parts // (least * run.workers))) if run.workers > 1 else 1
+    run.tasks = min(run.tasks, <int>MAX_THREADS)
+
+
+cdef inline void share_rows(Run *run, double work) noexcept nogil:
+    """Cut the batch into tasks; into more of them if one step of one task would keep Ctrl-C waiting."""
     cdef double longest = <double>run.B * run.N * run.H / LONG_STEP
-    return max(tasks_for(run.threads, work, run.B), <int>min(longest, <double>min(run.B, <Py_ssize_t>MAX_THREADS)))
+    share(run, work, run.B, GROUP_ROWS)
+    run.tasks = max(run.tasks, <int>min(longest, <double>min(run.B, <Py_ssize_t>MAX_THREADS)))
 
 
 cdef inline int row_groups(const Run *run) noexcept nogil:
@@ -211,14 +224,16 @@ cdef void run_forward(Run *run) noexcept nogil:
     """Fill a, h[1:] and what else the cell has, from the initial state."""
     cdef double projection = <double>run.T * run.B * run.N * (run.I if run.x != NULL else 1)
     cdef int by_units = tasks_by_units(run, run.T)
-    run.tasks = 1 if by_units > 1 else tasks_by_rows(run, projection + recurrent_work(run, run.T))
+    run.tasks = 1
+    if by_units == 1:
+        share_rows(run, projection + recurrent_work(run, run.T))
     run.projected = max(1, min(run.T, FORWARD_BLOCK * run.tasks // (run.B * run.N * <Py_ssize_t>sizeof(real))))
     if run.tasks > 1:
-        parallel(project_and_recur, run, run.tasks, run.threads, &run.watch)
+        parallel(project_and_recur, run, run.tasks, run.workers, &run.watch)
         return
     # rows are few, but threads can still share the projection
-    run.tasks = tasks_for(run.threads, projection, run.T)
-    parallel(project_steps, run, run.tasks, run.threads, &run.watch)
+    share(run, projection, run.T, ceil_div(PROJECTED_ROWS, run.B))
+    parallel(project_steps, run, run.tasks, run.workers, &run.watch)
     run.tasks = by_units
     parallel_steps(recur_part, run, run.T, by_units, &run.watch)
 
@@ -313,10 +328,10 @@ cdef void run_backward(Run *run) noexcept nogil:
     """
     run.first_loss = first_step_with_loss(run)
     if run.groups > 1:
-        run.tasks = tasks_for(run.threads, 2 * recurrent_work(run, run.T), run.groups)
-        parallel(back_through_group, run, run.groups, run.tasks, &run.watch)
-        run.tasks = tasks_for(run.threads, <double>run.groups * sums_size(run), run.N)
-        parallel(add_up_groups, run, run.tasks, run.threads, &run.watch)
+        run.workers = tasks_for(run.threads, 2 * recurrent_work(run, run.T), run.groups)
+        parallel(back_through_group, run, run.groups, run.workers, &run.watch)
+        share(run, <double>run.groups * sums_size(run), run.N, run.N)
+        parallel(add_up_groups, run, run.tasks, run.workers, &run.watch)
     else:
         back_by_blocks(run)
 
@@ -394,9 +409,9 @@ cdef void back_by_blocks(Run *run) noexcept nogil:
     run.block = last_block(run, 0, run.B, run.da, run.da_h)
     while step_back(&run.block, run.held_rows // run.B) and not run.watch.stop:
         share_recurrence(run)
-        run.tasks = gradient_tasks(run, run.block.t1 - run.block.low)
+        share_gradients(run, run.block.t1 - run.block.low)
         if not run.watch.stop:
-            parallel(collect_part, run, run.tasks, run.threads, &run.watch)
+            parallel(collect_part, run, run.tasks, run.workers, &run.watch)
     clear_dx(run, &run.block)
 
 
@@ -404,7 +419,10 @@ cdef void share_recurrence(Run *run) noexcept nogil:
     """Fill da of the block, and set its ``low``."""
     cdef TimeBlock *block = &run.block
     cdef int task, by_units = tasks_by_units(run, block.t1 - block.t0)
-    run.tasks = by_units if by_units > 1 else tasks_by_rows(run, recurrent_work(run, block.t1 - block.t0))
+    if by_units > 1:
+        run.tasks = by_units
+    else:
+        share_rows(run, recurrent_work(run, block.t1 - block.t0))
     for task in range(run.tasks):
         run.low_of[task] = block.t0
     for task in range(MAX_PARTS):
@@ -412,7 +430,7 @@ cdef void share_recurrence(Run *run) noexcept nogil:
     if by_units > 1:
         parallel_steps(recur_back_part, run, block.t1 - block.t0 + 1, run.tasks, &run.watch)
     else:
-        parallel(recur_back_rows, run, run.tasks, run.threads, &run.watch)
+        parallel(recur_back_rows, run, run.tasks, run.workers, &run.watch)
     block.low = block.t1
     for task in range(run.tasks):
         block.low = min(block.low, run.low_of[task])
@@ -428,6 +446,8 @@ cdef Py_ssize_t recur_back(Run *run, const TimeBlock *block, Patch patch, int wo
     cdef Py_ssize_t t = block.t1 - 1
     while t >= block.t0:
         through_product(run, block, t, patch)
+        if run.all_dh != NULL:
+            keep_state_gradient(run, t + 1, patch)
         if t < run.first_loss and is_zero(run, patch):
             clear_da(run, block, t, patch)
             return t + 1
@@ -436,6 +456,8 @@ cdef Py_ssize_t recur_back(Run *run, const TimeBlock *block, Patch patch, int wo
         if interrupted(&run.watch, worker, patch_work(run, patch)):
             return block.t0
     through_product(run, block, t, patch)
+    if run.all_dh != NULL and t < 0:
+        keep_state_gradient(run, 0, patch)
     return block.t0
 
 
@@ -455,6 +477,8 @@ cdef void recur_back_part(void *context, Py_ssize_t i, int part, int worker) noe
         run.low_of[part] = t + 1
         return
     through_product(run, block, t, patch)
+    if run.all_dh != NULL and (t >= block.t0 or t < 0):
+        keep_state_gradient(run, t + 1, patch)
     if t < block.t0:
         return
     if t < run.first_loss and is_zero(run, patch):
@@ -475,6 +499,16 @@ cdef void through_product(const Run *run, const TimeBlock *block, Py_ssize_t t, 
         # reverse of: a_{t+1} += h_t W_hh^T
         product(1, p.b1 - p.b0, p.u1 - p.u0, run.N, rows(block.da_h + da_row(block, t + 1, p.b0) * run.N, 0, run.N), 1,
                 panels_from(run.w_hh, p.u0 // LANES), dh, dh)
+
+
+cdef void keep_state_gradient(const Run *run, Py_ssize_t t, Patch p) noexcept nogil:
+    """dL/dh_t, and dL/dc_t, of the patch."""
+    cdef Py_ssize_t b, at, slot = t * run.B * run.H
+    for b in range(p.b0, p.b1):
+        at = b * run.H + p.u0
+        memcpy(run.all_dh + slot + at, run.dh + at, (p.u1 - p.u0) * sizeof(real))
+        if run.dc != NULL:
+            memcpy(run.all_dc + slot + at, run.dc + at, (p.u1 - p.u0) * sizeof(real))
 
 
 cdef bint is_zero(const Run *run, Patch p) noexcept nogil:
@@ -521,9 +555,9 @@ cdef Py_ssize_t first_step_with_loss(const Run *run) noexcept nogil:
     return 0 if run.dx != NULL and not all_finite(run.plain_w_ih, run.N * run.I) else t
 
 
-cdef inline int gradient_tasks(const Run *run, Py_ssize_t steps) noexcept nogil:
+cdef inline void share_gradients(Run *run, Py_ssize_t steps) noexcept nogil:
     cdef Py_ssize_t columns = run.H + (run.I if run.x != NULL else 1) + (run.I if run.dx != NULL else 0)
-    return tasks_for(run.threads, <double>steps * run.B * run.N * columns, ceil_div(max(run.H, run.I), LANES))
+    share(run, <double>steps * run.B * run.N * columns, ceil_div(max(run.H, run.I), LANES), GRADIENT_PANELS)
 
 
 cdef void collect_part(void *context, int task, int worker) noexcept nogil:

@@ -41,6 +41,29 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
     raise_if_interrupted(&run.watch)
 
 
+def state_gradients(int cell, int activation, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] leak,
+                    const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a, const real[:, :, ::1] m,
+                    const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc, real[:, :, ::1] all_dh, real[:, :, ::1] all_dc,
+                    real[:, :, ::1] da_h):
+    """The backward pass without sums: fill all_dh (T+1, B, H), all_dc and da_h (T, B, N) with what `recurrence.pxi` says."""
+    cdef Run run
+    bind(&run, cell, 1, activation, None, None, w_ih, h, c, a, m, leak)
+    run.d_out = &d_out[0, 0, 0] if d_out is not None else NULL
+    run.dh = &dh[0, 0]
+    run.dc = &dc[0, 0] if dc is not None else NULL
+    run.all_dh = &all_dh[0, 0, 0]
+    run.all_dc = &all_dc[0, 0, 0] if all_dc is not None else NULL
+    run.groups = 1
+    run.held_rows = run.apart * run.T * run.B  # of da, where that is not da_h
+    cdef Workspace space = Workspace(backward_space(&run), 9)
+    with nogil:
+        prepare_backward(&run, space, NULL, &w_hh[0, 0])
+        run.block = last_block(&run, 0, run.B, run.da if run.apart else &da_h[0, 0, 0], &da_h[0, 0, 0])
+        step_back(&run.block, run.T)
+        share_recurrence(&run)
+    raise_if_interrupted(&run.watch)
+
+
 cdef inline const real *vector(const real[::1] v) noexcept nogil:
     return &v[0] if v is not None else NULL
 

@@ -1,0 +1,148 @@
+"""Nets that a few numbers describe, for looking at what their gradients do before anything is trained."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels
+from .flow import gradient_flow
+from .functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
+from .linearised import GATES
+
+STARTS = ("gaussian", "orthogonal", "identity")
+LOSSES = ("every", "last")
+DTYPES = tuple(dtype.name for dtype in kernels)
+LARGEST = 1e6  # for any size or rate that could be meant
+BIASED = {"gru": "z", "lstm": "f"}  # the gate that keeps the state where it is open
+
+
+@dataclass(frozen=True)
+class DescribedNet:
+    """A net with random weights, driven by noise, and a loss.
+
+    Every gate has a recurrent matrix of its own, of the given start and spectral radius. Inputs are as many as units, independent and
+    from N(0, 1); input weights are from N(0, gain^2 / H), so that every pre-activation is driven by noise of standard deviation ``gain``.
+    The initial state is of the same kind, h_0 = tanh of N(0, 1). The loss is L = sum over t of g_t . h_t, with g_t from N(0, 1).
+
+    Attributes
+    ----------
+    cell : {"rnn", "gru", "lstm"}
+    nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
+        Of an RNN, where None means tanh; the others have no choice.
+    init : {"gaussian", "orthogonal", "identity"}
+        What recurrent matrices are a multiple of.
+    radius : float
+        Their spectral radius, the largest magnitude of their eigenvalues.
+    hidden, steps, batch : int
+        H, T and B.
+    gain : float
+        Of the inputs.
+    gate_bias : float or None
+        The bias of the gate that keeps the state: f of an LSTM, z of a GRU; None means 1. An RNN has none.
+    loss : {"every", "last"}
+        Whether there is a loss at every step, or at the last one alone.
+    seed : int
+    dtype : {"float64", "float32"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value cannot be.
+
+    Examples
+    --------
+    >>> flow = DescribedNet(nonlinearity="identity", init="orthogonal", radius=0.5, loss="last").flow()
+    >>> round(flow.half_life, 9)
+    1.0
+    """
+
+    cell: str = "rnn"
+    nonlinearity: str | None = None
+    init: str = "gaussian"
+    radius: float = 0.9
+    hidden: int = 100
+    steps: int = 100
+    batch: int = 4
+    gain: float = 0.3
+    gate_bias: float | None = None
+    loss: str = "every"
+    seed: int = 0
+    dtype: str = "float64"
+
+    def __post_init__(self):
+        for name in ("hidden", "steps", "batch"):
+            _checks.number(name, _checks.size(name, getattr(self, name)), 1, LARGEST)
+        _checks.size("seed", self.seed, 0)
+        for name, allowed in (("cell", tuple(GATES)), ("init", STARTS), ("loss", LOSSES), ("dtype", DTYPES)):
+            _checks.one_of(name, getattr(self, name), allowed)
+        _checks.number("radius", self.radius, 0, LARGEST)
+        _checks.number("gain", self.gain, 0, LARGEST)
+        if self.cell == "rnn":
+            object.__setattr__(self, "nonlinearity", self.nonlinearity or "tanh")
+            _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
+            if self.gate_bias is not None:
+                raise ValueError("gate-bias: an rnn has no gates; only gru and lstm have")
+            return
+        if self.nonlinearity is not None:
+            raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
+        object.__setattr__(self, "gate_bias", 1.0 if self.gate_bias is None else self.gate_bias)
+        _checks.number("gate-bias", self.gate_bias, -LARGEST, LARGEST)
+
+    @property
+    def name(self):
+        """The cell in words."""
+        return f"{self.nonlinearity} RNN" if self.cell == "rnn" else self.cell.upper()
+
+    def __str__(self):
+        bias = "" if self.cell == "rnn" else f", bias {self.gate_bias:g} of the {BIASED[self.cell]} gate"
+        return f"{self.name}, {self.hidden} units, {self.init} start of radius {self.radius:g}, input gain {self.gain:g}{bias}"
+
+    def tape(self):
+        """Run it: the tape of the forward pass."""
+        rng = np.random.default_rng(self.seed)
+        H, G, dtype = self.hidden, len(GATES[self.cell]), np.dtype(self.dtype)
+        w_hh = np.concatenate([self._recurrent(rng) for _ in range(G)]).astype(dtype, copy=False)
+        w_ih = (self.gain / np.sqrt(H) * rng.standard_normal((G * H, H))).astype(dtype, copy=False)
+        x = rng.standard_normal((self.steps, self.batch, H)).astype(dtype, copy=False)
+        h0 = np.tanh(rng.standard_normal((self.batch, H))).astype(dtype, copy=False)
+        if self.cell == "rnn":
+            return rnn_forward(x, h0, w_ih, w_hh, nonlinearity=self.nonlinearity)[2]
+        bias = np.zeros(G * H, dtype)
+        at = GATES[self.cell].index(BIASED[self.cell])
+        bias[at * H : (at + 1) * H] = self.gate_bias
+        if self.cell == "gru":
+            return gru_forward(x, h0, w_ih, w_hh, bias, None)[2]
+        return lstm_forward(x, (h0, np.zeros_like(h0)), w_ih, w_hh, bias, None)[2]
+
+    def flow(self):
+        """Run it forwards and backwards: the `GradientFlow` of its loss."""
+        tape = self.tape()
+        d_out = np.random.default_rng([self.seed, 1]).standard_normal(tape.shape).astype(tape.h.dtype, copy=False)
+        if self.loss == "last":
+            d_out[:-1] = 0
+        return gradient_flow(tape, d_out)
+
+    def _recurrent(self, rng):
+        H = self.hidden
+        if self.init == "identity":
+            return self.radius * np.eye(H)
+        w = rng.standard_normal((H, H))
+        if self.init == "orthogonal":
+            q, r = np.linalg.qr(w)
+            return self.radius * q * np.sign(np.diag(r))
+        return self.radius / np.abs(np.linalg.eigvals(w)).max() * w
+
+
+def compared(**settings):
+    """The nets that `fastbptt flow --compare` puts side by side, with these settings of `DescribedNet` in common, by name.
+
+    tanh; ReLU started with the identity (Le, Jaitly and Hinton 2015), whose radius is 1 and whose start is its own; GRU; LSTM.
+    """
+    gates = settings.pop("gate_bias", None)
+    return {
+        "tanh": DescribedNet(**settings),
+        "ReLU, identity start": DescribedNet(**settings | {"nonlinearity": "relu", "init": "identity", "radius": 1.0}),
+        "GRU": DescribedNet(cell="gru", gate_bias=gates, **settings),
+        "LSTM": DescribedNet(cell="lstm", gate_bias=gates, **settings),
+    }

@@ -1,0 +1,214 @@
+"""``fastbptt flow``: what the gradients of a net do on their way back through time, in words, as a picture, or as a page to play with."""
+
+import math
+import os
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from .described import DTYPES, LOSSES, STARTS, DescribedNet, compared
+from .flow import format_log10
+from .functional import NONLINEARITIES
+from .linearised import GATES
+from .portrait import Portrait
+
+PICTURE = Path("fastbptt-flow.png")
+PORT = 8765
+DESCRIBED = ("cell", "nonlinearity", "init", "radius", "hidden", "steps", "batch", "gain", "gate_bias", "loss", "seed", "dtype")
+SAVED = ("steps", "batch", "seed")  # of these, what can be chosen of a net that is saved
+COMPARED = tuple(name for name in DESCRIBED if name not in ("cell", "nonlinearity"))
+
+
+def add_flow(commands):
+    """The command and its options, for the command line's parser."""
+    parser = commands.add_parser(
+        "flow",
+        help="see gradients vanish and explode",
+        description="See what the gradients of a net do on their way back through time: of one that fastbptt train has saved, on its text "
+        "or task with its real loss; or of one that is described, with random weights, driven by noise. Prints a report and draws a picture.",
+    )
+    parser.set_defaults(command=flow)
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
+    parser.add_argument("--text", metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
+
+    def option(group, name, help, default=None, **how):
+        default = getattr(DescribedNet, name.replace("-", "_"), None) if default is None else default
+        group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
+
+    net = parser.add_argument_group("a net that is described")
+    option(net, "cell", ", ".join(GATES), choices=tuple(GATES), metavar="C")
+    option(net, "nonlinearity", f"of the rnn: {', '.join(NONLINEARITIES)}", "tanh", choices=NONLINEARITIES, metavar="F")
+    option(net, "init", f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
+    option(net, "radius", "their spectral radius, exactly", type=float, metavar="R")
+    option(net, "hidden", "units", type=int, metavar="H")
+    option(net, "gain", "standard deviation of what the inputs add to each pre-activation", type=float, metavar="G")
+    option(net, "gate-bias", "bias of the gate that keeps the state: f of the lstm, z of the gru", 1, type=float, metavar="B")
+    option(net, "loss", "at which steps there is a loss, with a random gradient: " + ", ".join(LOSSES), choices=LOSSES, metavar="L")
+    option(net, "seed", "seed; the same one gives the same net, and a saved one the same sequences of its task", type=int)
+    option(net, "dtype", ", ".join(DTYPES), choices=DTYPES, metavar="D")
+
+    length = parser.add_argument_group("how much of it")
+    option(length, "steps", "steps", f"{DescribedNet.steps}; of a saved net, as in its training", type=int, metavar="T")
+    option(length, "batch", "rows", type=int, metavar="B")
+
+    results = parser.add_argument_group("results")
+    what = results.add_mutually_exclusive_group()
+    what.add_argument("--compare", action="store_true", help="tanh, ReLU started with the identity, gru and lstm, side by side")
+    what.add_argument("--serve", action="store_true", help="open a page with sliders, on this machine only, instead of drawing a picture")
+    option(results, "port", "of the page; 0 for any that is free", PORT, type=int, metavar="N")
+    option(results, "out", "the picture: .png, .svg or .pdf", PICTURE, type=Path, metavar="PATH")
+    results.add_argument("--no-picture", action="store_true", help="draw no picture")
+
+
+def flow(options):
+    """The command. What it raises is trouble with what was asked for; returns the exit status."""
+    from .cli import fail
+
+    try:
+        _refuse_contradictions(options)
+        if options.serve:
+            return _serve(options)
+        picture = None if options.no_picture else _writable(options.out or PICTURE)
+        if options.compare:
+            _compare(options, picture)
+        elif options.checkpoint is not None:
+            _look_at_saved(options, picture)
+        else:
+            net = DescribedNet(**_given(options, DESCRIBED))
+            _look_at(net.flow(), f"{net}", picture)
+    except BrokenPipeError:
+        raise
+    except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+        return fail(error, 2)
+    return 0
+
+
+def _look_at_saved(options, picture):
+    require("train", "safetensors")
+    from .losses import perplexity
+    from .saved import TextNet, load_net
+
+    net = load_net(options.checkpoint)
+    if isinstance(net, TextNet):
+        if options.seed is not None:
+            raise ValueError("seed: nothing is random about a net that reads a text")
+        tokens, source, unknown = net.tokens(options.text)
+        found, loss = net.flow(tokens, **_given(options, ("steps", "batch")))
+        left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
+        say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
+    else:
+        if options.text is not None:
+            raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
+        found, loss = net.flow(length=options.steps, **_given(options, ("batch", "seed")))
+        say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
+    _look_at(found, str(net), picture)
+
+
+def _look_at(found, title, picture):
+    say("net", title)
+    say("gradient", str(found).replace("\n", "\n" + " " * 10))
+    for heading, text in _findings(Portrait(found)):
+        say(heading, text)
+    if picture is not None:
+        found.plot(picture, title=title)
+        say("picture", picture)
+
+
+def _compare(options, picture):
+    settings = _given(options, COMPARED)
+    nets = compared(**settings)
+    flows = {}
+    for name, net in nets.items():
+        flows[name] = net.flow()
+        say("net", net)
+        say("gradient", str(flows[name]).splitlines()[0])
+    if picture is not None:
+        from .pictures import plot_comparison
+
+        net = nets["tanh"]
+        title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
+        plot_comparison(flows, picture, title=title)
+        say("picture", picture)
+
+
+def _findings(portrait):
+    """What the numbers behind the picture come to, as (heading, text)."""
+    if portrait.condition is not None:
+        yield "weights", str(portrait.condition)
+    if portrait.lyapunov is not None:
+        exponents, stderr = portrait.lyapunov
+        error = f" +- {stderr[0]:.2g}" if math.isfinite(stderr[0]) else ""
+        factor = f"{format_log10(exponents[0] / math.log(10), 3)} a step"
+        mean = f", mean {exponents.mean():.4g}" if np.isfinite(exponents).all() else f"; {np.isneginf(exponents).sum()} are -inf"
+        yield (
+            "Lyapunov",
+            f"largest exponent {exponents[0]:.4g}{error} nats per step, x {factor}{mean}; {(exponents > 0).sum()} are positive",
+        )
+    if portrait.singular_values is not None:
+        lags, log10 = portrait.singular_values
+        last = log10[-1]
+        largest, median, smallest = (format_log10(value) for value in (last[0], last[len(last) // 2], last[-1]))
+        product = f"of the {lags[-1]} Jacobians' product" if lags[-1] > 1 else "of the Jacobian"
+        yield "singular", f"values {product}: largest {largest}, median {median}, smallest {smallest}"
+
+
+def _serve(options):
+    require("serve", "plotly", "werkzeug")
+    from .serve import serve
+
+    net = DescribedNet(**_given(options, DESCRIBED))
+    return serve(net, PORT if options.port is None else options.port, say)
+
+
+def require(extra, *packages):
+    """ImportError, in words, if one of an extra's packages is missing; the core of fastbptt needs none of them."""
+    for name in packages:
+        try:
+            import_module(name)
+        except ImportError:
+            raise ImportError(f'{name} missing: pip install "fastbptt[{extra}]"') from None
+
+
+def _refuse_contradictions(options):
+    what = "a saved net" if options.checkpoint is not None else "a comparison" if options.compare else None
+    if options.checkpoint is not None and (options.compare or options.serve):
+        raise ValueError(f"{options.checkpoint}: --{'compare' if options.compare else 'serve'} takes no checkpoint")
+    if options.checkpoint is None and options.text is not None:
+        raise ValueError("text: only a saved net reads text; which checkpoint?")
+    if options.port is not None and not options.serve:
+        raise ValueError("port: only --serve has one")
+    if options.serve and (options.out is not None or options.no_picture):
+        raise ValueError("out: --serve draws no picture" if options.out is not None else "no-picture: --serve draws none anyway")
+    if options.out is not None and options.no_picture:
+        raise ValueError("out: not together with --no-picture")
+    if what is not None:
+        for name in _given(options, set(DESCRIBED) - set(SAVED if options.checkpoint is not None else COMPARED)):
+            raise ValueError(f"{name.replace('_', '-')}: {what} has its own")
+
+
+def _writable(path):
+    """The path, if a picture can be written there; nothing is computed before that is known."""
+    from ._figures import new_figure, picture_format
+
+    picture_format(path)
+    new_figure(1, 1)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a directory")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        probe.touch()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.unlink()
+    return path
+
+
+def _given(options, names):
+    """Those options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def say(what, text):
+    print(f"{what:9} {text}", flush=True)

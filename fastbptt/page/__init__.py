@@ -1,0 +1,1 @@
+"""The page of `fastbptt flow --serve`; its files are data."""

@@ -1,0 +1,129 @@
+"""What is shown of the flow of gradients, as numbers: `pictures` draws it, the command prints it, the page sends it."""
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from .functional import Tape
+from .jacobians import log_singular_values, vanishing_condition
+from .linearised import GATES, STEEPEST, linearise, steepest
+from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
+
+BINS = 20  # of the histogram: 5 % of the steepest slope each
+LAGS = 16  # at which all singular values are computed; fewer for a state of more than AFFORDABLE / LAGS numbers
+AFFORDABLE = 2048
+EXPONENTS = 600
+
+
+class Rate(NamedTuple):
+    """What theory says of a gradient's growth with every step back.
+
+    Attributes
+    ----------
+    name, symbol : str
+        The symbol is in Matplotlib's mathematical notation.
+    log10 : float
+        Decades per step.
+    """
+
+    name: str
+    symbol: str
+    log10: float
+
+
+class Portrait:
+    """The numbers behind a picture of a `GradientFlow`, each computed when it is first asked for.
+
+    Singular values and Lyapunov exponents are those of the first row of the batch.
+
+    Parameters
+    ----------
+    flow : GradientFlow
+    exponents : int
+        How many Lyapunov exponents, at most.
+
+    Raises
+    ------
+    ValueError
+        If there are no steps or no rows to look at.
+    """
+
+    def __init__(self, flow, exponents=EXPONENTS):
+        self.flow, self.tape, self.exponents = flow, flow.tape, exponents
+        T, B, _ = self.tape.shape
+        if not (T and B):
+            raise ValueError(f"tape: expected at least one step and one row to draw, got {T} and {B}")
+
+    @cached_property
+    def finite(self):
+        """Whether there is a Jacobian at every step: weights, inputs and states are finite."""
+        tape = self.row
+        arrays = (tape.x, tape.w_ih, tape.w_hh, tape.b_ih, tape.b_hh, tape.h, tape.c)
+        return all(np.isfinite(array).all() for array in arrays if array is not None)
+
+    @cached_property
+    def row(self):
+        """The tape of the first row alone, as views."""
+        row = Tape()
+        for name in Tape.__slots__:
+            setattr(row, name, getattr(self.tape, name))
+        for name in ("x", "h", "c", "gates", "m"):
+            if getattr(row, name) is not None:
+                setattr(row, name, getattr(row, name)[:, :1])
+        T, _, H = self.tape.shape
+        row.shape = (T, 1, H)
+        return row
+
+    @cached_property
+    def condition(self):
+        """The `VanishingCondition` of a plain RNN's weights; None of other cells and of weights that are not finite."""
+        tape = self.tape
+        if tape.cell != "rnn" or tape.leak is not None or not np.isfinite(tape.w_hh).all():
+            return None
+        return vanishing_condition(tape.w_hh, tape.nonlinearity)
+
+    @cached_property
+    def lyapunov(self):
+        """The `LyapunovSpectrum`, (k,), after a fifth of the steps; None where there are no Jacobians."""
+        if not self.finite:
+            return None
+        row = self.row
+        k = min(self.exponents, row.shape[2] * (1 if row.c is None else 2))
+        spectrum = lyapunov_spectrum(row, k, burn_in=len(row) // 5)
+        return LyapunovSpectrum(*(array[0] for array in spectrum))
+
+    @property
+    def rates(self):
+        """Each `Rate` that there is: of the largest Lyapunov exponent, and the bound of a plain RNN's weights."""
+        rates = []
+        if self.lyapunov is not None and math.isfinite(exponent := self.lyapunov.exponents[0]):
+            rates.append(Rate("largest Lyapunov exponent", r"$\mathrm{e}^{\lambda_1 \mathrm{lag}}$", exponent / math.log(10)))
+        if self.condition is not None and self.condition.sigma_max > 0:
+            bound = math.log10(STEEPEST[self.tape.nonlinearity] * self.condition.sigma_max)
+            rates.append(Rate("bound", r"$(\gamma\,\sigma_\mathrm{max})^\mathrm{lag}$", bound))
+        return rates
+
+    @cached_property
+    def singular_values(self):
+        """Lags (n,), and log10 of the singular values (n, N) of d state_T / d state_{T - lag}; None where there are no Jacobians."""
+        if not self.finite:
+            return None
+        T, _, H = self.row.shape
+        N = H * (1 if self.row.c is None else 2)
+        count = min(LAGS, max(3, AFFORDABLE // N))
+        lags = np.unique(np.linspace(0, T, count).round().astype(int))
+        return lags, np.array([log_singular_values(self.row, T - lag, T)[0] for lag in lags]) / math.log(10)
+
+    @cached_property
+    def slopes(self):
+        """By gate, the shares (BINS,) of units, steps and rows whose f'(a) is so many bins of its steepest."""
+        all_slopes, H = linearise(self.tape).gate_slopes, self.tape.shape[2]
+        shares = {}
+        for i, gate in enumerate(GATES[self.tape.cell]):
+            slopes = all_slopes[..., i * H : (i + 1) * H] / steepest(self.tape)[gate]
+            slopes = slopes[np.isfinite(slopes)]
+            counts = np.histogram(slopes, BINS, (0, 1 + 1e-12))[0]
+            shares[gate] = counts / max(1, slopes.size)
+        return shares

@@ -1,0 +1,313 @@
+"""The page of `fastbptt flow --serve`: what it answers, whom it refuses, and that a browser's slider moves the curve."""
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+from processes import current_level, environment
+
+from fastbptt import cli
+from fastbptt.described import DescribedNet
+
+pytest.importorskip("plotly")
+pytest.importorskip("werkzeug")
+
+from werkzeug.test import Client
+
+from fastbptt.serve import RANGES, App, answer
+
+LINEAR = {"net": "identity", "init": "orthogonal"}
+SECONDS = 120  # until something is given up
+
+
+@pytest.fixture(scope="module")
+def client():
+    return Client(App(DescribedNet(hidden=16, steps=30)))
+
+
+def get(client, path="/flow", query=None, **headers):
+    environ = {"REMOTE_ADDR": headers.pop("address", "127.0.0.1")}
+    headers = {"Host": "127.0.0.1:8765"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.get(path, query_string=query, headers=headers, environ_overrides=environ)
+
+
+# --- What it answers --------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_flow(client):
+    result = get(client, query=LINEAR | {"radius": "0.5", "steps": "40"}).json
+    np.testing.assert_allclose(result["decay"], np.arange(41) * math.log10(0.5), rtol=1e-12)
+    assert result["headline"] == "vanishing: half-life 1 steps; after 40 steps 9.1e-13 of the gradient is left"
+    assert {rate["name"]: rate["log10"] for rate in result["rates"]} == pytest.approx(
+        {"largest Lyapunov exponent": math.log10(0.5), "bound": math.log10(0.5)}, rel=1e-12
+    )
+    assert result["numbers"]["half-life"] == "1 steps" and result["numbers"]["left at the end"] == result["left"][-1] == "9.1e-13"
+    assert result["numbers"]["weights alone"] == "gradients must vanish: sigma_max 0.5 < 1/gamma 1"
+
+
+@pytest.mark.parametrize("net", ["tanh", "relu", "sigmoid", "identity", "gru", "lstm"])
+def test_every_net_at_every_end_of_its_sliders(client, net):
+    for i in range(2):
+        for init in ("gaussian", "orthogonal", "identity"):
+            query = {"net": net, "init": init} | {name: str(ends[i]) for name, ends in RANGES.items()}
+            result = get(client, query=query)
+            assert result.status_code == 200, result.text
+            assert len(result.json["decay"]) == RANGES["steps"][i] + 1
+
+
+def test_what_is_not_finite_is_null():
+    result = answer(DescribedNet(nonlinearity="relu", radius=1e6, hidden=12, steps=80, loss="last"))
+    assert result["headline"].startswith("nonfinite: h[") and result["numbers"]["largest Lyapunov exponent"] == "-"
+    nothing = answer(DescribedNet(radius=0.0, hidden=3, steps=5, loss="last"))
+    assert nothing["decay"] == [0.0] + 5 * [None] and nothing["left"] == ["1"] + 5 * ["0"]
+
+
+def test_it_starts_where_the_command_says():
+    start = get(Client(App(DescribedNet(cell="lstm", radius=1.5, gate_bias=2.0, hidden=8))), "/start").json
+    assert start["values"] == {"net": "lstm", "init": "gaussian", "radius": 1.5, "gain": 0.3, "gate_bias": 2.0, "steps": 100}
+
+
+def test_everything_comes_from_here(client):
+    page = get(client, "/")
+    assert page.status_code == 200 and page.mimetype == "text/html"
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    for path, start in [("/page.js", b'"use strict"'), ("/page.css", b"body"), ("/plotly.js", b"/**\n* plotly.js")]:
+        assert path[1:] in page.text
+        assert get(client, path).data.startswith(start)
+    addresses = re.findall(r"https?://[^\"' ]+", page.text + get(client, "/page.js").text + get(client, "/page.css").text)
+    assert not addresses
+
+
+# --- Whom and what it refuses -----------------------------------------------------------------------------------------
+
+BAD_QUERIES = {
+    "radius=nan": "radius: expected a number at least 0 and at most 2, got nan",
+    "radius=2.1": "radius: expected a number at least 0 and at most 2, got 2.1",
+    "radius=-1": "radius: expected a number at least 0 and at most 2, got -1.0",
+    "radius=": "radius: expected a number, got ''",
+    "radius=<script>": "radius: expected a number, got '<script>'",
+    "radius=1&radius=2": "radius: expected one value, got 2",
+    "steps=0": "steps: expected a number at least 1 and at most 400, got 0",
+    "steps=401": "steps: expected a number at least 1 and at most 400, got 401",
+    "steps=1e2": "steps: expected an integer, got '1e2'",
+    "steps=" + "9" * 5000: f"steps: expected an integer, got '{'9' * 40}'",
+    "gain=inf": "gain: expected a number at least 0 and at most 3, got inf",
+    "net=gru&gate_bias=99": "gate_bias: expected a number at least -3 and at most 6, got 99.0",
+    "net=cube": "net: expected one of 'tanh', 'relu', 'sigmoid', 'identity', 'gru', 'lstm', got 'cube'",
+    "init=random": "init: expected one of 'gaussian', 'orthogonal', 'identity', got 'random'",
+    "hidden=100000": "hidden: expected one of net, init, radius, gain, gate_bias, steps",
+}
+
+
+@pytest.mark.parametrize("query", BAD_QUERIES, ids=lambda query: query[:20])
+def test_bad_queries(client, query):
+    result = get(client, query=query)
+    assert (result.status_code, result.mimetype, result.text) == (400, "text/plain", BAD_QUERIES[query] + "\n")
+
+
+def test_other_addresses(client):
+    assert get(client, "/etc/passwd").status_code == 404
+    assert get(client, "/../serve.py").status_code == 404
+    assert client.post("/flow", headers={"Host": "127.0.0.1"}, environ_overrides={"REMOTE_ADDR": "127.0.0.1"}).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/flow", "/start", "/plotly.js"])
+def test_strangers(client, path):
+    for host in ("evil.example", "evil.example:8765", "127.0.0.1.evil.example", "192.168.0.1:8765", "[::1]:8765", ""):
+        assert get(client, path, Host=host).status_code == 400
+    for host in ("127.0.0.1", "localhost:8765"):
+        assert get(client, path, Host=host).status_code == 200
+    assert get(client, path, address="192.168.0.1").status_code == 403
+    assert get(client, path, Sec_Fetch_Site="same-origin").status_code == 200
+    assert get(client, path, Sec_Fetch_Site="cross-site").status_code == (200 if path == "/" else 403)  # a link may lead to the page
+
+
+def test_trouble_inside_is_told(client, monkeypatch):
+    monkeypatch.setattr("fastbptt.serve.answer", lambda net: 1 / 0)
+    result = get(client)
+    assert (result.status_code, result.text) == (500, "ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--hidden 1000", "hidden: expected at most 256 units for a page that follows its sliders, got 1000"),
+        ("--radius 3", "radius: expected a number at least 0 and at most 2, got 3.0"),
+        ("--steps 1000", "steps: expected a number at least 1 and at most 400, got 1000"),
+        ("--cell lstm --gate-bias 9", "gate-bias: expected a number at least -3 and at most 6, got 9.0"),
+        ("--port 99999", "port: expected a number at least 0 and at most 65535, got 99999"),
+        ("--port -1", "port: expected a number at least 0 and at most 65535, got -1"),
+    ],
+)
+def test_bad_options(capsys, options, complaint):
+    assert cli.main(["flow", "--serve", *options.split()]) == 2
+    assert capsys.readouterr() == ("", f"fastbptt: error: {complaint}\n")
+
+
+# --- The server -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(*options):
+    """The command in a process of its own; its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastbptt", "flow", "--serve", "--port", "0", "--hidden", "24", *options],
+        env=environment(**current_level()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = threading.Timer(SECONDS, process.kill)
+    limit.start()
+    try:
+        address = process.stdout.readline().split()[-1]
+        process.stdout.readline()
+        yield process, address
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_it_serves_until_ctrl_c():
+    with serving() as (process, address):
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{address}flow?steps=7", timeout=SECONDS) as response:
+            assert response.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SECONDS) == ("", "") and process.returncode == 0
+
+
+def test_a_port_that_is_taken(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert cli.main(["flow", "--serve", "--port", str(port)]) == 2
+    complaint = f"port {port}: taken by another program; --port 0 takes any that is free"
+    assert capsys.readouterr() == ("", f"fastbptt: error: {complaint}\n")
+
+
+# --- In a browser -----------------------------------------------------------------------------------------------------
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1200,900",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, of the distribution's packages: nothing is downloaded."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip(f"no {'chromium' if chromium is None else 'chromedriver'} here; on Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+class Page:
+    """The page, as someone sees it who sits in front of it."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+        self.wait(lambda: self.curves())
+
+    def wait(self, condition):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, SECONDS, 0.05).until(lambda _: condition())
+
+    def curves(self):
+        """The lines that are drawn, as paths on the screen."""
+        script = "return [...document.querySelectorAll('#chart .scatterlayer path.js-line')].map(path => path.getAttribute('d'))"
+        return self.browser.execute_script(script)
+
+    def text(self, name):
+        return self.browser.find_element("id", name).text
+
+    def seen(self):
+        """The headline, the numbers, and what is drawn: a straight line looks the same on any axis, but its values do not."""
+        values = self.browser.execute_script("return document.getElementById('chart').data.map(curve => curve.y)")
+        return self.text("headline"), self.text("numbers"), (values, self.curves())
+
+    def press(self, name, *keys):
+        """Press keys on a slider or list, and wait until the headline, the numbers and the curve have changed."""
+        before = self.seen()
+        self.browser.find_element("id", name).send_keys(*keys)
+        self.wait(lambda: all(now != then for now, then in zip(self.seen(), before)))
+
+
+def test_sliders_redraw_the_curve(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    with serving("--nonlinearity", "identity", "--init", "orthogonal", "--radius", "0.5", "--steps", "40") as (process, address):
+        page = Page(browser, address)
+        assert page.text("headline") == "vanishing: half-life 1 steps; after 40 steps 9.1e-13 of the gradient is left"
+        assert page.text("radius-value") == "0.5" and "9.1e-13" in page.text("numbers")
+        ticks = browser.execute_script("return [...document.querySelectorAll('#chart .ytick')].map(tick => tick.textContent)")
+        assert "1" in ticks and any("10\N{ZERO WIDTH SPACE}\N{MINUS SIGN}" in tick for tick in ticks)
+        drawn = browser.execute_script("return document.getElementById('chart').data[0].y")
+        np.testing.assert_allclose(drawn, np.arange(41) * math.log10(0.5), rtol=1e-12)
+
+        page.press("radius", Keys.HOME)
+        assert page.text("headline") == "vanishing: half-life 0 steps; after 40 steps 0 of the gradient is left"
+        page.press("radius", Keys.END)
+        assert page.text("headline") == "exploding: doubles every 1 steps; after 40 steps the gradient is 1.1e+12 times as large"
+        page.press("steps", Keys.ARROW_RIGHT)
+        assert "after 41 steps the gradient is 2.2e+12 times" in page.text("headline")
+
+        bias = browser.find_element("id", "gate_bias")
+        assert not bias.is_enabled()
+        page.press("net", "lstm")
+        assert bias.is_enabled()
+        for slider, key in (("gate_bias", Keys.HOME), ("gate_bias", Keys.END), ("gain", Keys.END)):
+            before = page.curves()
+            page.press(slider, key)
+            assert page.curves() != before
+
+        kept = len(page.curves())
+        browser.find_element("id", "keep").click()
+        page.wait(lambda: len(page.curves()) == kept + 1)
+        browser.find_element("id", "clear").click()
+        page.wait(lambda: len(page.curves()) == kept)
+
+        width = browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert width, "the page is wider than its window"
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert loaded and all(name.startswith((address, "data:")) for name in loaded)
+        assert browser.get_log("browser") == []
+
+        process.kill()
+        process.wait()
+        browser.find_element("id", "radius").send_keys(Keys.ARROW_LEFT)
+        page.wait(lambda: page.text("headline") == "no answer: fastbptt flow --serve has ended")
