@@ -144,7 +144,9 @@ def add_train(commands):
     option(results, "sample", 500, "of a text: characters to generate at the end", type=int, metavar="N")
     option(results, "temperature", 0.8, "of the sample: 0 always takes the likeliest character", type=float, metavar="T")
     results.add_argument("--no-plot", action="store_true", help="draw no picture")
-    results.add_argument("--quiet", action="store_true", help="print the results only")
+    shown = results.add_mutually_exclusive_group()
+    shown.add_argument("--live", action="store_true", help="show how far back gradients reach while it learns, and warn if they go wrong")
+    shown.add_argument("--quiet", action="store_true", help="print the results only")
     option(results, "threads", "FASTBPTT_NUM_THREADS, or all cores", "threads; the result does not depend on it", type=int, metavar="N")
 
 
@@ -216,6 +218,7 @@ def set_up(options):
         directory=options.out or (Path(DEFAULT_OUT) if checkpoint is None else checkpoint.parent),
         picture=not options.no_plot,
         quiet=options.quiet,
+        live=options.live,
         **given(options, ("sample", "temperature", "save_every")),
     )
     if checkpoint is None:

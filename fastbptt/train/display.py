@@ -1,14 +1,24 @@
-"""What a training run shows while it goes on: a live line in a terminal, plain lines elsewhere."""
+"""What a training run shows while it goes on: a live line in a terminal, plain lines elsewhere; how its gradients fare, if watched."""
 
+import math
 import os
 import sys
 import time
 
-LIVE_SECONDS = 0.1  # between redrawings
+import numpy as np
+
+from ..flow import format_log10
+from .watch import LEFT, RECENT
+
+LIVE_SECONDS, WATCH_SECONDS = 0.1, 0.25  # between redrawings; of more lines, which take longer
 LINE_SECONDS = 5.0  # between plain lines
+BAR, CURVE = 48, 50  # columns of a bar, and of a curve
+FAINTEST = -8.0  # decades: where bars begin
+BLOCKS, LEVELS = " ▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS, ASCII_LEVELS = " #", "_.-=*#"  # where the terminal has no others
 
 
-def display_for(meter, quiet=False):
+def display_for(meter, quiet=False, watch=None):
     """The display that suits standard output: a context manager whose ``update()`` is to be called after every update.
 
     Parameters
@@ -16,10 +26,12 @@ def display_for(meter, quiet=False):
     meter : Meter
     quiet : bool
         Show nothing.
+    watch : fastbptt.train.watch.Watch or None
+        Show how the gradients fare, too.
     """
     if quiet:
         return Silence()
-    return Live(meter) if is_live() else Lines(meter)
+    return Live(meter, watch) if is_live() else Lines(meter, watch)
 
 
 def is_live():
@@ -43,26 +55,41 @@ class Silence:
 class Lines(Silence):
     """Prints a line now and then."""
 
-    def __init__(self, meter):
-        self.meter = meter
+    def __init__(self, meter, watch=None):
+        self.meter, self.watch = meter, watch
         self.shown = time.monotonic()
+        self.known = set()
 
     def update(self):
         if time.monotonic() - self.shown >= LINE_SECONDS or self.meter.training.done:
             self.shown = time.monotonic()
             readings = "  ".join(f"{name} {value}" for name, value in self.meter.readings().items())
             print(f"{self.meter.position()}  {readings}", flush=True)
+            if self.watch is not None:
+                self._print_gradients()
+
+    def _print_gradients(self):
+        """How much is left by lag, and what has gone wrong since the last line."""
+        look = self.watch.look
+        if lags := look.lags():
+            left = "  ".join(f"{lag}: {format_log10(look.log10_decay[lag])}" for lag in lags)
+            print(f"  gradient left, by steps back  {left}", flush=True)
+        troubles = self.watch.troubles()
+        for trouble in troubles:
+            if trouble.kind not in self.known:
+                print(f"  warning: {trouble}", flush=True)
+        self.known = {trouble.kind for trouble in troubles}
 
 
 class Live(Silence):
-    """Redraws a progress bar, and the readings below it."""
+    """Redraws a progress bar, the readings below it, and what is watched."""
 
-    def __init__(self, meter):
+    def __init__(self, meter, watch=None):
         from rich.live import Live as Screen
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.meter = meter
-        self.shown = 0.0
+        self.meter, self.watch = meter, watch
+        self.shown, self.pause = 0.0, LIVE_SECONDS if watch is None else WATCH_SECONDS
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("left"), TimeRemainingColumn())
         self.task = self.bar.add_task(meter.position(), total=1.0)
         self.screen = Screen(self.bar, auto_refresh=False)
@@ -76,7 +103,7 @@ class Live(Silence):
         self.screen.stop()
 
     def update(self):
-        if time.monotonic() - self.shown >= LIVE_SECONDS:
+        if time.monotonic() - self.shown >= self.pause:
             self._draw()
 
     def _draw(self):
@@ -84,7 +111,8 @@ class Live(Silence):
 
         self.shown = time.monotonic()
         self.bar.update(self.task, description=self.meter.position(), completed=self.meter.training.progress)
-        self.screen.update(Group(self.bar, self._table()), refresh=True)
+        watched = [] if self.watch is None else gradients_drawn(self.watch, plain=self.screen.console.options.ascii_only)
+        self.screen.update(Group(self.bar, self._table(), *watched), refresh=True)
 
     def _table(self):
         from rich.table import Table
@@ -95,6 +123,81 @@ class Live(Silence):
             table.add_column(name, justify="right", min_width=12)
         table.add_row(*readings.values())
         return table
+
+
+def gradients_drawn(watch, plain=False):
+    """What is watched, for a terminal: bars by lag, curves of the latest updates, warnings.
+
+    Parameters
+    ----------
+    watch : Watch
+    plain : bool
+        Use ASCII only.
+
+    Returns
+    -------
+    list of rich.text.Text
+    """
+    from rich.text import Text
+
+    training, look = watch.training, watch.look
+    if not training.updates:
+        return []
+    lines = []
+    if lags := look.lags():
+        lines.append(Text(f"\nhow much of the last loss's gradient is left so many steps back (update {look.update:,})", "dim"))
+        width = len(f"{look.steps:,}")
+        for lag, bar, style in bars(look, lags, plain):
+            left = format_log10(look.log10_decay[lag])
+            lines.append(Text.assemble(f"{lag:{width},} ", (f"{bar:{BAR}}", style), f" {left}"))
+        lines.append(Text(f"{' ' * width} {scale(look, lags)}", "dim"))
+    norm, clip = training.norms[-1], training.settings.clip
+    after = f", clipped to {clip:g}" if norm > clip else ", not clipped" if math.isfinite(clip) else ""
+    for name, values, now in (("loss", training.losses, f"{training.losses[-1]:.3g}"), ("norm", training.norms, f"{norm:.3g}{after}")):
+        lines.append(Text.assemble((f"\n{name} " if name == "loss" else f"{name} "), (curve(values[-RECENT:], plain), "cyan"), f" {now}"))
+    for trouble in watch.troubles():
+        lines.append(Text(f"! {trouble}", "bold yellow"))
+    return lines
+
+
+def bars(look, lags, plain=False):
+    """A bar for each lag on a logarithmic scale that begins at `FAINTEST`, as (lag, text, style)."""
+    blocks, top = ASCII_BLOCKS if plain else BLOCKS, _top(look, lags)
+    parts = len(blocks) - 1
+    for lag in lags:
+        left = look.log10_decay[lag]
+        filled = round(BAR * parts * min(1.0, max(0.0, (left - FAINTEST) / (top - FAINTEST))))
+        bar = blocks[-1] * (filled // parts) + blocks[filled % parts].strip()
+        yield lag, bar, "red" if left > 1 else "yellow" if left < LEFT else "blue"
+
+
+def scale(look, lags):
+    """What the bars' ends mean, and where the whole gradient is."""
+    top = _top(look, lags)
+    whole = round(BAR * -FAINTEST / (top - FAINTEST))
+    begin, end = format_log10(FAINTEST), format_log10(top) if top else ""
+    return f"{begin}{'|1':>{max(1, whole + 1 - len(begin))}}{end:>{max(1, BAR - whole + len(end) - 1)}}".rstrip()
+
+
+def _top(look, lags):
+    """Decades, at the right end: the whole gradient, or what it has grown to."""
+    left = look.log10_decay[lags]
+    return max(0, math.ceil(left[np.isfinite(left)].max(initial=0.0)))
+
+
+def curve(values, plain=False):
+    """The largest of each few values, on a logarithmic scale from the least to the most, as one line of blocks."""
+    levels = ASCII_LEVELS if plain else LEVELS
+    values = np.asarray(values, float)
+    edges = np.linspace(0, len(values), min(CURVE, len(values)) + 1).astype(int)
+    largest = np.maximum.reduceat(values, edges[:-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = np.log10(largest)
+    known = log[np.isfinite(log)]
+    low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
+    span = max(high - low, 0.1)  # of steady values, the line is flat
+    places = np.clip(np.nan_to_num((log - low) / span, nan=1.0, posinf=1.0, neginf=0.0), 0, 1) * (len(levels) - 1)
+    return "".join(levels[round(place)] for place in places)
 
 
 class Meter:

@@ -12,6 +12,7 @@ from .display import Meter, display_for, printable
 from .plot import plot_training
 from .resume import save
 from .settings import LARGEST, OPTIMISERS
+from .watch import Watch
 
 CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
 
@@ -32,6 +33,8 @@ class Output:
         Seconds between checkpoints.
     quiet : bool
         Print the results only.
+    live : bool
+        Watch the gradients.
 
     Raises
     ------
@@ -45,6 +48,7 @@ class Output:
     temperature: float = 0.8
     save_every: float = 15.0
     quiet: bool = False
+    live: bool = False
 
     def __post_init__(self):
         _checks.size("sample", self.sample, 0)
@@ -95,11 +99,12 @@ def run(training, output):
         If something cannot be written.
     """
     meter, saver = Meter(training), Saver(training, output)
+    watch = Watch(training) if output.live else None
     if not output.quiet:
         introduce(training, output)
     with Interruption() as interruption:
         try:
-            with display_for(meter, output.quiet) as display:
+            with display_for(meter, output.quiet, watch) as display:
                 while not (training.done or interruption.signal):
                     training.update()
                     display.update()
@@ -107,10 +112,12 @@ def run(training, output):
             saver.save()
         except FloatingPointError as error:
             draw(training, output)
+            if watch is not None:
+                error = f"{error}; {watch.look.finding}"
             raise FloatingPointError(f"{error}; {saver.kept()}; a smaller --lr or --clip may help") from None
     if not interruption.signal:
         try:
-            report(training, output, meter)
+            report(training, output, meter, watch)
             return 0
         except KeyboardInterrupt:
             interruption.signal = signal.SIGINT
@@ -186,7 +193,7 @@ def introduce(training, output):
         say("note", f"the checkpoint of an earlier run in {output.directory} will be replaced")
 
 
-def report(training, output, meter):
+def report(training, output, meter, watch=None):
     """Judge the net, draw the picture, and print what there is to see."""
     exam = training.last_exam()
     draw(training, output, exam)
@@ -194,6 +201,8 @@ def report(training, output, meter):
     if training.units:
         speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
+    if watch is not None and watch.look is not None:
+        say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
     if sample := training.sample(output.sample, output.temperature):
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}")
         print(f"\n{printable(sample)}\n")

@@ -43,6 +43,9 @@ class Training:
         Time spent in updates; of a resumed run, since then, unless it is what the run is measured by.
     units : int
         Characters or sequences read since the run began or was resumed.
+    observer : callable or None
+        Called before each update's step as ``observer(tape, d_out, d_state)``, with the arguments of its backward pass; with
+        ``failed=True`` if something is not finite. The time it takes does not count.
 
     Examples
     --------
@@ -75,6 +78,7 @@ class Training:
         self.losses, self.norms, self.omegas, self.exams = [], [], [], []
         self.clipped = self.units = 0
         self.seconds = 0.0
+        self.observer = None
 
     @property
     def updates(self):
@@ -123,17 +127,18 @@ class Training:
             self.reader.reset()
         out = self.reader.forward(inputs)
         loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
-        self._require_finite("loss", loss)
         self.model.zero_grad()
         gradients = self._gradients(out, self.model.readout.backward(d_answers))
-        if self.settings.omega:
-            self._add_omega(gradients)
-        self.reader.backward(*gradients, need_dx=False)
-        norm = clip_grad_norm_(self.model.layers, self.settings.clip, nonfinite="skip")
-        self._require_finite("gradient norm", norm)
+        tape = self.reader.tape if self.observer else None
+        try:
+            norm = self._go_back(loss, gradients)
+        except FloatingPointError:
+            self._show(tape, gradients, failed=True)
+            raise
+        unseen = self._show(tape, gradients)
         self.optimiser.lr = self.learning_rate
         self.optimiser.step()
-        self._record(loss, norm, self.lesson.units(inputs), time.perf_counter() - start)
+        self._record(loss, norm, self.lesson.units(inputs), time.perf_counter() - start - unseen)
         if self.lesson.exam_is_due(self.updates):
             self.exams.append(self.lesson.examine(self.model, self.updates))
 
@@ -153,6 +158,24 @@ class Training:
             return d_last, None
         d_state = d_last[0]
         return None, (d_state, None) if self.settings.cell == "lstm" else d_state
+
+    def _go_back(self, loss, gradients):
+        """The gradients of all parameters, clipped; their norm before."""
+        self._require_finite("loss", loss)
+        if self.settings.omega:
+            self._add_omega(gradients)
+        self.reader.backward(*gradients, need_dx=False)
+        norm = clip_grad_norm_(self.model.layers, self.settings.clip, nonfinite="skip")
+        self._require_finite("gradient norm", norm)
+        return norm
+
+    def _show(self, tape, gradients, **how):
+        """Let the observer see them; the seconds that it took."""
+        if self.observer is None:
+            return 0.0
+        start = time.perf_counter()
+        self.observer(tape, *gradients, **how)
+        return time.perf_counter() - start
 
     def _add_omega(self, gradients):
         """The penalty's immediate derivative, to that of W_hh."""
