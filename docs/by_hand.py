@@ -16,7 +16,9 @@ def learn(clip, *, reach=30, updates=4000, seed=0):
         for layer in net:
             layer.zero_grad()
         d_state = readout.backward(d_answers)[0]
-        rnn.backward_through(rnn.take_tape().last(reach), None, d_state, need_dx=False)  # the last `reach` steps
+        grads = rnn.gradients_through(rnn.take_tape().last(reach), None, d_state, need_dx=False)  # the last `reach` steps
+        for total, grad in zip(rnn.grads.values(), grads[2:], strict=True):
+            total += grad
         clip(net)
         optimiser.step()
     x, targets = task.batch(rng, 10_000)
