@@ -60,8 +60,7 @@ def _set_once(name):
 class Layer:
     """What all layers share: parameters, gradients, saving and loading.
 
-    A layer can be copied and pickled; the copy has parameters and gradients of its own, and nothing to go back through yet.
-
+    A layer can be copied (`copy.deepcopy`) and pickled: the copy has parameters and gradients of its own, and nothing to go back through yet.
     A layer serves one thread at a time, which runs both the forward and the backward pass: for threads that share weights there are the
     functions, `rnn_forward` and so on.
 
@@ -138,11 +137,9 @@ class Layer:
             missing, unexpected = sorted(set(self.params) - set(state)), sorted(set(state) - set(self.params))
             raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
         for name, p in self.params.items():
-            value = _checks.require_array(f"state[{name!r}]", state[name])
+            value = _checks.require_shape(f"state[{name!r}]", state[name], p.shape)
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
-            if value.shape != p.shape:
-                raise ValueError(f"state[{name!r}]: expected shape {p.shape}, got {value.shape}")
         for name, p in self.params.items():
             p[...] = state[name]
 

@@ -26,7 +26,7 @@ KERNEL_TESTS = [
     "test_layers.py",
 ]
 # What takes long, or hangs on the level no more than what is left.
-SKIPPED = "not (torch or long or rerun or python_threads or many_threads or cost_nothing or rows_with or another_row or layout or here_and or negative_zeros or state_alone)"
+SKIPPED = "not (torch or long or rerun or interrupted or is_made or python_threads or many_threads or cost_nothing or rows_with or another_row or here_and or negative_zeros or state_alone)"
 HERE = Path(__file__).parent
 
 SMOKE = """
@@ -105,7 +105,9 @@ def test_only_the_chosen_level_is_imported():
     assert run_python(code, FASTBPTT_ISA="baseline").split() == sorted(f"fastbptt._kernels._baseline_{dtype}" for dtype in CONFIG["dtypes"])
 
 
-@pytest.mark.parametrize("name", ["cpu", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])])
+@pytest.mark.parametrize(
+    "name", ["cpu", "memory", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])]
+)
 def test_no_avx_where_an_old_processor_comes_by(name):
     if CONFIG["isa_levels"].get("x86-64-v3") != "usable":
         pytest.skip("not an x86-64 build")
