@@ -95,18 +95,23 @@ cdef void forget(int i) noexcept:
 
 def empty(shape, dtype):
     """As `numpy.empty`, on recycled memory if it is large."""
-    cdef size_t size = dtype.itemsize
-    cdef double bytes = dtype.itemsize
-    for n in shape:
-        bytes *= n
-        size *= n
-    if bytes < SMALL or bytes > 2.0 ** 62:
+    cdef double size = bytes_of(shape, dtype)
+    if size < SMALL or size > 2.0 ** 62:
         return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, Block(size))
+    return np.ndarray(shape, dtype, Block(<size_t>size))
 
 
 def zeros(shape, dtype):
     """As `numpy.zeros`, on recycled memory if it is large."""
+    if bytes_of(shape, dtype) < SMALL:
+        return np.zeros(shape, dtype)
     array = empty(shape, dtype)
     array.fill(0)
     return array
+
+
+cdef double bytes_of(shape, dtype) except -1:
+    cdef double size = dtype.itemsize
+    for n in shape:
+        size *= n
+    return size

@@ -45,12 +45,8 @@ cdef extern from *:
     #else
     #define spin_pause() ((void)0)
     #endif
-    #ifdef _WIN32
-    #define give_way() SwitchToThread()
-    #else
     #include <sched.h>
     #define give_way() sched_yield()
-    #endif
     """
     void spin_pause() nogil
     void give_way() nogil
