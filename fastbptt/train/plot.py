@@ -1,14 +1,11 @@
 """Pictures."""
 
-import io
 import math
 
 import numpy as np
 
-from .checkpoint import write_atomically
+from .._figures import BLUE, VERMILION, new_figure, save
 
-# Okabe and Ito's colours, which colour-blind people tell apart
-BLUE, VERMILION = "#0072B2", "#D55E00"
 TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
 POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more
 PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # marked on an axis
@@ -22,7 +19,7 @@ def plot_training(
     Parameters
     ----------
     path : str or path
-        Where the PNG goes. It is written whole or not at all.
+        Where the picture goes, a .png, .svg or .pdf. It is written whole or not at all.
     losses, norms : sequence of float
         Of every update: the loss, and the gradient norm before clipping.
     omegas : sequence of float
@@ -42,17 +39,18 @@ def plot_training(
 
     Raises
     ------
+    ImportError
+        If Matplotlib is not installed.
     OSError
         If the file cannot be written.
+    ValueError
+        If the name asks for another format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     losses, norms = (np.minimum(np.asarray(values, float), TOP) for values in (losses, norms))
     panels = 2 + (errors is not None) + (len(omegas) > 0)
-    figure = Figure(figsize=(8, 1 + 2.7 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 1 + 2.7 * panels)
     upper, *middle, lower = figure.subplots(panels, sharex=True)
     figure.suptitle(title, fontsize=11)
 
@@ -78,10 +76,7 @@ def plot_training(
     lower.set_xlabel("update")
     lower.set_xlim(0, max(1, len(losses)))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_atomically(path, picture.getvalue())
+    save(figure, path)
 
 
 def _curve(axes, values):
