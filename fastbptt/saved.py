@@ -9,9 +9,9 @@ from .layers import RNN, Linear
 from .linearised import GATES
 from .losses import softmax_cross_entropy
 from .tasks import TASKS
-from .train.checkpoint import damage_named, load_checkpoint
+from .train.checkpoint import damage_named
 from .train.model import CELLS
-from .train.resume import FORMAT
+from .train.resume import load_run
 from .train.text import DEFAULT_SOURCE, read_corpus
 
 BATCH = 4
@@ -28,10 +28,8 @@ def load_net(path):
     ValueError
         If it is no checkpoint, or a damaged one.
     """
-    arrays, metadata = load_checkpoint(path)
+    arrays, metadata = load_run(path)
     with damage_named(path):
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
         kind = TextNet if _checks.one_of("kind", metadata["kind"], KINDS) == "text" else TaskNet
         return kind(path, arrays, metadata)
 

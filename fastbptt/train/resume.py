@@ -40,6 +40,15 @@ def save(training, path):
     save_checkpoint(path, arrays, _metadata(training))
 
 
+def load_run(path):
+    """A run's arrays and metadata, as `save` wrote them. OSError or ValueError if they are not to be had, or of another format."""
+    arrays, metadata = load_checkpoint(path)
+    with damage_named(path):
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
+    return arrays, metadata
+
+
 def resume(path, source=None, **changes):
     """Go on with a run that was saved.
 
@@ -64,10 +73,8 @@ def resume(path, source=None, **changes):
     ValueError
         If it is no checkpoint, or a damaged one; if the text is not the same; if a setting contradicts it.
     """
-    arrays, metadata = load_checkpoint(path)
+    arrays, metadata = load_run(path)
     with damage_named(path):
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
         lesson_type = LESSONS[_checks.one_of("kind", metadata["kind"], tuple(LESSONS))]
         settings = _saved_settings(lesson_type, metadata["settings"], arrays)
         description = dict(metadata["description"])
