@@ -2,16 +2,19 @@
 
 import numpy as np
 
-from ._kernels import kernels
+from ._kernels import kernels, memory
 
-eliminate = kernels[np.dtype(np.float64)].eliminate
+KERNELS = kernels[np.dtype(np.float64)]
 GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smallest on, its rows are put in order before a QR decomposition
 
 
 def random_frame(B, k, N, seed=0):
     """The same for every row of the batch, and at every call: results are to be the same again, for a row in any batch."""
-    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((N, k)))
-    return np.ascontiguousarray(np.broadcast_to(q.T, (B, k, N)))
+    frame = memory.empty((B, k, N), np.dtype(np.float64))
+    frame[:] = np.random.default_rng(seed).standard_normal((N, k)).T
+    for _ in range(2):  # after once, random rows can still be a little aslant
+        KERNELS.orthonormalise(frame, np.empty((B, k)))
+    return frame
 
 
 def orthonormalise(v):
@@ -33,8 +36,8 @@ def orthonormalise(v):
     return frame, r
 
 
-def stretch(push, steps, frame, every=1):
-    """How fast each tangent of a frame grows under a sequence of linear maps, what it shares with those before it being taken away.
+def stretch(steps, span, frame, every=1):
+    """How fast each tangent of a frame grows under a net's steps, what it shares with those before it being taken away.
 
     With J_t v_{t-1} = C_t v_t, where C_t is triangular, the growth is the product of the diagonals, whatever frames v_t the factors leave:
     to choose others is to multiply C_t by a triangular matrix and C_{t+1} by its inverse. So only the first and the last frame are
@@ -42,35 +45,26 @@ def stretch(push, steps, frame, every=1):
 
     Parameters
     ----------
-    push : callable
-        ``push(t, v)`` applies the map of step t to the tangents v (B, k, N), and returns a new array.
-    steps : range
+    steps : Linearised
+    span : range
+        The steps to take.
     frame : ndarray (B, k, N)
-        Orthonormal.
+        Orthonormal; overwritten with what has become of it, orthonormal again.
     every : int
         Steps from one elimination to the next.
 
     Returns
     -------
-    logs : ndarray (len(steps), B, k)
+    ndarray (len(span), B, k)
         The logarithm of each step's growth; the steps between two eliminations share theirs evenly.
-    frame : ndarray (B, k, N)
-        What has become of the frame, orthonormal again.
     """
-    logs = np.empty((len(steps), *frame.shape[:2]))
-    if not len(steps):
-        return logs, frame
-    with np.errstate(all="ignore"):
-        for start in range(0, len(steps), every):
-            stop = min(start + every, len(steps))
-            for t in steps[start:stop]:
-                frame = push(t, frame)
-            frame = np.ascontiguousarray(frame)
-            eliminate(frame, logs[start])
-            logs[start:stop] = logs[start] / (stop - start)
-        frame, r = orthonormalise(frame)
-        logs[-1] += np.log(np.abs(np.diagonal(r, axis1=1, axis2=2)))
-    return logs, frame
+    lengths = np.diff([*range(0, len(span), every), len(span)])
+    logs, last = np.empty((len(lengths), *frame.shape[:2])), np.empty(frame.shape[:2])
+    if span:
+        KERNELS.carry(steps.w_hh, *steps.factors(span), every, frame, logs)
+        KERNELS.orthonormalise(frame, last)
+        logs[-1] += last
+    return logs if every == 1 else np.repeat(logs / lengths[:, None, None], lengths, axis=0)
 
 
 def without_rounding(r, v):

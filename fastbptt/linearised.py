@@ -94,6 +94,28 @@ class Linearised:
         dc = self.keep[t][:, None] * v[..., H:] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
         return np.concatenate([self.show[t][:, None] * dc + da[..., 3 * H :], dc], axis=-1)
 
+    def factors(self, span):
+        """What the kernel `carry` asks for: the slopes by halves of the state and gates, (T, B, N / H, G, H), and what goes past the gates.
+
+        Parameters
+        ----------
+        span : range
+            The steps; T in number.
+        """
+        span = slice(span.start, span.stop)
+        slopes, keep = self.slopes[span], None if self.keep is None else self.keep[span]
+        T, B, gates = *slopes.shape[:2], slopes.shape[2] // self.H
+        slopes = slopes.reshape(T, B, 1, gates, self.H)
+        if self.show is None:
+            return slopes, None if keep is None else np.ascontiguousarray(keep)
+        # dh_t = show dc_t + slopes_o W_o dh_{t-1}
+        show = self.show[span]
+        both = np.zeros((T, B, 2, gates, self.H))
+        both[:, :, 1, :3] = slopes[:, :, 0, :3]
+        both[:, :, 0, :3] = show[:, :, None] * slopes[:, :, 0, :3]
+        both[:, :, 0, 3] = slopes[:, :, 0, 3]
+        return both, np.concatenate([show * keep, keep], axis=-1)
+
     def jacobian(self, t):
         """The matrix of step t, d state_{t+1} / d state_t: (B, N, N)."""
         B = self.slopes.shape[1]

@@ -34,8 +34,8 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     A positive one is chaos and exploding gradients; if all are far below 0, gradients vanish at the rate of the largest. Computed by
     pushing an orthonormal frame through the steps' Jacobians, and taking from each tangent what it shares with those before it; the
     exponents are the time means of the logarithms of what is left (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov
-    spectra of chaotic recurrent neural networks"). They do that by a QR decomposition at each step; here it is an LU decomposition, with
-    a QR decomposition at the end, which in exact arithmetic makes the same means.
+    spectra of chaotic recurrent neural networks"). They do that by a QR decomposition at each step; here it is an LU decomposition, whose
+    tangents are made orthonormal now and then, which in exact arithmetic makes the same means.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     k = steps.N if k is None else _checks.size("k", k)
     if k > steps.N:
         raise ValueError(f"k: expected at most the {steps.N} dimensions of the state, got {k}")
-    _, frame = stretch(steps.jvp, range(burn_in), random_frame(B, k, steps.N), every)
+    frame = random_frame(B, k, steps.N)
+    stretch(steps, range(burn_in), frame, every)
     logs = []
     for start, stop in pairwise([0, *batch_bounds(T - burn_in)]):  # frames are orthonormal at every bound, so that batches have exact means
-        growth, frame = stretch(steps.jvp, range(burn_in + start, burn_in + stop), frame, every)
-        logs.append(growth)
+        logs.append(stretch(steps, range(burn_in + start, burn_in + stop), frame, every))
     return time_means(np.concatenate(logs))
 
 

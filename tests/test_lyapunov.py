@@ -8,9 +8,23 @@ import pytest
 from problems import CELLS, random_problem
 
 import fastbptt
-from fastbptt._frames import eliminate, orthonormalise, random_frame, stretch
+from fastbptt._frames import orthonormalise, random_frame, stretch
+from fastbptt._kernels import kernels
 from fastbptt.linearised import linearise
 from fastbptt.lyapunov import time_means
+
+KERNELS = kernels[np.dtype(np.float64)]
+
+
+def carry(v, steps, logs):
+    """Tangents v (B, k, N) through the Jacobians (T, N, N), in place, eliminated after each; logs (T, B, k)."""
+    B, _, N = v.shape
+    for J, log in zip(steps, logs, strict=True):
+        KERNELS.carry(J, np.ones((1, B, 1, 1, N)), None, 1, v, log[None])
+
+
+def eliminate(v, logs):
+    carry(v, np.eye(v.shape[2])[None], logs[None])
 
 
 def autonomous(w_hh, T, h0, **options):
@@ -67,14 +81,13 @@ def test_a_quiet_tanh_net_has_the_eigenvalues_of_its_weights():
 def test_random_gaussian_steps_and_the_standard_error():
     """A fresh matrix at every step: lambda_i = ln g + (ln(2 / N) + psi((N - i + 1) / 2)) / 2, for every N."""
     N, g, rows, T = 4, 1.3, 200, 400
-    rng = np.random.default_rng(0)
-
-    def push(t, v):
-        return v @ (g / math.sqrt(N) * rng.standard_normal((rows, N, N)))
-
+    steps = g / math.sqrt(N) * np.random.default_rng(0).standard_normal((rows, T, N, N))
+    logs = np.empty((T, rows, N))
+    for row in range(rows):
+        carry(random_frame(1, N, N), steps[row], logs[:, row : row + 1])
     exact = [math.log(g) + (math.log(2 / N) + float(mpmath.digamma((N - i) / 2))) / 2 for i in range(N)]
     assert sum(exact) - N * math.log(g) == pytest.approx(-2.427020, abs=1e-6)
-    exponents, stderr = time_means(stretch(push, range(T), random_frame(rows, N, N))[0])
+    exponents, stderr = time_means(logs)
     errors = (exponents - exact) / stderr
     assert np.abs(errors.mean(axis=0)).max() < 4 / math.sqrt(rows)
     np.testing.assert_allclose(errors.std(axis=0), 1, atol=0.25)
@@ -97,7 +110,10 @@ def test_the_henon_map():
     for _ in range(5000):
         jacobians.append(np.array([[-2.8 * x, 1.0], [0.3, 0.0]]))
         x, y = 1 - 1.4 * x * x + y, 0.3 * x
-    logs, _ = stretch(lambda t, v: v @ jacobians[t].T, range(5000), random_frame(1, 2, 2))
+    logs, frame, last = np.empty((5000, 1, 2)), random_frame(1, 2, 2), np.empty((1, 2))
+    carry(frame, jacobians, logs)
+    KERNELS.orthonormalise(frame, last)
+    logs[-1] += last
     exponents, stderr = time_means(logs)
     assert exponents.sum() == pytest.approx(math.log(0.3), abs=1e-12)
     assert abs(exponents[0, 0] - 0.4192) < 4 * stderr[0, 0] < 0.05
@@ -161,6 +177,45 @@ def test_elimination(k, N):
         C = before[:, pivots] @ np.linalg.inv(at_pivots)
         np.testing.assert_allclose(np.tril(C) @ after, before, atol=1e-12 * N)
         np.testing.assert_allclose(np.log(np.abs(np.diag(C))), log, atol=1e-10 * N)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("k", [1, 20, None])
+@pytest.mark.parametrize("cell", CELLS)
+def test_stretching_is_what_qr_decompositions_at_every_step_make_of_it(cell, k, every):
+    """Cut anywhere: whatever the frames in between, the logarithms add up to the same."""
+    _, _, tape = random_problem(cell, T=11, B=2, H=24, seed=3, gain=1.5).forward(fastbptt)
+    steps = linearise(tape)
+    k = min(k or steps.N, 5 if cell == "rnn-relu" else steps.N)  # where units are off, the product has not full rank
+    frame, expected = random_frame(2, k, steps.N), np.zeros((2, k))
+    got, pushed = frame.copy(), frame
+    for start, stop in ((0, 4), (4, 5), (5, 5), (5, 11)):
+        logs = stretch(steps, range(start, stop), got, every)
+        assert logs.shape == (stop - start, 2, k)
+        for t in range(start, stop):
+            pushed, r = orthonormalise(steps.jvp(t, pushed))
+            expected += np.log(np.abs(np.diagonal(r, axis1=1, axis2=2)))
+        np.testing.assert_allclose(got @ got.swapaxes(1, 2), np.broadcast_to(np.eye(k), (2, k, k)), atol=1e-12)
+        expected -= logs.sum(axis=0)
+        np.testing.assert_allclose(expected, 0, atol=1e-8 if every == 1 else 1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn-tanh", "lstm"])
+def test_the_spectrum_keeps_its_bits_at_any_thread_count(cell):
+    """One row, whose tangents threads share; and three, of which each has one."""
+    problem = random_problem(cell, T=20, B=3, H=90, gain=1.5)
+    tapes = [p.forward(fastbptt)[2] for p in (problem, problem.rows(slice(0, 1)))]
+    before = fastbptt.get_num_threads()
+    try:
+        spectra = []
+        for threads in (1, 2, 3, 5, 16):
+            fastbptt.set_num_threads(threads)
+            spectra.append([fastbptt.lyapunov_spectrum(tape, every=every).exponents for tape in tapes for every in (1, 2)])
+    finally:
+        fastbptt.set_num_threads(before)
+    for others in spectra[1:]:
+        for first, other in zip(spectra[0], others, strict=True):
+            np.testing.assert_array_equal(first, other)
 
 
 def test_what_elimination_leaves_of_dependent_tangents():

@@ -150,10 +150,6 @@ cdef void over_chunks(void *context, int task, int worker) noexcept nogil:
             return
 
 
-cdef inline double square(double v) noexcept nogil:
-    return v * v
-
-
 cdef double chunk_squares(real *at, Py_ssize_t n, double unused, double p) noexcept nogil:
     return add_up(square, at, n)
 

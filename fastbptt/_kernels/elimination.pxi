@@ -1,139 +1,218 @@
-# Gaussian elimination of tangents: what `fastbptt.lyapunov` does at every step instead of a QR decomposition.
+# What tangents, k rows of N numbers, share with those before them, taken away: by elimination at every step, for which `tangents.pxi`
+# calls it; and by orthogonalisation now and then.
 #
-# Each tangent, a row of v (k, N), is divided by its largest element, the pivot, and taken away from the tangents after it so that nothing
-# is left of them there. With the pivots p_i, that is v = C q, where C is lower triangular with the p_i on its diagonal: like a QR
-# decomposition with rows in place of columns, but that the rows of q are far from parallel instead of orthogonal. It is a third of the
-# work, nearly all of it in products, and needs no second pass to form q.
+# Elimination divides each tangent by its largest element, the pivot, and takes it away from the tangents after it so that nothing is left
+# of them there. With the pivots p_i, that is v = C q, where C is lower triangular with the p_i on its diagonal: like a QR decomposition
+# with rows in place of columns, but that the rows of q are far from parallel instead of orthogonal. It is a fraction of the work, and
+# needs no second pass to form q.
 #
-# By panels: PANEL tangents among themselves, then all that follow by one product.
+# Both go by panels. Panels and single tangents alike lose what they share with the tangents of a panel that are done by one product,
+# v += factors q. The factors follow by elimination from what v has at the pivots, and the inverse of the triangular matrix that the
+# panel has there; by orthogonalisation, from v q^T: that is Gram and Schmidt's, in the modified order, which loses least to rounding.
 
 cdef enum:
-    PANEL = 16
+    PANEL = 16                     # tangents
     NO_PIVOT = -1
 
 cdef double EPSILON = DBL_EPSILON if sizeof(real) == sizeof(double) else FLT_EPSILON
 
-
-def eliminate(real[:, :, ::1] v, double[:, ::1] logs):
-    """v (B, k, N) becomes q, and logs (B, k) the logarithms of the pivots' magnitudes.
-
-    A tangent of which nothing but rounding is left becomes 0, its logarithm -inf.
-    """
-    cdef Py_ssize_t B = v.shape[0], k = v.shape[1], N = v.shape[2], b
-    cdef Elimination work
-    cdef Workspace space = Workspace(PANEL * N + packed_size(N, PANEL) + k * PANEL + N, 4)
-    memset(&work, 0, sizeof(Elimination))
-    work.threads = thread_limit()
-    work.k = k
-    work.N = N
-    work.panel = space.take(PANEL * N)
-    work.packed.at = space.take(packed_size(N, PANEL))
-    work.packed.row = LANES
-    work.packed.panel = panel_stride(PANEL)
-    work.factors = space.take(k * PANEL)
-    work.size = space.take(N)
-    with nogil:
-        for b in range(B):
-            work.v = &v[b, 0, 0]
-            work.logs = &logs[b, 0]
-            eliminate_all(&work)
-    raise_if_interrupted(&work.watch)
-
-
-cdef struct Elimination:
+cdef struct Done:                  # what there is to know of the tangents that are done, panel by panel
     Py_ssize_t k, N
-    real *v                        # (k, N)
-    double *logs                   # (k,)
-    real *size                     # (N,): the largest magnitude in each column, at the start
-    Py_ssize_t first, stop         # the panel at hand: tangents first..stop
-    Py_ssize_t pivot[PANEL]        # the columns of its pivots; NO_PIVOT of a tangent that is 0
-    real *panel                    # (PANEL, N): its tangents, combined so that each is alone at its pivot
-    Panels packed                  # ... and packed
-    real *factors                  # (k, PANEL): how often each of them is added to each later tangent
-    int threads, tasks
-    Watch watch
+    Stack q                        # (PANEL, N) each
+    Stack q_t                      # (N, PANEL): of orthogonalisation
+    # of elimination
+    Py_ssize_t *pivot              # (k,): the columns of the pivots; NO_PIVOT of a tangent that is 0
+    Stack inverse                  # (PANEL, PANEL): of what a panel has at its pivots
+    real *size                     # (panels, N): the largest magnitude in each column of this panel and those before it, to begin with
+    # scratch
+    real *there                    # (PANEL, PANEL)
+    real *factors                  # (PANEL, PANEL)
 
 
-cdef void eliminate_all(Elimination *work) noexcept nogil:
+cdef inline Py_ssize_t panels_of(Py_ssize_t k) noexcept nogil:
+    return ceil_div(k, PANEL)
+
+
+cdef inline Py_ssize_t held_by(Py_ssize_t k, Py_ssize_t panel) noexcept nogil:
+    """The number of tangents in a panel."""
+    return min(k - panel * PANEL, <Py_ssize_t>PANEL)
+
+
+cdef inline void subtract(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *v, Py_ssize_t held) noexcept nogil:
+    """v (held, N) += factors q, of the first ``count`` tangents of a panel."""
+    product(1, held, done.N, count, rows(done.factors, 0, PANEL), 1, nth(done.q, panel), rows(v, 0, done.N), rows(v, 0, done.N))
+
+
+# --- Elimination ------------------------------------------------------------------------------------------------------
+
+cdef void eliminate_panel(const Done *done, Py_ssize_t panel, real *v, double *logs) noexcept nogil:
+    """The tangents v (PANEL, N) become those of q, and ``logs`` the logarithms of their pivots' magnitudes. All panels before are done."""
+    cdef Py_ssize_t held = held_by(done.k, panel), other, i
+    measure_columns(done, panel, v)
+    for other in range(panel):
+        clear_pivots(done, other, PANEL, v, held)
+    for i in range(held):
+        clear_pivots(done, panel, i, v + i * done.N, 1)
+        take_pivot(done, panel, i, v + i * done.N, logs + i)
+
+
+cdef void measure_columns(const Done *done, Py_ssize_t panel, const real *v) noexcept nogil:
+    cdef real *size = done.size + panel * done.N
     cdef Py_ssize_t i, j
-    measure_columns(work)
-    work.stop = 0
-    while work.stop < work.k and not work.watch.stop:
-        work.first = work.stop
-        work.stop = min(work.k, work.first + PANEL)
-        for i in range(work.first, work.stop):
-            work.pivot[i - work.first] = take_pivot(work, i)
-            for j in range(i + 1, work.stop):
-                take_away(work.v + i * work.N, work.pivot[i - work.first], work.v + j * work.N, work.N)
-        if work.stop < work.k:
-            combine_panel(work)
-            work.tasks = tasks_for(work.threads, <double>(work.k - work.stop) * PANEL * work.N, work.k - work.stop)
-            parallel(eliminate_below, work, work.tasks, work.threads, &work.watch)
+    if panel:
+        memcpy(size, size - done.N, done.N * sizeof(real))
+    else:
+        memset(size, 0, done.N * sizeof(real))
+    for i in range(held_by(done.k, panel)):
+        for j in range(done.N):
+            size[j] = abs(v[j]) if abs(v[j]) > size[j] else size[j]
+        v += done.N
 
 
-cdef void measure_columns(Elimination *work) noexcept nogil:
+cdef void clear_pivots(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *v, Py_ssize_t held) noexcept nogil:
+    """Of the tangents v (held, N), leave nothing at the first ``count`` pivots of a panel."""
+    cdef const Py_ssize_t *pivot = done.pivot + panel * PANEL
     cdef Py_ssize_t i, j
-    cdef const real *row
-    memset(work.size, 0, work.N * sizeof(real))
-    for i in range(work.k):
-        row = work.v + i * work.N
-        for j in range(work.N):
-            work.size[j] = abs(row[j]) if abs(row[j]) > work.size[j] else work.size[j]
+    if count == 0:
+        return
+    for i in range(held):
+        for j in range(count):
+            done.there[i * PANEL + j] = -v[i * done.N + pivot[j]] if pivot[j] != NO_PIVOT else 0
+    memset(done.factors, 0, held * PANEL * sizeof(real))
+    product(1, held, count, count, rows(done.there, 0, PANEL), 1, nth(done.inverse, panel),
+            rows(done.factors, 0, PANEL), rows(done.factors, 0, PANEL))
+    subtract(done, panel, count, v, held)
+    for i in range(held):
+        for j in range(count):
+            if pivot[j] != NO_PIVOT:
+                v[i * done.N + pivot[j]] = 0
 
 
-cdef Py_ssize_t take_pivot(Elimination *work, Py_ssize_t i) noexcept nogil:
-    """Divide tangent i by its largest element; return where that is."""
-    cdef real *row = work.v + i * work.N
-    cdef Py_ssize_t j, at = 0
-    cdef real pivot
-    for j in range(work.N):
-        if abs(row[j]) > abs(row[at]) or row[j] != row[j]:
-            at = j
-    pivot = row[at]
-    if abs(pivot) <= work.N * EPSILON * work.size[at]:
-        memset(row, 0, work.N * sizeof(real))
-        work.logs[i] = -INFINITY
-        return NO_PIVOT
-    for j in range(work.N):
-        row[j] = row[j] / pivot
-    work.logs[i] = log(abs(pivot))
+cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, double *logarithm) noexcept nogil:
+    """Divide the panel's tangent i by its largest element; it is done."""
+    cdef Py_ssize_t at = largest_at(v, done.N), j
+    cdef real pivot = v[at]
+    cdef bint lost = abs(pivot) <= done.N * EPSILON * done.size[panel * done.N + at]
+    done.pivot[panel * PANEL + i] = NO_PIVOT if lost else at
+    logarithm[0] = -INFINITY if lost else log(abs(pivot))
+    if lost:
+        memset(v, 0, done.N * sizeof(real))
+    else:
+        for j in range(done.N):
+            v[j] = v[j] / pivot
+    pack_row(v, done.N, nth(done.q, panel), i)
+    extend_inverse(nth(done.inverse, panel), i, nth(done.q, panel), at)
+
+
+cdef Py_ssize_t largest_at(const real *row, Py_ssize_t N) noexcept nogil:
+    """Where the largest magnitude stands; or else the last NaN."""
+    cdef real largest[16]
+    cdef Py_ssize_t at = 0, i = 0
+    cdef int j
+    if not all_finite(row, N):
+        for i in range(N):
+            if abs(row[i]) > abs(row[at]) or row[i] != row[i]:
+                at = i
+        return at
+    for j in range(16):
+        largest[j] = 0
+    while i + 16 <= N:
+        for j in range(16):
+            largest[j] = abs(row[i + j]) if abs(row[i + j]) > largest[j] else largest[j]
+        i += 16
+    for j in range(<int>(N - i)):
+        largest[j] = abs(row[i + j]) if abs(row[i + j]) > largest[j] else largest[j]
+    for j in range(1, 16):
+        largest[0] = max(largest[0], largest[j])
+    while abs(row[at]) != largest[0]:
+        at += 1
     return at
 
 
-cdef inline void take_away(const real *row, Py_ssize_t pivot, real *other, Py_ssize_t N) noexcept nogil:
-    """Of the other tangent, leave nothing at this one's pivot."""
-    cdef Py_ssize_t n
-    cdef real factor
-    if pivot == NO_PIVOT:
-        return
-    factor = other[pivot]
-    for n in range(N):
-        other[n] -= factor * row[n]
-    other[pivot] = 0
+cdef inline void pack_row(const real *row, Py_ssize_t N, Panels into, Py_ssize_t i) noexcept nogil:
+    pack_rows(rows(row, 0, 0), 1, 0, 1, N, LANES, into.at + i * into.row, into.panel)
 
 
-cdef void combine_panel(Elimination *work) noexcept nogil:
-    """A copy of the panel in which each tangent is alone at its pivot, too: what later tangents lose is read off there."""
-    cdef Py_ssize_t i, j, held = work.stop - work.first
-    memcpy(work.panel, work.v + work.first * work.N, held * work.N * sizeof(real))
-    for i in range(held):
-        for j in range(i):
-            take_away(work.panel + i * work.N, work.pivot[i], work.panel + j * work.N, work.N)
-    pack_rows(rows(work.panel, 0, work.N), held, 0, held, work.N, LANES, work.packed.at, work.packed.panel)
+cdef void extend_inverse(Panels inverse, Py_ssize_t i, Panels q, Py_ssize_t at) noexcept nogil:
+    """By a row and a column: those of tangent i, whose pivot is at ``at``."""
+    cdef Py_ssize_t j, l
+    cdef real sum
+    for j in range(i):
+        sum = 0
+        for l in range(j, i):
+            sum -= element(inverse, j, l)[0] * element(q, l, at)[0]
+        element(inverse, j, i)[0] = sum
+        element(inverse, i, j)[0] = 0
+    element(inverse, i, i)[0] = 1
 
 
-cdef void eliminate_below(void *context, int task, int worker) noexcept nogil:
-    """Of a task's share of the later tangents, leave nothing at the panel's pivots."""
-    cdef Elimination *work = <Elimination *>context
-    cdef Py_ssize_t left = work.k - work.stop, held = work.stop - work.first, j, l
-    cdef Py_ssize_t l0 = work.stop + left * task // work.tasks, l1 = work.stop + left * (task + 1) // work.tasks
-    cdef Rows later = rows(work.v + l0 * work.N, 0, work.N)
-    for l in range(l0, l1):
-        for j in range(held):
-            work.factors[l * PANEL + j] = -work.v[l * work.N + work.pivot[j]] if work.pivot[j] != NO_PIVOT else 0
-    product(1, l1 - l0, work.N, held, rows(work.factors + l0 * PANEL, 0, PANEL), 1, work.packed, later, later)
-    for l in range(l0, l1):
-        for j in range(held):
-            if work.pivot[j] != NO_PIVOT:
-                work.v[l * work.N + work.pivot[j]] = 0
-    interrupted(&work.watch, worker, <double>(l1 - l0) * held * work.N)
+# --- Orthogonalisation ------------------------------------------------------------------------------------------------
+
+cdef struct Frames:
+    Py_ssize_t B
+    real *v                        # (B, k, N)
+    double *logs                   # (B, k)
+    Done done[MAX_THREADS]
+    Watch watch
+
+
+def orthonormalise(real[:, :, ::1] v, double[:, ::1] logs):
+    """v (B, k, N) becomes orthonormal rows, each of the span of those before it; logs (B, k): by how much each stuck out of that span.
+
+    Meant for what elimination leaves: of rows that are nearly parallel, orthogonality suffers. A row of zeros stays one; its logarithm
+    is -inf.
+    """
+    cdef Frames run
+    memset(&run, 0, sizeof(Frames))
+    run.B, run.v, run.logs = v.shape[0], &v[0, 0, 0], &logs[0, 0]
+    cdef Py_ssize_t k = v.shape[1], N = v.shape[2], panels = panels_of(k)
+    cdef int workers = tasks_for(thread_limit(), <double>run.B * k * k * N, run.B), i
+    cdef Workspace space = Workspace(workers * (panels * (packed_size(N, PANEL) + packed_size(PANEL, N)) + PANEL * PANEL), 5 * workers)
+    for i in range(workers):
+        run.done[i].k, run.done[i].N = k, N
+        run.done[i].q = space.take_stack(panels, N, PANEL)
+        run.done[i].q_t = space.take_stack(panels, PANEL, N)
+        run.done[i].factors = space.take(PANEL * PANEL)
+    with nogil:
+        parallel(orthonormalise_row, &run, <int>run.B, workers, &run.watch)
+    raise_if_interrupted(&run.watch)
+
+
+cdef void orthonormalise_row(void *context, int b, int worker) noexcept nogil:
+    """The tangents of a row of the batch."""
+    cdef Frames *run = <Frames *>context
+    cdef const Done *done = &run.done[worker]
+    cdef real *v = run.v + b * done.k * done.N
+    cdef Py_ssize_t panel, other, i, held
+    for panel in range(panels_of(done.k)):
+        held = held_by(done.k, panel)
+        for other in range(panel):
+            project_out(done, other, PANEL, v, held)
+        for i in range(held):
+            project_out(done, panel, i, v, 1)
+            normalise(done, panel, i, v, run.logs + b * done.k + panel * PANEL + i)
+            v += done.N
+        if interrupted(&run.watch, worker, <double>2 * PANEL * panel * PANEL * done.N):
+            return
+
+
+cdef void project_out(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *v, Py_ssize_t held) noexcept nogil:
+    """Of the tangents v (held, N), leave nothing in the directions of the first ``count`` of a panel."""
+    cdef Py_ssize_t i
+    memset(done.factors, 0, held * PANEL * sizeof(real))
+    product(1, held, count, done.N, rows(v, 0, done.N), 1, nth(done.q_t, panel), rows(done.factors, 0, PANEL), rows(done.factors, 0, PANEL))
+    for i in range(held * PANEL):
+        done.factors[i] = -done.factors[i]
+    subtract(done, panel, count, v, held)
+
+
+cdef void normalise(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, double *logarithm) noexcept nogil:
+    """Divide the panel's tangent i by its norm; it is done."""
+    cdef double norm = sqrt(add_up(square, v, done.N))
+    cdef Panels q_t = nth(done.q_t, panel)
+    cdef Py_ssize_t j
+    logarithm[0] = log(norm) if norm != 0 else -INFINITY
+    for j in range(done.N):
+        v[j] = <real>(v[j] / norm) if norm != 0 else 0
+        element(q_t, j, i)[0] = v[j]
+    pack_row(v, done.N, nth(done.q, panel), i)

@@ -20,6 +20,10 @@ cdef struct Panels:        # element (k, n) is at[n // LANES * panel + k * row +
     Py_ssize_t row
     Py_ssize_t panel
 
+cdef struct Stack:         # many of one size
+    Panels first
+    Py_ssize_t size
+
 
 cdef inline Rows rows(const real *at, Py_ssize_t outer, Py_ssize_t inner) noexcept nogil:
     cdef Rows r
@@ -33,6 +37,15 @@ cdef inline Panels panels_from(Panels B, Py_ssize_t first) noexcept nogil:
     """B without the panels before ``first``."""
     B.at += first * B.panel
     return B
+
+
+cdef inline Panels nth(Stack stack, Py_ssize_t i) noexcept nogil:
+    stack.first.at += i * stack.size
+    return stack.first
+
+
+cdef inline real *element(Panels B, Py_ssize_t k, Py_ssize_t n) noexcept nogil:
+    return B.at + n // LANES * B.panel + k * B.row + n % LANES
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t d) noexcept nogil:

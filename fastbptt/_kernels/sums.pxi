@@ -8,6 +8,10 @@ cdef inline double itself(double v) noexcept nogil:
     return v
 
 
+cdef inline double square(double v) noexcept nogil:
+    return v * v
+
+
 cdef inline double add_up(Term term, const real *v, Py_ssize_t n) noexcept nogil:
     cdef double acc[16]
     cdef double total = 0

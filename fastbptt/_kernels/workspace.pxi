@@ -27,3 +27,10 @@ cdef class Workspace:
         W.row = LANES
         W.panel = panel_stride(K)
         return W
+
+    cdef Stack take_stack(self, Py_ssize_t count, Py_ssize_t N, Py_ssize_t K) noexcept nogil:
+        cdef Stack stack
+        stack.first = self.take_panels(N, K)
+        stack.size = packed_size(N, K)
+        self.take((count - 1) * stack.size)
+        return stack

@@ -1,0 +1,227 @@
+# Tangents: small changes of the state, the k rows of v (k, N), taken through the steps of a net. `fastbptt.lyapunov` asks how they grow.
+#
+# Each step pushes them, v := v J^T, and eliminates (`elimination.pxi`), which leaves tangent i without the elements at the pivots of all
+# tangents before it: the next push has nothing to do there. Both go by panels. A panel depends on itself one step before, and on the
+# panels before it at the same step. So threads share the panels, and those with the later ones follow a step behind. What a panel has
+# less to push, it has more to eliminate: all cost the same, but that the later ones have to be told of those before them.
+#
+# The elements of h stand in an order of which the first can be left out: pivots come first. As sums in another order have other bits, that
+# order knows the pivots of some panels only, a group that is the same at any thread count.
+#
+#   J = past + sum over gates of diag(slopes_g) W_g, in halves of H rows: two for the state (h, c) of an LSTM, one for all others.
+#   The sum acts on h, the first H elements of a tangent; past, which is diagonal in each half, acts on the last H.
+
+cdef enum:
+    GROUP_PANELS = 4
+
+cdef struct Pushing:               # a thread's means
+    Py_ssize_t *order              # (groups, H): the elements of h, in the order of each group
+    Py_ssize_t *start              # (panels,): from where on in this order the panel is anything but 0
+    Panels jacobian                # half by half: that of the step, in the order of the group at hand, without past
+    real *before                   # (PANEL, N): the panel before the step
+    real *ordered                  # (PANEL, H): its h, in order
+
+cdef struct Tangents:
+    Py_ssize_t T, B, H, k, N, every
+    int halves, gates, groups
+    Panels w                       # gate by gate, transposed
+    const real *slopes             # (T, B, halves, gates, H)
+    const real *past               # (T, B, N), or NULL
+    real *v                        # (B, k, N)
+    double *logs                   # (eliminations, B, k)
+    int parts                      # threads that share the groups
+    Py_ssize_t row                 # the row of the batch that they are at
+    # one for each thread or part; the last part is as many steps behind the first as there are others
+    Done done[MAX_THREADS]
+    Pushing pushing[MAX_THREADS]
+    Watch watch
+
+
+def carry(const real[:, ::1] w, const real[:, :, :, :, ::1] slopes, const real[:, :, ::1] past, Py_ssize_t every, real[:, :, ::1] v,
+          double[:, :, ::1] logs):
+    """Take the tangents v (B, k, N) through T steps; after every ``every`` steps, and after the last, v = C q becomes q.
+
+    w (G * H, H), slopes (T, B, N / H, G, H), past (T, B, N) or None; logs (T / every, rounded up; B, k): the logarithms of the pivots'
+    magnitudes. A tangent of which nothing but rounding is left becomes 0, its logarithm -inf.
+    """
+    cdef Tangents run
+    memset(&run, 0, sizeof(Tangents))
+    run.T, run.B, run.halves, run.gates, run.H = slopes.shape[0], slopes.shape[1], slopes.shape[2], slopes.shape[3], slopes.shape[4]
+    run.k, run.N, run.every = v.shape[1], v.shape[2], every
+    run.slopes = &slopes[0, 0, 0, 0, 0]
+    run.past = &past[0, 0, 0] if past is not None else NULL
+    run.v = &v[0, 0, 0]
+    run.logs = &logs[0, 0, 0]
+    cdef int threads = thread_limit()
+    cdef double step_work = <double>run.k * run.N * run.H
+    cdef int workers = tasks_for(threads, step_work * run.T * run.B, run.B)
+    run.groups = <int>ceil_div(panels_of(run.k), GROUP_PANELS)
+    run.parts = 1 if workers == threads else tasks_for(threads, step_work, min(run.groups, <int>MAX_PARTS))
+    cdef int crew = max(workers, run.parts)
+    cdef Workspace space = Workspace(packed_gates(run.gates, run.H) + crew * tangents_space(&run), 1 + 10 * crew)
+    cdef Block indices = Block(crew * indices_of_tangents(&run) * sizeof(Py_ssize_t))
+    with nogil:
+        prepare_tangents(&run, space, <Py_ssize_t *>indices.at, crew, &w[0, 0])
+        if run.parts == 1:
+            parallel(carry_row, &run, <int>run.B, workers, &run.watch)
+        else:
+            for run.row in range(run.B):
+                parallel_steps(carry_part, &run, run.T + run.parts - 1, run.parts, &run.watch)
+    raise_if_interrupted(&run.watch)
+
+
+cdef inline Py_ssize_t packed_gates(int gates, Py_ssize_t H) noexcept nogil:
+    return gates * packed_size(H, H)
+
+
+cdef Py_ssize_t tangents_space(const Tangents *run) noexcept nogil:
+    cdef Py_ssize_t panels = panels_of(run.k)
+    return (packed_gates(run.halves, run.H) + panels * (packed_size(run.N, PANEL) + packed_size(PANEL, PANEL) + run.N)
+            + PANEL * (run.N + run.H + 2 * PANEL))
+
+
+cdef Py_ssize_t indices_of_tangents(const Tangents *run) noexcept nogil:
+    return panels_of(run.k) * (PANEL + 1) + run.groups * run.H
+
+
+cdef void prepare_tangents(Tangents *run, Workspace space, Py_ssize_t *indices, int crew, const real *w) noexcept nogil:
+    cdef Py_ssize_t panels = panels_of(run.k), gate_panels = ceil_div(run.H, LANES)
+    cdef int i
+    cdef Done *done
+    cdef Pushing *p
+    run.w = space.take_panels(run.gates * gate_panels * LANES, run.H)
+    for i in range(run.gates):
+        pack_transposed(w + i * run.H * run.H, run.H, run.H, run.H, panels_from(run.w, i * gate_panels).at, run.w.panel)
+    for i in range(crew):
+        done, p = &run.done[i], &run.pushing[i]
+        done.k, done.N = run.k, run.N
+        done.pivot = indices
+        done.q = space.take_stack(panels, run.N, PANEL)
+        done.inverse = space.take_stack(panels, PANEL, PANEL)
+        done.size = space.take(panels * run.N)
+        done.there = space.take(PANEL * PANEL)
+        done.factors = space.take(PANEL * PANEL)
+        p.order = done.pivot + panels * PANEL
+        p.start = p.order + run.groups * run.H
+        p.jacobian = space.take_panels(run.halves * gate_panels * LANES, run.H)
+        p.before = space.take(PANEL * run.N)
+        p.ordered = space.take(PANEL * run.H)
+        indices += indices_of_tangents(run)
+
+
+cdef void carry_row(void *context, int row, int worker) noexcept nogil:
+    """All tangents of a row of the batch, through all steps."""
+    cdef Tangents *run = <Tangents *>context
+    cdef Py_ssize_t t
+    for t in range(run.T):
+        carry_groups(run, row, t, 0, run.groups, &run.done[worker], &run.pushing[worker], worker)
+        if run.watch.stop:
+            return
+
+
+cdef void carry_part(void *context, Py_ssize_t step, int part, int worker) noexcept nogil:
+    """A part of a row's groups, through the step at which they are."""
+    cdef Tangents *run = <Tangents *>context
+    cdef Py_ssize_t t = step - part
+    if 0 <= t < run.T:
+        carry_groups(run, run.row, t, run.groups * part // run.parts, run.groups * (part + 1) // run.parts,
+                     &run.done[t % run.parts], &run.pushing[part], worker)
+
+
+cdef void carry_groups(Tangents *run, Py_ssize_t b, Py_ssize_t t, int first, int last, const Done *done, const Pushing *pushing,
+                       int worker) noexcept nogil:
+    """Groups first to last of row b, through step t."""
+    cdef bint eliminates = (t + 1) % run.every == 0 or t + 1 == run.T
+    cdef double *logs = run.logs + (t // run.every * run.B + b) * run.k
+    cdef real *v = run.v + b * run.k * run.N
+    cdef Py_ssize_t panel, end
+    cdef int group
+    for group in range(first, last):
+        panel, end = first_panel(run, group), first_panel(run, group + 1)
+        if t == 0:
+            put_in_order(run, NULL, group, pushing)
+        make_jacobian(run, t * run.B + b, group, pushing)
+        while panel < end:
+            push_panel(run, t * run.B + b, group, panel, pushing, v + panel * PANEL * run.N)
+            if eliminates:
+                eliminate_panel(done, panel, v + panel * PANEL * run.N, logs + panel * PANEL)
+            if interrupted(&run.watch, worker, <double>PANEL * run.N * (run.H + panel * PANEL)):
+                return
+            panel += 1
+        put_in_order(run, done if eliminates else NULL, group, pushing)
+
+
+cdef inline Py_ssize_t first_panel(const Tangents *run, int group) noexcept nogil:
+    return ceil_div(panels_of(run.k) * group, run.groups)
+
+
+cdef void put_in_order(const Tangents *run, const Done *done, int group, const Pushing *pushing) noexcept nogil:
+    """The elements of h: first the pivots, panel by panel, then all others. If nothing is done, as they stand."""
+    cdef real *taken = pushing.ordered
+    cdef Py_ssize_t *order = pushing.order + group * run.H
+    cdef Py_ssize_t panel, i, column, n = 0
+    memset(taken, 0, run.H * sizeof(real))
+    for panel in range(first_panel(run, group + 1)):
+        if panel >= first_panel(run, group):
+            pushing.start[panel] = n
+        for i in range(panel * PANEL, panel * PANEL + held_by(run.k, panel) if done != NULL else 0):
+            column = done.pivot[i]
+            if column != NO_PIVOT and column < run.H:
+                taken[column] = 1
+                order[n] = column
+                n += 1
+    for column in range(run.H):
+        if taken[column] == 0:
+            order[n] = column
+            n += 1
+
+
+cdef void make_jacobian(const Tangents *run, Py_ssize_t at, int group, const Pushing *pushing) noexcept nogil:
+    """The sums over gates at (step, row) number ``at``, for each half, packed in the order of a group."""
+    cdef const Py_ssize_t *order = pushing.order + group * run.H
+    cdef Py_ssize_t gate_panels = ceil_div(run.H, LANES), panel, filled, k
+    cdef const real *slopes
+    cdef const real *w
+    cdef real *to
+    cdef vec slope[4]
+    cdef vec total
+    cdef int half, gate
+    for half in range(run.halves):
+        slopes = run.slopes + (at * run.halves + half) * run.gates * run.H
+        for panel in range(gate_panels):
+            filled = min(run.H - panel * LANES, <Py_ssize_t>LANES)
+            for gate in range(run.gates):
+                slope[gate] = load_part(slopes + gate * run.H + panel * LANES, filled)
+            to = panels_from(pushing.jacobian, half * gate_panels + panel).at
+            for k in range(run.H):
+                w = panels_from(run.w, panel).at + order[k] * LANES
+                total = slope[0] * load(w)
+                for gate in range(1, run.gates):
+                    total = total + slope[gate] * load(w + gate * gate_panels * run.w.panel)
+                store(to + k * LANES, total)
+
+
+cdef void push_panel(const Tangents *run, Py_ssize_t at, int group, Py_ssize_t panel, const Pushing *pushing, real *v) noexcept nogil:
+    """v := v J^T, for the tangents v (PANEL, N) of a panel."""
+    cdef Py_ssize_t held = held_by(run.k, panel), start = pushing.start[panel], i, j, k
+    cdef const Py_ssize_t *order = pushing.order + group * run.H
+    cdef const real *before = pushing.before
+    cdef real *ordered = pushing.ordered
+    cdef Panels jacobian
+    cdef Rows into
+    cdef int half
+    memcpy(pushing.before, v, held * run.N * sizeof(real))
+    for i in range(held):
+        for k in range(start, run.H):
+            ordered[i * run.H + k] = before[i * run.N + order[k]]
+    memset(v, 0, held * run.N * sizeof(real))
+    for half in range(run.halves):
+        if run.past != NULL:
+            for i in range(held):
+                for j in range(run.H):
+                    v[i * run.N + half * run.H + j] = (run.past[at * run.N + half * run.H + j]
+                                                       * before[(i + 1) * run.N - run.H + j])
+        jacobian = panels_from(pushing.jacobian, half * ceil_div(run.H, LANES))
+        jacobian.at += start * jacobian.row
+        into = rows(v + half * run.H, 0, run.N)
+        product(1, held, run.H, run.H - start, rows(ordered + start, 0, run.H), 1, jacobian, into, into)
