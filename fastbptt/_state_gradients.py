@@ -1,5 +1,7 @@
 """The gradients of all states and pre-activations of a tape, however small or large they are."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ._kernels import kernels, memory
@@ -10,7 +12,42 @@ FLOAT64 = np.dtype(np.float64)
 COMFORT = 2.0**200  # a row stays between 1 / COMFORT and COMFORT: its square is far from under- and overflow, and so is one step's growth
 
 
-def _state_gradients(tape, d_out, d_state):
+class StateGradients(NamedTuple):
+    """What `state_gradients` returns, in float64.
+
+    The gradients are ``dh[t] * 2.0**exponent[t]``, ``dc[t] * 2.0**exponent[t]`` and ``da[t] * 2.0**exponent[t+1]``, for each row.
+
+    Attributes
+    ----------
+    dh : ndarray (T+1, B, H)
+        dL/dh_t.
+    dc : ndarray (T+1, B, H) or None
+        Of an LSTM dL/dc_t, where h_t is a variable beside c_t.
+    da : ndarray (T, B, G*H)
+        The gradient of W_hh h_t + b_hh.
+    exponent : int64 ndarray (T+1, B)
+    squares : ndarray (T+1, B)
+        The squared norms of dh and dc together.
+    """
+
+    dh: np.ndarray
+    dc: np.ndarray | None
+    da: np.ndarray
+    exponent: np.ndarray
+    squares: np.ndarray
+
+    def log10_state_norm(self):
+        """(T+1, B): of dh, or of dh and dc as one."""
+        if _comfortable(self.squares):
+            return _log10_root(self.squares, self.exponent)
+        return log10_norm(self.dh if self.dc is None else np.concatenate([self.dh, self.dc], axis=-1), self.exponent)
+
+    def log10_preactivation_norm(self):
+        """(T, B): of da."""
+        return log10_norm(self.da, self.exponent[1:])
+
+
+def state_gradients(tape, d_out, d_state):
     """Backpropagation through time, keeping the gradient of every state, with an exponent of its own for every row of every step.
 
     Parameters
@@ -22,14 +59,7 @@ def _state_gradients(tape, d_out, d_state):
 
     Returns
     -------
-    dh : ndarray (T+1, B, H)
-        dL/dh_t. This and what follows are float64, and to be multiplied by a power of two.
-    dc : ndarray (T+1, B, H) or None
-        Of an LSTM dL/dc_t, where h_t is a variable beside c_t.
-    da : ndarray (T, B, G*H)
-        The gradient of W_hh h_t + b_hh.
-    exponent : int64 ndarray (T+1, B)
-        The gradients are ``dh[t] * 2.0**exponent[t]``, ``dc[t] * 2.0**exponent[t]`` and ``da[t] * 2.0**exponent[t+1]``, for each row.
+    StateGradients
     """
     return _by_kernel(tape, d_out, d_state) or _with_exponents(tape, d_out, d_state)
 
@@ -63,11 +93,13 @@ def _by_kernel(tape, d_out, d_state):
         all_dc=dc,
         da_h=da,
     )
-    squares = squared_norm(dh) if dc is None else squared_norm(dh) + squared_norm(dc)
-    nothing_yet = np.logical_and.accumulate(squares[::-1] == 0)[::-1]
-    if not (nothing_yet | (squares > COMFORT**-2) & (squares < COMFORT**2)).all() or dh[nothing_yet].any():
-        return None  # some have left the range: a zero, too, that comes before something else on the way back, or is but a small square
-    return dh, dc, da, np.zeros((T + 1, B), np.int64)
+    squares = _squares(dh, dc)
+    if not _comfortable(squares):
+        # some may have left the range: a zero, too, that comes before something else on the way back, or is but a small square
+        nothing_yet = np.logical_and.accumulate(squares[::-1] == 0)[::-1]
+        if not _comfortable(squares[~nothing_yet]) or dh[nothing_yet].any():
+            return None
+    return StateGradients(dh, dc, da, np.zeros((T + 1, B), np.int64), squares)
 
 
 def _with_exponents(tape, d_out, d_state):
@@ -86,7 +118,8 @@ def _with_exponents(tape, d_out, d_state):
                 d, e = _plus(d, e, d_out[t - 1], H)
             d, e = rescale(d, e)
             states[t], exponent[t] = d, e
-    return states[..., :H], states[..., H:] if steps.N > H else None, da, exponent
+    dh, dc = states[..., :H], states[..., H:] if steps.N > H else None
+    return StateGradients(dh, dc, da, exponent, _squares(dh, dc))
 
 
 def rescale(d, e, axis=-1):
@@ -120,13 +153,25 @@ def squared_norm(vectors):
     return np.einsum("...i,...i->...", vectors, vectors)
 
 
+def _squares(dh, dc):
+    with np.errstate(all="ignore"):
+        return squared_norm(dh) if dc is None else squared_norm(dh) + squared_norm(dc)
+
+
+def _comfortable(squares):
+    return not squares.size or (squares.min() > COMFORT**-2 and squares.max() < COMFORT**2)
+
+
+def _log10_root(squares, exponent):
+    log10 = np.log10(squares) / 2
+    return log10 + exponent * np.log10(2.0) if exponent.any() else log10
+
+
 def log10_norm(d, exponent, axis=-1):
     """log10 of the 2-norms of ``d * 2.0**exponent`` along ``axis``; -inf for 0."""
     with np.errstate(all="ignore"):
-        if axis == -1:
-            squares = squared_norm(d)
-            if ((squares > COMFORT**-2) & (squares < COMFORT**2)).all():
-                return np.log10(squares) / 2 + exponent * np.log10(2.0)
+        if axis == -1 and _comfortable(squares := squared_norm(d)):
+            return _log10_root(squares, exponent)
         largest = np.abs(d).max(axis=axis, initial=0.0)
         scale = np.where((largest > 0) & (largest < np.inf), largest, 1.0)
         squares = ((d / np.expand_dims(scale, axis)) ** 2).sum(axis=axis)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ._state_gradients import _state_gradients, log10_norm, rescale
+from ._state_gradients import log10_norm, rescale, state_gradients
 from .linearised import GATES, check_loss, linearise, steepest
 
 CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
@@ -19,7 +19,7 @@ def gradient_flow(tape, d_out, d_state=None):
     Parameters
     ----------
     tape : Tape
-        From any forward pass. What is looked at later is computed from it later: keep its arrays as they are.
+        From any forward pass.
     d_out : ndarray (T, B, H) or None
         dL/d out, as for the backward pass; ``None`` means zeros.
     d_state : ndarray (B, H), or of an LSTM a pair of them, or None
@@ -39,10 +39,10 @@ def gradient_flow(tape, d_out, d_state=None):
 
     Notes
     -----
-    The norms by step cost one backward pass and are there at once. What is split by lag (`by_lag`, `contributions`, `half_life`, the
-    verdict) is computed when it is first asked for: it takes the loss of each step back on its own, T / 2 backward passes all in all,
-    done as T products with a row for each loss. Steps whose ``d_out`` is zero have no loss and cost nothing, so that a loss at the last
-    step alone costs one pass.
+    The norms by step cost less than a backward pass and are there at once. All else is computed when it is first asked for: keep the
+    arrays of the tape and of the loss as they are. What is split by lag (`by_lag`, `contributions`, `half_life`, the verdict) takes the
+    loss of each step back on its own, T / 2 backward passes all in all, done as T products with a row for each loss. Steps whose
+    ``d_out`` is zero have no loss and cost nothing, so that a loss at the last step alone costs one pass.
 
     The quantities are those of Pascanu, Mikolov and Bengio 2013 ("On the difficulty of training recurrent neural networks"), equations
     3 to 5: dL/dW is the sum over losses t and steps k <= t of a contribution that has gone through t - k Jacobians.
@@ -89,10 +89,13 @@ class GradientFlow:
 
     def __init__(self, tape, d_out, d_state):
         self.tape, self._d_out, self._d_state = tape, d_out, d_state
-        dh, dc, da, exponent = _state_gradients(tape, d_out, d_state)
-        self.log10_state_norm = log10_norm(dh if dc is None else np.concatenate([dh, dc], axis=-1), exponent)
-        self.log10_preactivation_norm = log10_norm(da, exponent[1:])
-        self.reason = _first_nonfinite(tape, d_out, d_state, dh, dc)
+        gradients = state_gradients(tape, d_out, d_state)
+        self.log10_state_norm = gradients.log10_state_norm()
+        self.log10_preactivation_norm = gradients.log10_preactivation_norm()
+
+    @cached_property
+    def reason(self):
+        return _first_nonfinite(self.tape, self._d_out, self._d_state, self.log10_state_norm)
 
     @cached_property
     def saturated_gates(self):
@@ -369,7 +372,7 @@ def _log10_of_mean_square(log10):
     return _log10_of_sum_square(log10) - math.log10(len(log10)) / 2
 
 
-def _first_nonfinite(tape, d_out, d_state, dh, dc):
+def _first_nonfinite(tape, d_out, d_state, log10_state_norm):
     """Where inf or NaN comes from, or None."""
     states = {"h": tape.h} if tape.c is None else {"c": tape.c, "h": tape.h}
     for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
@@ -389,12 +392,12 @@ def _first_nonfinite(tape, d_out, d_state, dh, dc):
     for i, part in enumerate(d_state):
         if (at := _find(part)) is not None:
             return f"d_state{'' if len(d_state) == 1 else f'[{i}]'}{at[0]} is {at[1]}"
-    in_gradient = [at for d in (dh, dc) if (at := _find(d, last=True)) is not None]
+    in_gradient = np.flatnonzero((np.isnan(log10_state_norm) | np.isposinf(log10_state_norm)).any(axis=1))
+    reached = in_gradient[-1] if in_gradient.size else -1
     from_d_out = _find(d_out, last=True)
-    reached = max((at[0][0] for at in in_gradient), default=-1)
     if from_d_out is not None and from_d_out[0][0] + 1 >= reached:
         return f"d_out{from_d_out[0]} is {from_d_out[1]}"
-    if in_gradient:
+    if in_gradient.size:
         return f"the gradient of the state before step {reached} is the first on the way back that is not finite, though d_out is"
     return None
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import _checks
 from ._frames import orthonormalise, random_frame
-from ._state_gradients import _state_gradients, squared_norm
+from ._state_gradients import squared_norm, state_gradients
 from .functional import Gradients
 from .linearised import check_loss, check_tape, linearise, product
 
@@ -85,9 +85,8 @@ def _passage(tape, d_out, d_state, least):
     da : ndarray (T, B, G*H)
         The gradient of W_hh h_{t-1} + b_hh, likewise.
     """
-    dh, dc, da, exponent = _state_gradients(tape, d_out, d_state)
-    d = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:]
-    squared = squared_norm(d)
+    dh, dc, da, exponent, squares = state_gradients(tape, d_out, d_state)
+    d, squared = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:], squares[1:]
     with np.errstate(all="ignore"):
         counts = np.log10(squared) / 2 + exponent[1:] * np.log10(2.0) >= (np.log10(least) if least else -np.finfo(float).max)
         if tape.cell != "rnn":
