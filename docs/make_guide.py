@@ -19,7 +19,7 @@ import by_hand
 import numpy as np
 
 import fastbptt
-from fastbptt.flow import format_log10
+from fastbptt.gradients.flow import format_log10
 from fastbptt.train.loop import Training
 from fastbptt.train.resume import resume
 from fastbptt.train.settings import TaskSettings

@@ -5,7 +5,6 @@ from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
-from .flow import GradientFlow, gradient_flow
 from .functional import (
     Gradients,
     Tape,
@@ -16,12 +15,13 @@ from .functional import (
     rnn_backward,
     rnn_forward,
 )
-from .jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
+from .gradients.flow import GradientFlow, gradient_flow
+from .gradients.jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
+from .gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from .gradients.regularisation import gradient_flossing, omega
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import mean_squared_error, perplexity, softmax_cross_entropy
-from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .optim import SGD, Adam, RMSprop
-from .regularisation import gradient_flossing, omega
 from .truncation import TruncatedBPTT
 
 __all__ = [

@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser():
-    from .flow_command import add_flow
+    from .flow_command.command import add_flow
 
     parser = Parser(prog="fastbptt", description="Backpropagation through time on the CPU, as fast as the processor allows.")
     parser.add_argument("--version", action="version", version=f"fastbptt {__version__}")

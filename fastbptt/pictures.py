@@ -18,8 +18,8 @@ from ._figures import (
     quiet_axes,
     save,
 )
-from .flow import format_log10
-from .portrait import BINS, Portrait
+from .gradients.flow import format_log10
+from .gradients.portrait import BINS, Portrait
 
 WIDTH = 8.4  # inches: a README shows it at about 100 pixels each
 FAN = 40  # lines at most, one for each singular value or for some of them

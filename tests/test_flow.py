@@ -10,9 +10,9 @@ from tolerances import DTYPES, assert_close, bound
 
 import fastbptt
 import fastbptt.reference
-from fastbptt._state_gradients import _by_kernel, _with_exponents, state_gradients
-from fastbptt.flow import format_log10
-from fastbptt.linearised import linearise
+from fastbptt.gradients.flow import format_log10
+from fastbptt.gradients.linearised import linearise
+from fastbptt.gradients.state_gradients import _by_kernel, _with_exponents, state_gradients
 
 STEP = 1e-30  # of the complex step, as in test_reference.py
 

@@ -12,12 +12,12 @@ from processes import run_python
 
 import fastbptt
 from fastbptt import cli
-from fastbptt.described import DescribedNet, compared
+from fastbptt.flow_command.described import DescribedNet, compared
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from fastbptt.saved import load_net
+from fastbptt.flow_command.saved import load_net
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.text import read_corpus
 

@@ -8,8 +8,8 @@ import pytest
 from problems import CELLS, random_problem
 
 import fastbptt
-from fastbptt.jacobians import _log_singular_values_of_rows, _rounds
-from fastbptt.linearised import linearise
+from fastbptt.gradients.jacobians import _log_singular_values_of_rows, _rounds
+from fastbptt.gradients.linearised import linearise
 
 
 def linear(w_hh, T, B=1):

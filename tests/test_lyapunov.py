@@ -8,10 +8,10 @@ import pytest
 from problems import CELLS, random_problem
 
 import fastbptt
-from fastbptt._frames import orthonormalise, random_frame, stretch
 from fastbptt._kernels import kernels
-from fastbptt.linearised import linearise
-from fastbptt.lyapunov import time_means
+from fastbptt.gradients.frames import orthonormalise, random_frame, stretch
+from fastbptt.gradients.linearised import linearise
+from fastbptt.gradients.lyapunov import time_means
 
 KERNELS = kernels[np.dtype(np.float64)]
 

@@ -9,7 +9,7 @@ from tolerances import DTYPES
 
 import fastbptt
 import fastbptt.reference
-from fastbptt.linearised import linearise
+from fastbptt.gradients.linearised import linearise
 
 # Omega
 

@@ -17,14 +17,14 @@ import pytest
 from processes import current_level, environment
 
 from fastbptt import cli
-from fastbptt.described import DescribedNet
+from fastbptt.flow_command.described import DescribedNet
 
 pytest.importorskip("plotly")
 pytest.importorskip("werkzeug")
 
 from werkzeug.test import Client
 
-from fastbptt.serve import RANGES, App, answer
+from fastbptt.flow_command.serve import RANGES, App, answer
 
 LINEAR = {"net": "identity", "init": "orthogonal"}
 SECONDS = 120  # until something is given up
@@ -133,7 +133,7 @@ def test_strangers(client, path):
 
 
 def test_trouble_inside_is_told(client, monkeypatch):
-    monkeypatch.setattr("fastbptt.serve.answer", lambda net: 1 / 0)
+    monkeypatch.setattr("fastbptt.flow_command.serve.answer", lambda net: 1 / 0)
     result = get(client)
     assert (result.status_code, result.text) == (500, "ZeroDivisionError: division by zero\n")
 

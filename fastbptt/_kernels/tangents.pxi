@@ -1,4 +1,4 @@
-# Tangents: small changes of the state, the k rows of v (k, N), taken through the steps of a net. `fastbptt.lyapunov` asks how they grow.
+# Tangents: small changes of the state, the k rows of v (k, N), taken through the steps of a net. `lyapunov.py` asks how they grow.
 #
 # Each step pushes them, v := v J^T, and eliminates (`elimination.pxi`), which leaves tangent i without the elements at the pivots of all
 # tangents before it: the next push has nothing to do there. Both go by panels. A panel depends on itself one step before, and on the

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from ..clipping import clip_grad_norm_
-from ..regularisation import omega
+from ..gradients.regularisation import omega
 from ..truncation import TruncatedBPTT
 from .model import Model
 from .settings import OPTIMISERS, SCHEDULES

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import _checks
-from ._kernels import kernels
-from .flow import gradient_flow
-from .functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
-from .linearised import GATES
+from .. import _checks
+from .._kernels import kernels
+from ..functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
+from ..gradients.flow import gradient_flow
+from ..gradients.linearised import GATES
 
 STARTS = ("gaussian", "orthogonal", "identity")
 LOSSES = ("every", "last")

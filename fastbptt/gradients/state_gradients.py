@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._kernels import kernels, memory
-from .functional import CELLS, NONLINEARITIES
+from .._kernels import kernels, memory
+from ..functional import CELLS, NONLINEARITIES
 from .linearised import linearise
 
 FLOAT64 = np.dtype(np.float64)

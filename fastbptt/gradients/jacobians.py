@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._frames import orthonormalise, random_frame, without_rounding
+from .. import _checks
+from .frames import orthonormalise, random_frame, without_rounding
 from .linearised import STEEPEST, check_tape, linearise
 
 EPS = np.finfo(np.float64).eps

@@ -11,9 +11,9 @@ them is written once.
 
 import numpy as np
 
-from . import _checks
-from ._kernels import kernels, memory
-from .functional import Tape, _check_tape, _pair
+from .. import _checks
+from .._kernels import kernels, memory
+from ..functional import Tape, _check_tape, _pair
 
 GATES = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from . import _checks
-from ._frames import orthonormalise, random_frame
-from ._state_gradients import squared_norm, state_gradients
-from .functional import Gradients
+from .. import _checks
+from ..functional import Gradients
+from .frames import orthonormalise, random_frame
 from .linearised import check_loss, check_tape, linearise, product
+from .state_gradients import squared_norm, state_gradients
 
 
 def omega(tape, d_out, d_state=None, *, least=1e-10):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._frames import random_frame, stretch
+from .. import _checks
+from .frames import random_frame, stretch
 from .linearised import check_tape, linearise
 
 

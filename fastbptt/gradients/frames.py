@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._kernels import kernels, memory
+from .._kernels import kernels, memory
 
 KERNELS = kernels[np.dtype(np.float64)]
 GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smallest on, its rows are put in order before a QR decomposition

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ._state_gradients import log10_norm, rescale, state_gradients
 from .linearised import GATES, check_loss, linearise, steepest
+from .state_gradients import log10_norm, rescale, state_gradients
 
 CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
 SATURATED = 0.01  # of its steepest slope: below this share, a unit is saturated
@@ -286,7 +286,7 @@ class GradientFlow:
         ValueError
             If the name asks for another format, or there are no steps or rows to draw.
         """
-        from .pictures import plot_flow
+        from ..pictures import plot_flow
 
         plot_flow(self, path, title=title)
 

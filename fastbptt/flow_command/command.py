@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..functional import NONLINEARITIES
+from ..gradients.flow import format_log10
+from ..gradients.linearised import GATES
+from ..gradients.portrait import Portrait
 from .described import DTYPES, LOSSES, STARTS, DescribedNet, compared
-from .flow import format_log10
-from .functional import NONLINEARITIES
-from .linearised import GATES
-from .portrait import Portrait
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765
@@ -63,7 +63,7 @@ def add_flow(commands):
 
 def flow(options):
     """The command. What it raises is trouble with what was asked for; returns the exit status."""
-    from .cli import fail
+    from ..cli import fail
 
     try:
         _refuse_contradictions(options)
@@ -86,7 +86,7 @@ def flow(options):
 
 def _look_at_saved(options, picture):
     require("train", "safetensors")
-    from .losses import perplexity
+    from ..losses import perplexity
     from .saved import TextNet, load_net
 
     net = load_net(options.checkpoint)
@@ -124,7 +124,7 @@ def _compare(options, picture):
         say("net", net)
         say("gradient", str(flows[name]).splitlines()[0])
     if picture is not None:
-        from .pictures import plot_comparison
+        from ..pictures import plot_comparison
 
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
@@ -189,7 +189,7 @@ def _refuse_contradictions(options):
 
 def _writable(path):
     """The path, if a picture can be written there; nothing is computed before that is known."""
-    from ._figures import new_figure, picture_format
+    from .._figures import new_figure, picture_format
 
     picture_format(path)
     new_figure(1, 1)

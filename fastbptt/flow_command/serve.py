@@ -20,10 +20,10 @@ from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, InternalSe
 from werkzeug.routing import Map, Rule
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from . import _checks
+from .. import _checks
+from ..gradients.flow import format_log10
+from ..gradients.portrait import Portrait
 from .described import STARTS, DescribedNet
-from .flow import format_log10
-from .portrait import Portrait
 
 HOST = "127.0.0.1"
 BATCH = 16
@@ -214,7 +214,7 @@ def _json(content):
 
 @cache
 def _file(name):
-    return (files("fastbptt.page") / name).read_bytes()
+    return (files("fastbptt.flow_command.page") / name).read_bytes()
 
 
 @cache

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from . import _checks
-from .flow import gradient_flow
-from .functional import NONLINEARITIES
-from .layers import RNN, Linear
-from .linearised import GATES
-from .losses import softmax_cross_entropy
-from .tasks import TASKS
-from .train.checkpoint import damage_named
-from .train.model import CELLS
-from .train.resume import load_run
-from .train.text import DEFAULT_SOURCE, read_corpus
+from .. import _checks
+from ..functional import NONLINEARITIES
+from ..gradients.flow import gradient_flow
+from ..gradients.linearised import GATES
+from ..layers import RNN, Linear
+from ..losses import softmax_cross_entropy
+from ..tasks import TASKS
+from ..train.checkpoint import damage_named
+from ..train.model import CELLS
+from ..train.resume import load_run
+from ..train.text import DEFAULT_SOURCE, read_corpus
 
 BATCH = 4
 KINDS = ("text", "task")
