@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .linearised import GATES, check_loss, linearise, steepest
+from .linearised import GATES, check_loss, linearise, steepest, sum_of_products
 from .state_gradients import log10_norm, rescale, state_gradients
 
 CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
@@ -355,9 +355,7 @@ def _plural(n, noun):
 def _sum_of_products(da, e, h):
     """The sum over losses and rows of da h^T, as (matrix, exponent)."""
     top = e.max()
-    da = np.ldexp(da, (e - top)[:, None, None])
-    with np.errstate(all="ignore"):
-        return da.reshape(-1, da.shape[-1]).T @ h.reshape(-1, h.shape[-1]), top
+    return sum_of_products(np.ldexp(da, (e - top)[:, None, None]), h), top
 
 
 def _log10_of_sum_square(log10):

@@ -5,7 +5,7 @@ import numpy as np
 from .. import _checks
 from ..functional import Gradients
 from .frames import orthonormalise, random_frame
-from .linearised import check_loss, check_tape, linearise, product
+from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
 
 
@@ -67,8 +67,7 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
         d_z = z[..., :H]
         d_z *= np.where(counts, 4 * (q - 1) / (squared * n), 0.0)[..., None]
         da = da if counts.all() else np.where(counts[..., None], da, 0.0)
-        d_w_hh = da.reshape(-1, da.shape[-1]).T @ d_z.reshape(-1, H)
-        return float(value), d_w_hh.astype(tape.w_hh.dtype, copy=False)
+        return float(value), sum_of_products(da, d_z).astype(tape.w_hh.dtype, copy=False)
 
 
 def _passage(tape, d_out, d_state, least):
