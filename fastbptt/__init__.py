@@ -1,6 +1,6 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
-from . import reference, tasks
+from . import init, pictures, reference, tasks
 from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
@@ -46,6 +46,7 @@ __all__ = [
     "gradient_flow",
     "gru_backward",
     "gru_forward",
+    "init",
     "jacobian_product_norms",
     "log_singular_values",
     "lstm_backward",
@@ -54,6 +55,7 @@ __all__ = [
     "mean_squared_error",
     "omega",
     "perplexity",
+    "pictures",
     "reference",
     "rnn_backward",
     "rnn_forward",

@@ -53,8 +53,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     """
     max_norm = _checks.number("max_norm", max_norm, 0)
     norm_type = _checks.number("norm_type", norm_type, 0, above=True)
-    if nonfinite not in NONFINITE:
-        _checks.one_of("nonfinite", nonfinite, NONFINITE)
+    _checks.one_of("nonfinite", nonfinite, NONFINITE)
     names, arrays = _collect(grads)
     if not arrays:
         return 0.0

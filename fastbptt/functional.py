@@ -325,7 +325,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     >>> out.shape, c_n.shape, tape.c.shape
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
-    return _forward("lstm", x, _pair("state", state), w_ih, w_hh, b_ih, b_hh)
+    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh)
 
 
 def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -354,7 +354,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> grads.w_hh.shape, [d.shape for d in grads.state]
     ((28, 7), [(3, 7), (3, 7)])
     """
-    return _backward("lstm", tape, d_out, _pair("d_state", d_state), need_dx)
+    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx)
 
 
 def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
@@ -396,7 +396,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
 
 def _backward(name, tape, d_out, d_state, need_dx):
     """Any cell's backward pass; ``d_state`` is a tuple, (dh,) or (dh, dc)."""
-    cell, ((T, B, H), dtype) = CELLS[name], _check_tape(tape, name)
+    cell, ((T, B, H), dtype) = CELLS[name], require_tape(tape, name)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
     d_initial = [
@@ -441,7 +441,7 @@ def _x_or_tokens(x):
     return (x, None) if x.ndim == 3 else (None, x)
 
 
-def _pair(name, state):
+def pair(name, state):
     if state is None:
         return None, None
     if not isinstance(state, (tuple, list)) or len(state) != 2:
@@ -489,7 +489,7 @@ def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
     return dtype, *x.shape[:2], H
 
 
-def _check_tape(tape, cell):
+def require_tape(tape, cell):
     """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
     made_by = getattr(tape, "_cell", None) if isinstance(tape, Tape) else None
     if made_by is None:

@@ -202,9 +202,9 @@ class Recurrent(Layer):
             raise ValueError(f"x: expected shape ({axes}, {I}), or integer tokens ({axes}), got {x.shape}")
         if self.batch_first:
             x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
-        out, last, tape = self._run(x, self._unlayered("state", state, x.shape[1]), *self.params.values())
+        out, last, tape = self._run(x, self._without_layer_axis("state", state, x.shape[1]), *self.params.values())
         self._keep(tape)
-        return self._time_first(out), self._layered(last)
+        return self._between_layouts(out), self._with_layer_axis(last)
 
     def backward(self, d_out, d_state=None, *, need_dx=True):
         """Add the parameters' gradients to `grads`, and return the others.
@@ -236,7 +236,7 @@ class Recurrent(Layer):
         grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx)
         self._use_up(tape)
         self._add(*grads[2:])
-        return self._time_first(grads.x), self._layered(grads.state)
+        return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
     def take_tape(self):
         """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`."""
@@ -249,17 +249,17 @@ class Recurrent(Layer):
         T, B, H = tape.shape
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
-        return self._run_back(tape, d_out, self._unlayered("d_state", d_state, B), need_dx=need_dx)
+        return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx)
 
-    def _time_first(self, array):
-        """The reverse too."""
+    def _between_layouts(self, array):
+        """From time first to the layer's own layout, or back."""
         return array.swapaxes(0, 1) if self.batch_first and array is not None else array
 
-    def _layered(self, state):
-        """A state (B, H) as that of the only layer of one, (1, B, H)."""
+    def _with_layer_axis(self, state):
+        """A state (B, H) as PyTorch has it, (1, B, H)."""
         return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
 
-    def _unlayered(self, name, state, B):
+    def _without_layer_axis(self, name, state, B):
         """The reverse; (B, H) is welcome too."""
         if state is None:
             return None
@@ -379,11 +379,11 @@ class LSTM(Recurrent):
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
         super().__init__("lstm", input_size, hidden_size, bias, batch_first, dtype, rng)
 
-    def _unlayered(self, name, state, B):
+    def _without_layer_axis(self, name, state, B):
         """Both halves of the state; any other thing is for `lstm_forward` to refuse."""
         if not isinstance(state, (tuple, list)):
             return state
-        return tuple([super(LSTM, self)._unlayered(f"{name}[{i}]", part, B) for i, part in enumerate(state)])
+        return tuple([super(LSTM, self)._without_layer_axis(f"{name}[{i}]", part, B) for i, part in enumerate(state)])
 
     _run = staticmethod(lstm_forward)
     _run_back = staticmethod(lstm_backward)

@@ -54,6 +54,19 @@ class Optimiser:
     def lr(self, value):
         self._lr = _checks.number("lr", value, 0)
 
+    def zero_grad(self):
+        """Set the gradients of all layers to 0, as `Recurrent.zero_grad` does for one.
+
+        Raises
+        ------
+        TypeError
+            If the optimiser has bare arrays, whose gradients are not its own.
+        """
+        if self._layers is None:
+            raise TypeError("zero_grad: expected an optimiser of layers; this one has bare arrays, which are given their gradients by step")
+        for layer in self._layers:
+            layer.zero_grad()
+
     def step(self, grads=None):
         """Update all parameters from their gradients.
 

@@ -8,11 +8,16 @@ import numpy as np
 
 from .functional import Gradients
 
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
 # Each nonlinearity f, and its derivative written in terms of h = f(a).
 NONLINEARITIES = {
     "tanh": (np.tanh, lambda h: 1 - h**2),
     "relu": (lambda a: np.where(a < 0, 0, a), lambda h: np.where(h <= 0, 0, 1).astype(h.dtype)),
-    "sigmoid": (lambda a: 1 / (1 + np.exp(-a)), lambda h: h * (1 - h)),
+    "sigmoid": (sigmoid, lambda h: h * (1 - h)),
     "identity": (lambda a: a, lambda h: np.ones_like(h)),
 }
 
@@ -23,11 +28,11 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     The rows of a batch are the rows of x_t and h_t, so that W h for a column h reads h @ W.T for rows.
     """
     f, _ = NONLINEARITIES[nonlinearity]
-    b_ih, b_hh = biases(b_ih, b_hh)
+    bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
 
     h, gates = [initial_state(h0, x, w_hh)], []
     for x_t in one_hot(x, w_ih):
-        a = x_t @ w_ih.T + b_ih + h[-1] @ w_hh.T + b_hh
+        a = x_t @ w_ih.T + bias_x + h[-1] @ w_hh.T + bias_h
         gates.append(f(a))
         h.append(gates[-1] if leak is None else (1 - leak) * h[-1] + leak * gates[-1])
 
@@ -60,11 +65,11 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
 
     The reset is applied after the product, n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), so that one product serves all three.
     """
-    b_ih, b_hh = biases(b_ih, b_hh)
+    bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
     h, gates, recurrent = [initial_state(h0, x, w_hh)], [], []
     for x_t in one_hot(x, w_ih):
-        a_r, a_z, a_n = np.split(x_t @ w_ih.T + b_ih, 3, axis=1)
-        m_r, m_z, m_n = np.split(h[-1] @ w_hh.T + b_hh, 3, axis=1)
+        a_r, a_z, a_n = np.split(x_t @ w_ih.T + bias_x, 3, axis=1)
+        m_r, m_z, m_n = np.split(h[-1] @ w_hh.T + bias_h, 3, axis=1)
         r, z = sigmoid(a_r + m_r), sigmoid(a_z + m_z)
         n = np.tanh(a_n + r * m_n)
         h.append((1 - z) * n + z * h[-1])
@@ -96,11 +101,11 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
 
 def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows."""
-    b_ih, b_hh = biases(b_ih, b_hh)
+    bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
     h0, c0 = (None, None) if state is None else state
     h, c, gates = [initial_state(h0, x, w_hh)], [initial_state(c0, x, w_hh)], []
     for x_t in one_hot(x, w_ih):
-        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + b_ih + h[-1] @ w_hh.T + b_hh, 4, axis=1)
+        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + bias_x + h[-1] @ w_hh.T + bias_h, 4, axis=1)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c.append(f * c[-1] + i * g)
         h.append(o * np.tanh(c[-1]))
@@ -137,7 +142,7 @@ class Tape:
 
     def __init__(self, x, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None):
         self.x, self.w_ih, self.w_hh, self.nonlinearity, self.leak = x, w_ih, w_hh, nonlinearity, leak
-        self.b_ih, self.b_hh = (None if b is NO_BIAS else b for b in (b_ih, b_hh))
+        self.b_ih, self.b_hh = b_ih, b_hh
         T, B, H = len(h) - 1, h.shape[1], h.shape[2]
         self.h, self.c = h, c
         self.gates = np.reshape(gates, (T, B, len(w_hh)))
@@ -175,15 +180,8 @@ class Sums:
         )
 
 
-NO_BIAS = 0
-
-
-def biases(b_ih, b_hh):
-    return (NO_BIAS if b is None else b for b in (b_ih, b_hh))
-
-
-def sigmoid(a):
-    return 1 / (1 + np.exp(-a))
+def zero_if_none(bias):
+    return 0 if bias is None else bias
 
 
 def one_hot(x, w_ih):

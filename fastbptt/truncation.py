@@ -116,7 +116,7 @@ class TruncatedBPTT:
         self._fresh = False
         self.layer._add(*totals)
         self._keep(self.h - 1 if self.h > self.h_prime else 0)
-        return self.layer._time_first(grads.x)
+        return self.layer._between_layouts(grads.x)
 
     def _keep(self, steps):
         """Drop the windows that end before the last ``steps`` steps."""

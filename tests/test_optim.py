@@ -189,6 +189,16 @@ def test_layers_are_updated_through_their_own_gradients(name):
         assert all(np.shares_memory(p, layer.flat_params) for p in layer.params.values())
 
 
+def test_zero_grad_is_that_of_all_layers():
+    layers = [fastbptt.RNN(2, 3, rng=0), fastbptt.Linear(3, 1, rng=0)]
+    for layer in layers:
+        layer.flat_grads[:] = 1
+    fastbptt.SGD(layers, lr=0.1).zero_grad()
+    assert not any(layer.flat_grads.any() for layer in layers)
+    with pytest.raises(TypeError, match="zero_grad: expected an optimiser of layers; this one has bare arrays"):
+        fastbptt.SGD(np.ones(3), lr=0.1).zero_grad()
+
+
 @pytest.mark.parametrize("form", ["array", "list", "tuple", "dict"])
 def test_forms_of_parameters(form):
     w = np.ones((2, 3))

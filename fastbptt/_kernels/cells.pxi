@@ -16,18 +16,18 @@ cdef enum:
     RNN_CELL = 0
     GRU_CELL = 1
     LSTM_CELL = 2
+    MAX_GATES = 4                  # of any cell
 
 cdef double CELL_WORK = 16         # an element's tanh costs about as much as this many multiply-adds
 
 
-cdef void bind_cell(Run *run, int cell, bint backward) noexcept nogil:
-    """The cell's number of gates, how many of them keep their recurrent product apart, and its step."""
+cdef Step step_of(int cell, bint backward) noexcept nogil:
+    """The cell's element-wise half of a step."""
     if cell == RNN_CELL:
-        run.gates, run.apart, run.step = 1, 0, rnn_backward_row if backward else rnn_forward_row
-    elif cell == GRU_CELL:
-        run.gates, run.apart, run.step = 3, 1, gru_backward_row if backward else gru_forward_row
-    else:
-        run.gates, run.apart, run.step = 4, 0, lstm_backward_row if backward else lstm_forward_row
+        return rnn_backward_row if backward else rnn_forward_row
+    if cell == GRU_CELL:
+        return gru_backward_row if backward else gru_forward_row
+    return lstm_backward_row if backward else lstm_forward_row
 
 
 cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:

@@ -20,18 +20,18 @@ from fastbptt._kernels.simd cimport *
 
 include "sums.pxi"
 include "product.pxi"
-include "gradients.pxi"
+include "weight_gradients.pxi"
 include "recurrence.pxi"
 include "cells.pxi"
 include "workspace.pxi"
-include "recurrent.pxi"
+include "passes.pxi"
 include "linear.pxi"
 include "loss.pxi"
 include "clip.pxi"
 include "optimisers.pxi"
 include "elimination.pxi"
 include "tangents.pxi"
-include "elementwise.pxi"
+include "vector_functions.pxi"
 
 
 def lanes():

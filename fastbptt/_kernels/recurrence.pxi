@@ -35,7 +35,7 @@ cdef struct Row:                   # what a cell sees: one row of a patch, from 
     real *da
     real *da_h
 
-cdef struct TimeBlock:                 # of the backward pass: steps t0..t1 of rows b0..b1, with their da
+cdef struct TimeBlock:             # of the backward pass: steps t0..t1 of rows b0..b1, with their da
     Py_ssize_t t0, t1, b0, b1
     Py_ssize_t low                 # the step down to which da is anything but 0
     real *da                       # (t1 - t0, b1 - b0, N)
@@ -91,11 +91,11 @@ cdef struct Run:
     real *all_dh                   # (T+1, B, H): where dL/dh_t is to be kept, or NULL
     real *all_dc
     # ... of rows that are not grouped
-    TimeBlock block                    # the one at hand
-    Py_ssize_t low_of[MAX_THREADS]   # block.low, of each task's share of it
+    TimeBlock block                # the one at hand
+    Py_ssize_t low_of[MAX_THREADS]  # block.low, of each task's share of it
     Py_ssize_t zero_at[MAX_PARTS]  # the last step at which a part's units of dh were all 0
 
-cdef double LONG_STEP = 5e8         # multiply-adds of a step that are not to be done without a look at signals
+cdef double LONG_STEP = 5e8        # multiply-adds of a step that are not to be done without a look at signals
 cdef double STEP_WORK = 8192       # multiply-adds of a step worth sharing; benchmarks/bench_threads.py
 
 cdef enum:
@@ -405,7 +405,7 @@ cdef inline Sums sums_of_group(const Run *run, int group) noexcept nogil:
 
 
 cdef void back_by_blocks(Run *run) noexcept nogil:
-    """TimeBlock by block for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
+    """Block by block, for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
     run.block = last_block(run, 0, run.B, run.da, run.da_h)
     while step_back(&run.block, run.held_rows // run.B) and not run.watch.stop:
         share_recurrence(run)

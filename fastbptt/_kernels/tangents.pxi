@@ -183,7 +183,7 @@ cdef void make_jacobian(const Tangents *run, Py_ssize_t at, int group, const Pus
     cdef const real *slopes
     cdef const real *w
     cdef real *to
-    cdef vec slope[4]
+    cdef vec slope[MAX_GATES]
     cdef vec total
     cdef int half, gate
     for half in range(run.halves):

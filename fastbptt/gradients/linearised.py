@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _checks
 from .._kernels import kernels, memory
-from ..functional import Tape, _check_tape, _pair
+from ..functional import Tape, pair, require_tape
 
 GATES = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
 
@@ -56,7 +56,7 @@ class Linearised:
         """
         H, slopes = self.H, self.slopes[t]
         if self.show is None:
-            da = (d if slopes.shape[-1] == H else np.concatenate([d, d, d], axis=-1)) * slopes
+            da = (d if slopes.shape[-1] == H else np.concatenate([d] * (slopes.shape[-1] // H), axis=-1)) * slopes
             d_before = product(da, self.w_hh_t)
             if self.keep is not None:
                 d_before += self.keep[t] * d
@@ -87,7 +87,7 @@ class Linearised:
         da = product(v[..., :H], self.w_hh)
         da *= self.slopes[t][:, None]
         if self.show is None:
-            after = da if da.shape[-1] == H else da.reshape(*v.shape[:-1], 3, H).sum(axis=-2)
+            after = da if da.shape[-1] == H else da.reshape(*v.shape[:-1], -1, H).sum(axis=-2)
             if self.keep is not None:
                 after += self.keep[t][:, None] * v
             return after
@@ -143,7 +143,7 @@ def check_tape(tape):
     """(T, B, H) of a tape whose arrays are still what the forward pass saw."""
     if not isinstance(tape, Tape) or not hasattr(tape, "cell"):
         raise TypeError(f"tape: expected the tape of a forward pass, got {_checks.describe(tape)}")
-    return _check_tape(tape, tape.cell)[0]
+    return require_tape(tape, tape.cell)[0]
 
 
 def check_loss(tape, d_out, d_state):
@@ -152,7 +152,7 @@ def check_loss(tape, d_out, d_state):
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), tape.h.dtype)
     one = tape.c is None
-    named = {"d_state": d_state} if one else {f"d_state[{i}]": part for i, part in enumerate(_pair("d_state", d_state))}
+    named = {"d_state": d_state} if one else {f"d_state[{i}]": part for i, part in enumerate(pair("d_state", d_state))}
     return d_out, tuple(None if part is None else _checks.array(name, part, (B, H), tape.h.dtype) for name, part in named.items())
 
 

@@ -19,8 +19,10 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
              const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
              const real[:, :, ::1] m, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc, real[:, :, ::1] dx,
              real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db_ih, real[::1] db_hh):
-    """Fill dx unless it is None; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh; carry dh and dc, the gradients of the last
-    state but for d_out's, back to the initial state."""
+    """Fill dx unless it is None; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh.
+
+    On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
+    """
     cdef Run run
     bind(&run, cell, 1, activation, x, tokens, w_ih, h, c, a, m, leak)
     run.d_out = &d_out[0, 0, 0] if d_out is not None else NULL
@@ -76,7 +78,7 @@ cdef void bind(Run *run, int cell, bint backward, int activation, const real[:, 
                const real[:, ::1] w_ih, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
                const real[:, :, ::1] m, const real[::1] leak):
     memset(run, 0, sizeof(Run))
-    bind_cell(run, cell, backward)
+    run.step = step_of(cell, backward)
     run.threads = thread_limit()
     run.activation = activation
     run.T = h.shape[0] - 1
@@ -84,6 +86,8 @@ cdef void bind(Run *run, int cell, bint backward, int activation, const real[:, 
     run.H = h.shape[2]
     run.N = w_ih.shape[0]
     run.I = w_ih.shape[1]
+    run.gates = <int>(run.N // run.H)
+    run.apart = m is not None
     run.x = history(x)
     run.tokens = &tokens[0, 0] if tokens is not None else NULL
     run.leak = vector(leak)
