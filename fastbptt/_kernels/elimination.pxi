@@ -8,12 +8,13 @@
 #
 # Both go by panels. Panels and single tangents alike lose what they share with the tangents of a panel that are done by one product,
 # v += factors q. The factors follow by elimination from what v has at the pivots, and the inverse of the triangular matrix that the
-# panel has there; by orthogonalisation, from v q^T: that is Gram and Schmidt's, in the modified order, which loses least to rounding.
+# panel has there; by orthogonalisation, which is Gram and Schmidt's, from v q^T.
 
 cdef enum:
     PANEL = 16                     # tangents
     NO_PIVOT = -1
 
+cdef double ROUNDING = 64          # times N EPSILON: what is left where nothing should be; seldom more, after pivots that are small by chance
 cdef double EPSILON = DBL_EPSILON if sizeof(real) == sizeof(double) else FLT_EPSILON
 
 cdef struct Done:                  # what there is to know of the tangents that are done, panel by panel
@@ -92,7 +93,8 @@ cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, 
     """Divide the panel's tangent i by its largest element; it is done."""
     cdef Py_ssize_t at = largest_at(v, done.N), j
     cdef real pivot = v[at]
-    cdef bint lost = abs(pivot) <= done.N * EPSILON * done.size[panel * done.N + at]
+    cdef real size = done.size[panel * done.N + at]
+    cdef bint lost = abs(pivot) <= ROUNDING * done.N * EPSILON * size and size < INFINITY
     done.pivot[panel * PANEL + i] = NO_PIVOT if lost else at
     logarithm[0] = -INFINITY if lost else log(abs(pivot))
     if lost:
@@ -133,6 +135,12 @@ cdef inline void pack_row(const real *row, Py_ssize_t N, Panels into, Py_ssize_t
     pack_rows(rows(row, 0, 0), 1, 0, 1, N, LANES, into.at + i * into.row, into.panel)
 
 
+cdef inline void pack_column(const real *column, Py_ssize_t K, Panels into, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(K):
+        element(into, k, i)[0] = column[k]
+
+
 cdef void extend_inverse(Panels inverse, Py_ssize_t i, Panels q, Py_ssize_t at) noexcept nogil:
     """By a row and a column: those of tangent i, whose pivot is at ``at``."""
     cdef Py_ssize_t j, l
@@ -148,6 +156,8 @@ cdef void extend_inverse(Panels inverse, Py_ssize_t i, Panels q, Py_ssize_t at) 
 
 # --- Orthogonalisation ------------------------------------------------------------------------------------------------
 
+cdef double GOLDEN = 0.6180339887498949
+
 cdef struct Frames:
     Py_ssize_t B
     real *v                        # (B, k, N)
@@ -159,8 +169,8 @@ cdef struct Frames:
 def orthonormalise(real[:, :, ::1] v, double[:, ::1] logs):
     """v (B, k, N) becomes orthonormal rows, each of the span of those before it; logs (B, k): by how much each stuck out of that span.
 
-    Meant for what elimination leaves: of rows that are nearly parallel, orthogonality suffers. A row of zeros stays one; its logarithm
-    is -inf.
+    Meant for what elimination leaves: of rows that are nearly parallel, orthogonality suffers. A row of zeros gets some other direction;
+    its logarithm is -inf.
     """
     cdef Frames run
     memset(&run, 0, sizeof(Frames))
@@ -184,15 +194,21 @@ cdef void orthonormalise_row(void *context, int b, int worker) noexcept nogil:
     cdef const Done *done = &run.done[worker]
     cdef real *v = run.v + b * done.k * done.N
     cdef Py_ssize_t panel, other, i, held
+    cdef double norm
     for panel in range(panels_of(done.k)):
         held = held_by(done.k, panel)
         for other in range(panel):
             project_out(done, other, PANEL, v, held)
         for i in range(held):
             project_out(done, panel, i, v, 1)
-            normalise(done, panel, i, v, run.logs + b * done.k + panel * PANEL + i)
+            norm = divide_by_norm(v, done.N)
+            run.logs[b * done.k + panel * PANEL + i] = log(norm) if norm != 0 else -INFINITY
+            if norm == 0:
+                choose_direction(done, panel, i, v)
+            pack_row(v, done.N, nth(done.q, panel), i)
+            pack_column(v, done.N, nth(done.q_t, panel), i)
             v += done.N
-        if interrupted(&run.watch, worker, <double>2 * PANEL * panel * PANEL * done.N):
+        if interrupted(&run.watch, worker, <double>2 * PANEL * (panel + 1) * PANEL * done.N):
             return
 
 
@@ -206,13 +222,28 @@ cdef void project_out(const Done *done, Py_ssize_t panel, Py_ssize_t count, real
     subtract(done, panel, count, v, held)
 
 
-cdef void normalise(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, double *logarithm) noexcept nogil:
-    """Divide the panel's tangent i by its norm; it is done."""
-    cdef double norm = sqrt(add_up(square, v, done.N))
-    cdef Panels q_t = nth(done.q_t, panel)
+cdef double divide_by_norm(real *v, Py_ssize_t N) noexcept nogil:
+    """The norm, too; 0 is left as it is."""
+    cdef double norm = sqrt(add_up(square, v, N))
     cdef Py_ssize_t j
-    logarithm[0] = log(norm) if norm != 0 else -INFINITY
+    if norm != 0:
+        for j in range(N):
+            v[j] = <real>(v[j] / norm)
+    return norm
+
+
+cdef void choose_direction(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v) noexcept nogil:
+    """Some direction at right angles to all tangents that are done: what projection leaves of numbers that look random.
+
+    Twice, as little may be left the first time.
+    """
+    cdef Py_ssize_t j, other, time
+    cdef double turns
     for j in range(done.N):
-        v[j] = <real>(v[j] / norm) if norm != 0 else 0
-        element(q_t, j, i)[0] = v[j]
-    pack_row(v, done.N, nth(done.q, panel), i)
+        turns = (1 + j) * (1 + panel * PANEL + i) * GOLDEN
+        v[j] = <real>(turns - floor(turns) - 0.5)
+    for time in range(2):
+        for other in range(panel):
+            project_out(done, other, PANEL, v, 1)
+        project_out(done, panel, i, v, 1)
+        divide_by_norm(v, done.N)

@@ -56,7 +56,9 @@ def carry(const real[:, ::1] w, const real[:, :, :, :, ::1] slopes, const real[:
     cdef double step_work = <double>run.k * run.N * run.H
     cdef int workers = tasks_for(threads, step_work * run.T * run.B, run.B)
     run.groups = <int>ceil_div(panels_of(run.k), GROUP_PANELS)
-    run.parts = 1 if workers == threads else tasks_for(threads, step_work, min(run.groups, <int>MAX_PARTS))
+    run.parts = tasks_for(threads, step_work, min(run.groups, <int>MAX_PARTS))
+    if run.parts * run.T <= workers * (run.T + run.parts - 1):  # in the first and the last steps, some parts have nothing to do
+        run.parts = 1
     cdef int crew = max(workers, run.parts)
     cdef Workspace space = Workspace(packed_gates(run.gates, run.H) + crew * tangents_space(&run), 1 + 10 * crew)
     cdef Block indices = Block(crew * indices_of_tangents(&run) * sizeof(Py_ssize_t))
@@ -166,12 +168,12 @@ cdef void put_in_order(const Tangents *run, const Done *done, int group, const P
             pushing.start[panel] = n
         for i in range(panel * PANEL, panel * PANEL + held_by(run.k, panel) if done != NULL else 0):
             column = done.pivot[i]
-            if column != NO_PIVOT and column < run.H:
+            if column != NO_PIVOT and column < run.H and not taken[column]:  # of NaNs, more than one may be in one place
                 taken[column] = 1
                 order[n] = column
                 n += 1
     for column in range(run.H):
-        if taken[column] == 0:
+        if not taken[column]:
             order[n] = column
             n += 1
 

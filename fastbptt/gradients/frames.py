@@ -61,7 +61,7 @@ def stretch(steps, span, frame, every=1):
     lengths = np.diff([*range(0, len(span), every), len(span)])
     logs, last = np.empty((len(lengths), *frame.shape[:2])), np.empty(frame.shape[:2])
     if span:
-        KERNELS.carry(steps.w_hh, *steps.factors(span), every, frame, logs)
+        KERNELS.carry(steps.w_hh, *steps.factors(span), min(every, len(span)), frame, logs)
         KERNELS.orthonormalise(frame, last)
         logs[-1] += last
     return logs if every == 1 else np.repeat(logs / lengths[:, None, None], lengths, axis=0)

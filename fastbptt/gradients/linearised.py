@@ -112,9 +112,10 @@ class Linearised:
         show = self.show[span]
         both = np.zeros((T, B, 2, gates, self.H))
         both[:, :, 1, :3] = slopes[:, :, 0, :3]
-        both[:, :, 0, :3] = show[:, :, None] * slopes[:, :, 0, :3]
         both[:, :, 0, 3] = slopes[:, :, 0, 3]
-        return both, np.concatenate([show * keep, keep], axis=-1)
+        with np.errstate(all="ignore"):
+            both[:, :, 0, :3] = show[:, :, None] * slopes[:, :, 0, :3]
+            return both, np.concatenate([show * keep, keep], axis=-1)
 
     def jacobian(self, t):
         """The matrix of step t, d state_{t+1} / d state_t: (B, N, N)."""

@@ -47,7 +47,7 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
         Steps at the start that are not averaged over: while the state comes to its attractor, and the frame into line.
     every : int
         Steps from one decomposition to the next. In between, all tangents lean towards the fastest one, and those that differ in growth
-        by a factor of 2**52 can no longer be told apart.
+        by a factor of 2**52 can no longer be told apart; what overflows is inf or NaN.
 
     Returns
     -------
