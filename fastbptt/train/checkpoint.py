@@ -4,9 +4,10 @@ import json
 import os
 import stat
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
+
+from .._files import write_atomically
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
@@ -72,34 +73,6 @@ def damage_named(path):
         raise ValueError(f"{path}: damaged checkpoint: {error} is missing") from None
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {error}") from None
-
-
-def write_atomically(path, content):
-    """Write bytes to a file so that, whatever happens, either the old content or the new one is found there."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory):
-    """Make a rename last; where the directory cannot be opened, that is left to the system."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_checked(path):
