@@ -21,7 +21,7 @@ import numpy as np
 import fastbptt
 from fastbptt.gradients.flow import format_log10
 from fastbptt.train.loop import Training
-from fastbptt.train.resume import resume
+from fastbptt.train.saved_run import resume
 from fastbptt.train.settings import TaskSettings
 from fastbptt.train.task_lesson import TaskLesson
 from fastbptt.train.watch import look

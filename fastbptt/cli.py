@@ -203,7 +203,7 @@ def set_up(options):
     from ._kernels.pool import set_num_threads
     from .train.job import CHECKPOINT, Output, prepare
     from .train.loop import Training
-    from .train.resume import resume
+    from .train.saved_run import resume
     from .train.settings import TaskSettings, TextSettings
 
     if options.threads is not None:

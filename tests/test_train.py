@@ -24,7 +24,7 @@ pytest.importorskip("safetensors")
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.loop import WARM_UP, Training
 from fastbptt.train.model import CELLS, Model
-from fastbptt.train.resume import resume, save
+from fastbptt.train.saved_run import resume, save
 from fastbptt.train.settings import DTYPES, SCHEDULES
 from fastbptt.train.settings import TextSettings as Settings
 from fastbptt.train.text import corpus_of, read_corpus

@@ -22,7 +22,7 @@ from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.lesson import Exam
 from fastbptt.train.loop import WARM_UP, Training
 from fastbptt.train.model import CELLS
-from fastbptt.train.resume import resume, save
+from fastbptt.train.saved_run import resume, save
 from fastbptt.train.settings import DTYPES, OPTIMISERS, TaskSettings
 from fastbptt.train.task_lesson import TaskLesson
 from fastbptt.train.text_lesson import TextLesson

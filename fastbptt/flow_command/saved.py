@@ -11,7 +11,7 @@ from ..losses import softmax_cross_entropy
 from ..tasks import TASKS
 from ..train.checkpoint import damage_named
 from ..train.model import CELLS
-from ..train.resume import load_run
+from ..train.saved_run import load_run
 from ..train.text import DEFAULT_SOURCE, read_corpus
 
 BATCH = 4

@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import _checks
 from .display import Meter, display_for, printable
 from .plot import plot_training
-from .resume import save
+from .saved_run import save
 from .settings import LARGEST, OPTIMISERS
 from .watch import Watch
 
