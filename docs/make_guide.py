@@ -24,7 +24,7 @@ from fastbptt.train.loop import Training
 from fastbptt.train.saved_run import resume
 from fastbptt.train.settings import TaskSettings
 from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.watch import look
+from fastbptt.train.watch import take_look
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE7 = HERE / "gradients.json", HERE / "figure7.json"
@@ -138,7 +138,7 @@ def look_at(training):
     inputs, targets, _ = training.lesson.window(0, np.random.default_rng(1))
     out, _ = training.model.rnn(inputs)
     _, d_answers = training.lesson.loss(training.model.readout(out[-len(targets) :]), targets)
-    return look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
+    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
 
 
 def starts():

@@ -79,7 +79,7 @@ def resume(path, source=None, **changes):
         settings = _saved_settings(lesson_type, metadata["settings"], arrays)
         description = dict(metadata["description"])
     settings = _changed(settings, changes, path, lesson_type.kind)
-    lesson = lesson_type.again(path, settings, description, source)
+    lesson = lesson_type.from_checkpoint(path, settings, description, source)
     with damage_named(path):
         training = Training(lesson)
         _check_arrays(arrays, training)
