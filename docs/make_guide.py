@@ -19,7 +19,7 @@ import by_hand
 import numpy as np
 
 import fastbptt
-from fastbptt.gradients.flow import format_log10
+from fastbptt._notation import format_log10
 from fastbptt.train.loop import Training
 from fastbptt.train.saved_run import resume
 from fastbptt.train.settings import TaskSettings

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .._notation import format_log10
 from ..functional import NONLINEARITIES
-from ..gradients.flow import format_log10
 from ..gradients.linearised import GATES
 from ..gradients.portrait import Portrait
 from .described import DTYPES, LOSSES, STARTS, DescribedNet, compared

@@ -21,7 +21,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from .. import _checks
-from ..gradients.flow import format_log10
+from .._notation import format_log10
 from ..gradients.portrait import Portrait
 from .described import STARTS, DescribedNet
 
