@@ -78,11 +78,12 @@ def build_parser():
 
 
 def add_train(commands):
+    from ._checks import DTYPES
     from .functional import NONLINEARITIES
     from .init import STARTS
     from .tasks import TASKS
     from .train.model import CELLS
-    from .train.settings import DTYPES, OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
+    from .train.settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
 
     parser = commands.add_parser(
         "train",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .._checks import DTYPES
 from .._notation import format_log10
 from ..functional import NONLINEARITIES
 from ..gradients.linearised import GATES
 from ..gradients.portrait import Portrait
-from .described import DTYPES, LOSSES, STARTS, DescribedNet, compared
+from .described import LOSSES, STARTS, DescribedNet, compared
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765

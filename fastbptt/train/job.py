@@ -11,7 +11,7 @@ from .. import _checks
 from .display import Meter, display_for, printable
 from .plot import plot_training
 from .saved_run import save
-from .settings import LARGEST, OPTIMISERS
+from .settings import OPTIMISERS
 from .watch import Watch
 
 CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
@@ -52,7 +52,7 @@ class Output:
 
     def __post_init__(self):
         _checks.size("sample", self.sample, 0)
-        _checks.number("temperature", self.temperature, 0, LARGEST)
+        _checks.number("temperature", self.temperature, 0, _checks.LARGEST)
         _checks.number("save-every", self.save_every, 0)
 
     @property
