@@ -64,6 +64,11 @@ def load_checkpoint(path):
         raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
 
 
+def below(prefix, arrays):
+    """Those arrays whose names begin with the prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 @contextmanager
 def damage_named(path):
     """Whatever is found wrong with a checkpoint's content is the checkpoint's fault."""
