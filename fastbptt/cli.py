@@ -6,12 +6,11 @@ Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 a
 import argparse
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
+from ._command import fail, given, require
 from ._version import __version__
 
-EXTRA = 'pip install "fastbptt[train]"'
 DEFAULT_OUT = "fastbptt-run"
 
 
@@ -38,20 +37,6 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def fail(error, status):
-    """Say in one line what went wrong; return the status."""
-    print(f"fastbptt: error: {one_line(error)}", file=sys.stderr)
-    return status
-
-
-def one_line(error):
-    if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, MemoryError):
-        error = f"not enough memory: {error}" if str(error) else "not enough memory"
-    return " ".join(str(error).split())
 
 
 class Parser(argparse.ArgumentParser):
@@ -182,21 +167,11 @@ def train(options):
 
 
 def require_packages(options):
-    """ImportError if a package that this run needs is missing; the core of fastbptt needs none of them."""
+    """ImportError if a package that this run needs is missing."""
     from .train.display import is_live
 
     wanted = {"safetensors": True, "matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
-    missing = [name for name, needed in wanted.items() if needed and not importable(name)]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} missing: {EXTRA}")
-
-
-def importable(name):
-    try:
-        import_module(name)
-    except ImportError:
-        return False
-    return True
+    require("train", *(name for name, needed in wanted.items() if needed))
 
 
 def set_up(options):
@@ -252,8 +227,3 @@ def lesson_of(options):
 def refuse(options, names, what):
     for name in given(options, names):
         raise ValueError(f"{name.replace('_', '-')}: {what} has no such setting")
-
-
-def given(options, names):
-    """Those options that were given."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}

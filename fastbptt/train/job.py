@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _checks
+from .._command import say
 from .display import Meter, display_for, printable
 from .plot import plot_training
 from .saved_run import save
@@ -219,7 +220,3 @@ def draw(training, output, last_exam=None):
         title = "; ".join(filter(None, (training.lesson.title(), net)))
         curves = training.losses, training.norms, training.omegas
         plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
-
-
-def say(what, text):
-    print(f"{what:11} {text}", flush=True)
