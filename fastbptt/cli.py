@@ -1,6 +1,6 @@
 """The command ``fastbptt``: what it understands, and what becomes of errors.
 
-Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C.
+Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import argparse
