@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import fastbptt
-from fastbptt.train.checkpoint import write_atomically
+from fastbptt._files import write_atomically
 from fastbptt.train.loop import Training
 from fastbptt.train.settings import TaskSettings
 from fastbptt.train.task_lesson import TaskLesson

@@ -19,12 +19,12 @@ import by_hand
 import numpy as np
 
 import fastbptt
-from fastbptt.gradients.flow import format_log10
+from fastbptt._notation import format_log10
 from fastbptt.train.loop import Training
-from fastbptt.train.resume import resume
+from fastbptt.train.saved_run import resume
 from fastbptt.train.settings import TaskSettings
 from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.watch import look
+from fastbptt.train.watch import take_look
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE7 = HERE / "gradients.json", HERE / "figure7.json"
@@ -138,7 +138,7 @@ def look_at(training):
     inputs, targets, _ = training.lesson.window(0, np.random.default_rng(1))
     out, _ = training.model.rnn(inputs)
     _, d_answers = training.lesson.loss(training.model.readout(out[-len(targets) :]), targets)
-    return look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
+    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
 
 
 def starts():

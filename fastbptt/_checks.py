@@ -7,7 +7,9 @@ import numpy as np
 
 from ._kernels import kernels
 
-_NAMES = " or ".join(dtype.name for dtype in kernels)
+DTYPES = tuple(dtype.name for dtype in kernels)
+LARGEST = 1e6  # for any size or rate that a command's user could mean
+_NAMES = " or ".join(DTYPES)
 
 
 def describe(value):

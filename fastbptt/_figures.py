@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ._files import write_atomically
+
 # Okabe and Ito's colours, which colour-blind people tell apart
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 GREY, GRID = "#606060", "#E6E6E6"
@@ -44,8 +46,6 @@ def save(figure, path):
         If the name asks for a format that there is not.
     """
     from matplotlib import rc_context
-
-    from .train.checkpoint import write_atomically
 
     kind, picture = picture_format(path), io.BytesIO()
     with rc_context({"svg.hashsalt": "fastbptt"}):

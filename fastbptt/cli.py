@@ -1,17 +1,16 @@
 """The command ``fastbptt``: what it understands, and what becomes of errors.
 
-Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C.
+Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import argparse
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
+from ._command import fail, given, require
 from ._version import __version__
 
-EXTRA = 'pip install "fastbptt[train]"'
 DEFAULT_OUT = "fastbptt-run"
 
 
@@ -40,20 +39,6 @@ def main(argv=None):
         return 1
 
 
-def fail(error, status):
-    """Say in one line what went wrong; return the status."""
-    print(f"fastbptt: error: {one_line(error)}", file=sys.stderr)
-    return status
-
-
-def one_line(error):
-    if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, MemoryError):
-        error = f"not enough memory: {error}" if str(error) else "not enough memory"
-    return " ".join(str(error).split())
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -78,11 +63,12 @@ def build_parser():
 
 
 def add_train(commands):
+    from ._checks import DTYPES
     from .functional import NONLINEARITIES
     from .init import STARTS
     from .tasks import TASKS
     from .train.model import CELLS
-    from .train.settings import DTYPES, OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
+    from .train.settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
 
     parser = commands.add_parser(
         "train",
@@ -181,21 +167,11 @@ def train(options):
 
 
 def require_packages(options):
-    """ImportError if a package that this run needs is missing; the core of fastbptt needs none of them."""
+    """ImportError if a package that this run needs is missing."""
     from .train.display import is_live
 
     wanted = {"safetensors": True, "matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
-    missing = [name for name, needed in wanted.items() if needed and not importable(name)]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} missing: {EXTRA}")
-
-
-def importable(name):
-    try:
-        import_module(name)
-    except ImportError:
-        return False
-    return True
+    require("train", *(name for name, needed in wanted.items() if needed))
 
 
 def set_up(options):
@@ -203,7 +179,7 @@ def set_up(options):
     from ._kernels.pool import set_num_threads
     from .train.job import CHECKPOINT, Output, prepare
     from .train.loop import Training
-    from .train.resume import resume
+    from .train.saved_run import resume
     from .train.settings import TaskSettings, TextSettings
 
     if options.threads is not None:
@@ -251,8 +227,3 @@ def lesson_of(options):
 def refuse(options, names, what):
     for name in given(options, names):
         raise ValueError(f"{name.replace('_', '-')}: {what} has no such setting")
-
-
-def given(options, names):
-    """Those options that were given."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}

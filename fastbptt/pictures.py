@@ -18,7 +18,7 @@ from ._figures import (
     quiet_axes,
     save,
 )
-from .gradients.flow import format_log10
+from ._notation import format_log10
 from .gradients.portrait import BINS, Portrait
 
 WIDTH = 8.4  # inches: a README shows it at about 100 pixels each

@@ -15,7 +15,8 @@ from processes import environment, run_python
 
 pytest.importorskip("safetensors")
 
-from fastbptt.train.checkpoint import HEADER_LIMIT, load_checkpoint, save_checkpoint, write_atomically
+from fastbptt._files import write_atomically
+from fastbptt.train.checkpoint import HEADER_LIMIT, load_checkpoint, save_checkpoint
 
 ARRAYS = {
     "weights": np.random.default_rng(0).standard_normal((3, 5)),

@@ -10,7 +10,7 @@ from tolerances import DTYPES, assert_close, bound
 
 import fastbptt
 import fastbptt.reference
-from fastbptt.gradients.flow import format_log10
+from fastbptt._notation import format_log10
 from fastbptt.gradients.linearised import linearise
 from fastbptt.gradients.state_gradients import _by_kernel, _with_exponents, state_gradients
 

@@ -39,7 +39,7 @@ def assert_refuses(result, complaint):
 def lines(result):
     """The report by its headings, after a run that succeeded."""
     assert (result.status, result.err) == (0, "")
-    return {line[:9].strip(): line[10:] for line in result.out.splitlines() if line[:9].strip()}
+    return {line[:11].strip(): line[12:] for line in result.out.splitlines() if line[:11].strip()}
 
 
 # --- Nets that are described ------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_no_picture(run, tmp_path, cell):
 def test_a_comparison(run, tmp_path):
     result = run("--compare", "--gate-bias", "2", "--dtype", "float32", *QUICK, "--out", "four.svg")
     assert result.status == 0 and (tmp_path / "four.svg").read_bytes().startswith(b"<?xml")
-    nets = [line[10:] for line in result.out.splitlines() if line.startswith("net ")]
+    nets = [line[12:] for line in result.out.splitlines() if line.startswith("net ")]
     assert [net.partition(",")[0] for net in nets] == ["tanh RNN", "relu RNN", "GRU", "LSTM"]
     assert "identity start of radius 1," in nets[1] and "bias 2 of the z gate" in nets[2] and "bias 2 of the f gate" in nets[3]
 

@@ -24,7 +24,7 @@ from fastbptt.train.settings import TaskSettings, TextSettings
 from fastbptt.train.task_lesson import TaskLesson
 from fastbptt.train.text import Corpus
 from fastbptt.train.text_lesson import TextLesson
-from fastbptt.train.watch import Look, Watch, look, troubles
+from fastbptt.train.watch import Look, Watch, take_look, troubles
 
 SMALL = TaskSettings(task="temporal-order", length=30, hidden=9, batch=3, updates=8, seed=5)
 OPTIONS = ["--task", "temporal-order", "--length", 20, "--hidden", 7, "--batch", 3, "--updates", 30, "--no-plot"]
@@ -178,10 +178,10 @@ def test_what_is_looked_at_is_the_last_loss():
     last = np.zeros_like(out)
     last[-1] = d_out[-1]
     for whole, d in ((False, last), (True, d_out)):
-        seen, flow = look(7, tape, d_out, whole=whole), fastbptt.gradient_flow(tape, d)
+        seen, flow = take_look(7, tape, d_out, whole=whole), fastbptt.gradient_flow(tape, d)
         assert np.array_equal(seen.log10_decay, flow.log10_decay) and seen.verdict == flow.verdict
         assert str(flow).startswith(f"{seen.verdict}: {seen.finding}\n")
-    assert look(7, tape, np.zeros_like(out)).lags() == []
+    assert take_look(7, tape, np.zeros_like(out)).lags() == []
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -206,7 +206,7 @@ def test_looking_is_rationed(monkeypatch):
     """By a clock on which a look takes a second: at most 3 % of the time goes into looks, after the first."""
     now = [100.0]
     monkeypatch.setattr(watching.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(watching, "look", lambda *_, **__: now.__setitem__(0, now[0] + 1.0))
+    monkeypatch.setattr(watching, "take_look", lambda *_, **__: now.__setitem__(0, now[0] + 1.0))
     watch = Watch(SimpleNamespace(seconds=0.0, updates=0))
     for _ in range(10_000):
         watch(None, None, None)

@@ -18,14 +18,15 @@ from processes import current_level, environment, run_python
 
 import fastbptt
 from fastbptt import reference
+from fastbptt._checks import DTYPES
 
 pytest.importorskip("safetensors")
 
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.loop import WARM_UP, Training
 from fastbptt.train.model import CELLS, Model
-from fastbptt.train.resume import resume, save
-from fastbptt.train.settings import DTYPES, SCHEDULES
+from fastbptt.train.saved_run import resume, save
+from fastbptt.train.settings import SCHEDULES
 from fastbptt.train.settings import TextSettings as Settings
 from fastbptt.train.text import corpus_of, read_corpus
 from fastbptt.train.text_lesson import TextLesson, generate, mean_loss

@@ -12,6 +12,7 @@ import pytest
 from commands import assert_fails, command, started
 
 from fastbptt import reference
+from fastbptt._checks import DTYPES
 from fastbptt.tasks import TASKS
 
 pytest.importorskip("safetensors")
@@ -22,8 +23,8 @@ from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.lesson import Exam
 from fastbptt.train.loop import WARM_UP, Training
 from fastbptt.train.model import CELLS
-from fastbptt.train.resume import resume, save
-from fastbptt.train.settings import DTYPES, OPTIMISERS, TaskSettings
+from fastbptt.train.saved_run import resume, save
+from fastbptt.train.settings import OPTIMISERS, TaskSettings
 from fastbptt.train.task_lesson import TaskLesson
 from fastbptt.train.text_lesson import TextLesson
 

@@ -2,16 +2,17 @@
 
 import math
 import os
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from .._checks import DTYPES
+from .._command import fail, given, require, say
+from .._notation import format_log10
 from ..functional import NONLINEARITIES
-from ..gradients.flow import format_log10
 from ..gradients.linearised import GATES
 from ..gradients.portrait import Portrait
-from .described import DTYPES, LOSSES, STARTS, DescribedNet, compared
+from .described import LOSSES, STARTS, DescribedNet, compared
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765
@@ -63,8 +64,6 @@ def add_flow(commands):
 
 def flow(options):
     """The command. What it raises is trouble with what was asked for; returns the exit status."""
-    from ..cli import fail
-
     try:
         _refuse_contradictions(options)
         if options.serve:
@@ -75,7 +74,7 @@ def flow(options):
         elif options.checkpoint is not None:
             _look_at_saved(options, picture)
         else:
-            net = DescribedNet(**_given(options, DESCRIBED))
+            net = DescribedNet(**given(options, DESCRIBED))
             _look_at(net.flow(), f"{net}", picture)
     except BrokenPipeError:
         raise
@@ -94,20 +93,20 @@ def _look_at_saved(options, picture):
         if options.seed is not None:
             raise ValueError("seed: nothing is random about a net that reads a text")
         tokens, source, unknown = net.tokens(options.text)
-        found, loss = net.flow(tokens, **_given(options, ("steps", "batch")))
+        found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
         say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
         if options.text is not None:
             raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
-        found, loss = net.flow(length=options.steps, **_given(options, ("batch", "seed")))
+        found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
     _look_at(found, str(net), picture)
 
 
 def _look_at(found, title, picture):
     say("net", title)
-    say("gradient", str(found).replace("\n", "\n" + " " * 10))
+    say("gradient", found)
     for heading, text in _findings(Portrait(found)):
         say(heading, text)
     if picture is not None:
@@ -116,7 +115,7 @@ def _look_at(found, title, picture):
 
 
 def _compare(options, picture):
-    settings = _given(options, COMPARED)
+    settings = given(options, COMPARED)
     nets = compared(**settings)
     flows = {}
     for name, net in nets.items():
@@ -157,17 +156,8 @@ def _serve(options):
     require("serve", "plotly", "werkzeug")
     from .serve import serve
 
-    net = DescribedNet(**_given(options, DESCRIBED))
-    return serve(net, PORT if options.port is None else options.port, say)
-
-
-def require(extra, *packages):
-    """ImportError, in words, if one of an extra's packages is missing; the core of fastbptt needs none of them."""
-    for name in packages:
-        try:
-            import_module(name)
-        except ImportError:
-            raise ImportError(f'{name} missing: pip install "fastbptt[{extra}]"') from None
+    net = DescribedNet(**given(options, DESCRIBED))
+    return serve(net, PORT if options.port is None else options.port)
 
 
 def _refuse_contradictions(options):
@@ -183,7 +173,7 @@ def _refuse_contradictions(options):
     if options.out is not None and options.no_picture:
         raise ValueError("out: not together with --no-picture")
     if what is not None:
-        for name in _given(options, set(DESCRIBED) - set(SAVED if options.checkpoint is not None else COMPARED)):
+        for name in given(options, set(DESCRIBED) - set(SAVED if options.checkpoint is not None else COMPARED)):
             raise ValueError(f"{name.replace('_', '-')}: {what} has its own")
 
 
@@ -203,12 +193,3 @@ def _writable(path):
         raise
     probe.unlink()
     return path
-
-
-def _given(options, names):
-    """Those options that were given."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def say(what, text):
-    print(f"{what:9} {text}", flush=True)

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _checks
-from .._kernels import kernels
 from ..functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
 from ..gradients.flow import gradient_flow
 from ..gradients.linearised import GATES
 
 STARTS = ("gaussian", "orthogonal", "identity")
 LOSSES = ("every", "last")
-DTYPES = tuple(dtype.name for dtype in kernels)
-LARGEST = 1e6  # for any size or rate that could be meant
 BIASED = {"gru": "z", "lstm": "f"}  # the gate that keeps the state where it is open
 
 
@@ -72,12 +69,12 @@ class DescribedNet:
 
     def __post_init__(self):
         for name in ("hidden", "steps", "batch"):
-            _checks.number(name, _checks.size(name, getattr(self, name)), 1, LARGEST)
+            _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
         _checks.size("seed", self.seed, 0)
-        for name, allowed in (("cell", tuple(GATES)), ("init", STARTS), ("loss", LOSSES), ("dtype", DTYPES)):
+        for name, allowed in (("cell", tuple(GATES)), ("init", STARTS), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
             _checks.one_of(name, getattr(self, name), allowed)
-        _checks.number("radius", self.radius, 0, LARGEST)
-        _checks.number("gain", self.gain, 0, LARGEST)
+        _checks.number("radius", self.radius, 0, _checks.LARGEST)
+        _checks.number("gain", self.gain, 0, _checks.LARGEST)
         if self.cell == "rnn":
             object.__setattr__(self, "nonlinearity", self.nonlinearity or "tanh")
             _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
@@ -87,7 +84,7 @@ class DescribedNet:
         if self.nonlinearity is not None:
             raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
         object.__setattr__(self, "gate_bias", 1.0 if self.gate_bias is None else self.gate_bias)
-        _checks.number("gate-bias", self.gate_bias, -LARGEST, LARGEST)
+        _checks.number("gate-bias", self.gate_bias, -_checks.LARGEST, _checks.LARGEST)
 
     @property
     def name(self):

@@ -9,9 +9,9 @@ from ..gradients.linearised import GATES
 from ..layers import RNN, Linear
 from ..losses import softmax_cross_entropy
 from ..tasks import TASKS
-from ..train.checkpoint import damage_named
+from ..train.checkpoint import below, damage_named
 from ..train.model import CELLS
-from ..train.resume import load_run
+from ..train.saved_run import load_run
 from ..train.text import DEFAULT_SOURCE, read_corpus
 
 BATCH = 4
@@ -39,8 +39,8 @@ class SavedNet:
 
     def __init__(self, path, arrays, settings):
         self.path = path
-        self.rnn = _recurrent(settings, _below("rnn.", arrays), self.inputs)
-        self.readout = _readout(_below("readout.", arrays), self.rnn.hidden_size, self.outputs)
+        self.rnn = _recurrent(settings, below("rnn.", arrays), self.inputs)
+        self.readout = _readout(below("readout.", arrays), self.rnn.hidden_size, self.outputs)
         if self.readout.dtype != self.rnn.dtype:
             raise ValueError(f"its readout is {self.readout.dtype}, its recurrent layer {self.rnn.dtype}")
 
@@ -196,7 +196,3 @@ def _readout(arrays, H, outputs):
 def _loaded(layer, arrays):
     layer.load_state_dict(arrays)
     return layer
-
-
-def _below(prefix, arrays):
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

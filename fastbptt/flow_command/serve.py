@@ -21,7 +21,8 @@ from werkzeug.routing import Map, Rule
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from .. import _checks
-from ..gradients.flow import format_log10
+from .._command import say
+from .._notation import format_log10
 from ..gradients.portrait import Portrait
 from .described import STARTS, DescribedNet
 
@@ -157,7 +158,7 @@ def listen(port):
     return listener
 
 
-def serve(net, port, say):
+def serve(net, port):
     """Serve the page until Ctrl-C.
 
     Parameters
@@ -166,8 +167,6 @@ def serve(net, port, say):
         What it starts with.
     port : int
         0 takes any that is free.
-    say : callable
-        ``say(what, text)`` tells the user.
 
     Returns
     -------

@@ -5,7 +5,9 @@ from functools import cached_property
 
 import numpy as np
 
+from .._notation import format_log10
 from .linearised import GATES, check_loss, linearise, steepest, sum_of_products
+from .nonfinite import first_nonfinite
 from .state_gradients import log10_norm, rescale, state_gradients
 
 CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
@@ -95,7 +97,7 @@ class GradientFlow:
 
     @cached_property
     def reason(self):
-        return _first_nonfinite(self.tape, self._d_out, self._d_state, self.log10_state_norm)
+        return first_nonfinite(self.tape, self._d_out, self._d_state, self.log10_state_norm)
 
     @cached_property
     def saturated_gates(self):
@@ -331,23 +333,6 @@ class GradientFlow:
         return f"<GradientFlow of {self.tape!r}: {self.verdict}>"
 
 
-def format_log10(log10, digits=2):
-    """10**log10 in few digits, however large or small it is.
-
-    >>> format_log10(-400.0), format_log10(-3.92), format_log10(3010.3), format_log10(-0.06), format_log10(-np.inf)
-    ('1e-400', '1.2e-04', '2e+3010', '0.87', '0')
-    """
-    if not math.isfinite(log10):
-        return "0" if log10 == -math.inf else str(float(log10))
-    if -3 <= log10 < 4:
-        return f"{10**log10:.{digits}g}" if log10 < digits else f"{10**log10:.0f}"
-    exponent = math.floor(log10)
-    mantissa = round(10 ** (log10 - exponent), digits - 1)
-    if mantissa >= 10:
-        mantissa, exponent = mantissa / 10, exponent + 1
-    return f"{mantissa:g}e{exponent:+03d}"
-
-
 def _plural(n, noun):
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
@@ -368,44 +353,3 @@ def _log10_of_sum_square(log10):
 
 def _log10_of_mean_square(log10):
     return _log10_of_sum_square(log10) - math.log10(len(log10)) / 2
-
-
-def _first_nonfinite(tape, d_out, d_state, log10_state_norm):
-    """Where inf or NaN comes from, or None."""
-    states = {"h": tape.h} if tape.c is None else {"c": tape.c, "h": tape.h}
-    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
-        if (at := _find(getattr(tape, name))) is not None:
-            return f"{name}{at[0]} is {at[1]}"
-    for name, state in states.items():
-        if (at := _find(state[:1])) is not None:
-            return f"the initial state {name}{at[0][1:]} is {at[1]}"
-    in_x = _find(tape.x) if tape.x.ndim == 3 else None
-    in_states = {name: at for name, state in states.items() if (at := _find(state)) is not None}
-    first = min(in_states, key=lambda name: in_states[name][0][0], default=None)
-    if in_x is not None and (first is None or in_x[0][0] < in_states[first][0][0]):
-        return f"x{in_x[0]} is {in_x[1]}"
-    if first is not None:
-        at, value = in_states[first]
-        return f"{first}{at} is {value}, the state after step {at[0] - 1}, though weights, inputs and earlier states are finite"
-    for i, part in enumerate(d_state):
-        if (at := _find(part)) is not None:
-            return f"d_state{'' if len(d_state) == 1 else f'[{i}]'}{at[0]} is {at[1]}"
-    in_gradient = np.flatnonzero((np.isnan(log10_state_norm) | np.isposinf(log10_state_norm)).any(axis=1))
-    reached = in_gradient[-1] if in_gradient.size else -1
-    from_d_out = _find(d_out, last=True)
-    if from_d_out is not None and from_d_out[0][0] + 1 >= reached:
-        return f"d_out{from_d_out[0]} is {from_d_out[1]}"
-    if in_gradient.size:
-        return f"the gradient of the state before step {reached} is the first on the way back that is not finite, though d_out is"
-    return None
-
-
-def _find(array, last=False):
-    """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
-    if array is None or math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
-        return None
-    wrong = np.argwhere(~np.isfinite(array))
-    if last:
-        wrong = wrong[wrong[:, 0] == wrong[-1, 0]]
-    at = [int(i) for i in wrong[0]]
-    return at, array[tuple(at)]

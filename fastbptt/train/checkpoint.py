@@ -4,9 +4,10 @@ import json
 import os
 import stat
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
+
+from .._files import write_atomically
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
@@ -63,6 +64,11 @@ def load_checkpoint(path):
         raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
 
 
+def below(prefix, arrays):
+    """Those arrays whose names begin with the prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 @contextmanager
 def damage_named(path):
     """Whatever is found wrong with a checkpoint's content is the checkpoint's fault."""
@@ -72,34 +78,6 @@ def damage_named(path):
         raise ValueError(f"{path}: damaged checkpoint: {error} is missing") from None
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {error}") from None
-
-
-def write_atomically(path, content):
-    """Write bytes to a file so that, whatever happens, either the old content or the new one is found there."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory):
-    """Make a rename last; where the directory cannot be opened, that is left to the system."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_checked(path):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from ..gradients.flow import format_log10
+from .._notation import format_log10
 from .watch import LEFT, RECENT
 
 LIVE_SECONDS, WATCH_SECONDS = 0.1, 0.25  # between redrawings; of more lines, which take longer

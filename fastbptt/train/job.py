@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _checks
+from .._command import say
 from .display import Meter, display_for, printable
 from .plot import plot_training
-from .resume import save
-from .settings import LARGEST, OPTIMISERS
+from .saved_run import save
+from .settings import OPTIMISERS
 from .watch import Watch
 
 CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
@@ -52,7 +53,7 @@ class Output:
 
     def __post_init__(self):
         _checks.size("sample", self.sample, 0)
-        _checks.number("temperature", self.temperature, 0, LARGEST)
+        _checks.number("temperature", self.temperature, 0, _checks.LARGEST)
         _checks.number("save-every", self.save_every, 0)
 
     @property
@@ -219,7 +220,3 @@ def draw(training, output, last_exam=None):
         title = "; ".join(filter(None, (training.lesson.title(), net)))
         curves = training.losses, training.norms, training.omegas
         plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
-
-
-def say(what, text):
-    print(f"{what:11} {text}", flush=True)

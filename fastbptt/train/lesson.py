@@ -139,7 +139,7 @@ class Lesson:
         return {}
 
     @classmethod
-    def again(cls, path, settings, description, source):
+    def from_checkpoint(cls, path, settings, description, source):
         """The lesson of a checkpoint.
 
         Parameters

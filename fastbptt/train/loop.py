@@ -20,7 +20,7 @@ class Training:
     """A training run, one update at a time.
 
     The same lesson and settings give the same bits, at any number of threads; so does a run that was saved and resumed
-    (`fastbptt.train.resume`) at any update.
+    (`fastbptt.train.saved_run`) at any update.
 
     Parameters
     ----------

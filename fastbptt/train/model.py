@@ -4,6 +4,7 @@ import numpy as np
 
 from ..init import STARTS
 from ..layers import GRU, LSTM, RNN, Linear
+from .checkpoint import below
 
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
@@ -74,9 +75,9 @@ class Model:
         }
 
     def load_state_dict(self, state):
-        """Take back what `state_dict` gave. KeyError, TypeError or ValueError if names, dtypes or shapes differ."""
-        for prefix, layer in (("rnn.", self.rnn), ("readout.", self.readout)):
-            layer.load_state_dict({name.removeprefix(prefix): p for name, p in state.items() if name.startswith(prefix)})
+        """Take what `state_dict` gave out of all arrays. KeyError, TypeError or ValueError if names, dtypes or shapes differ."""
+        self.rnn.load_state_dict(below("rnn.", state))
+        self.readout.load_state_dict(below("readout.", state))
 
 
 class _Evaluation:

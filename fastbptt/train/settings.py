@@ -5,17 +5,14 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from .. import _checks
-from .._kernels import kernels
 from ..functional import NONLINEARITIES
 from ..init import STARTS
 from ..optim import SGD, Adam, RMSprop
 from ..tasks import TASKS
 from .model import CELLS
 
-DTYPES = tuple(dtype.name for dtype in kernels)
 OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
 RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them on a text, with RMSprop: learning rate times units
-LARGEST = 1e6  # for any size or rate that could be meant
 SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
@@ -80,20 +77,20 @@ class Settings:
 
     def __post_init__(self):
         for name in ("hidden", "batch"):
-            _checks.number(name, _checks.size(name, getattr(self, name)), 1, LARGEST)
+            _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
         _checks.size("seed", self.seed, 0)
         _checks.one_of("cell", self.cell, tuple(CELLS))
-        _checks.one_of("dtype", self.dtype, DTYPES)
+        _checks.one_of("dtype", self.dtype, _checks.DTYPES)
         self._settle_start()
         _checks.one_of("optimiser", self.optimiser, tuple(OPTIMISERS))
         _checks.one_of("schedule", self.schedule, tuple(SCHEDULES))
         _checks.number("clip", self.clip, 0, above=True)
-        _checks.number("omega", self.omega, 0, LARGEST)
+        _checks.number("omega", self.omega, 0, _checks.LARGEST)
         if self.lr is None:
             self._set("lr", self._usual_rate())
-        _checks.number("lr", self.lr, 0, LARGEST, above=True)
+        _checks.number("lr", self.lr, 0, _checks.LARGEST, above=True)
         if self.minutes is not None:
-            _checks.number("minutes", self.minutes, 0, LARGEST, above=True)
+            _checks.number("minutes", self.minutes, 0, _checks.LARGEST, above=True)
             if self.updates is not None:
                 raise ValueError("updates: a run has either so many updates or so many minutes")
         elif self.updates is None:
@@ -151,7 +148,7 @@ class TextSettings(Settings):
     seq_len: int = 50
 
     def __post_init__(self):
-        _checks.number("seq-len", _checks.size("seq-len", self.seq_len), 1, LARGEST)
+        _checks.number("seq-len", _checks.size("seq-len", self.seq_len), 1, _checks.LARGEST)
         super().__post_init__()
 
     def _usual_start(self):

@@ -87,7 +87,7 @@ class TaskLesson(Lesson):
         }
 
     @classmethod
-    def again(cls, path, settings, description, source):
+    def from_checkpoint(cls, path, settings, description, source):
         if source is not None:
             raise ValueError(f"{source}: {path} was trained on the task {settings.task}, not on a text")
         return cls(settings)

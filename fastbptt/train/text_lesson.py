@@ -87,7 +87,7 @@ class TextLesson(Lesson):
         return {"vocabulary": self.corpus.vocabulary}
 
     @classmethod
-    def again(cls, path, settings, description, source):
+    def from_checkpoint(cls, path, settings, description, source):
         with damage_named(path):
             before, digest = str(description["source"]), str(description["sha256"])
             expected = f"expected {int(description['characters'])}, {int(description['different'])} different"

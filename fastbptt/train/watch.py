@@ -86,7 +86,7 @@ class Watch:
         """Called before each update's step with what its backward pass has gone through; ``failed`` if there will be no step."""
         start = time.perf_counter()
         if failed or start >= self._next:
-            self.look = look(self.training.updates + 1, tape, d_out, d_state, whole=failed)
+            self.look = take_look(self.training.updates + 1, tape, d_out, d_state, whole=failed)
             taken = time.perf_counter() - start
             self.seconds += taken
             self._next = time.perf_counter() + max(PAUSE, taken / SHARE)
@@ -100,7 +100,7 @@ class Watch:
         return troubles(self.training.losses, self.training.norms, self.look)
 
 
-def look(update, tape, d_out, d_state=None, *, whole=False):
+def take_look(update, tape, d_out, d_state=None, *, whole=False):
     """A `Look` at a window's gradients.
 
     Parameters

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from .. import _checks
-from .checkpoint import damage_named, load_checkpoint, save_checkpoint
+from .checkpoint import below, damage_named, load_checkpoint, save_checkpoint
 from .lesson import Exam
 from .loop import Training
 from .task_lesson import TaskLesson
@@ -79,7 +79,7 @@ def resume(path, source=None, **changes):
         settings = _saved_settings(lesson_type, metadata["settings"], arrays)
         description = dict(metadata["description"])
     settings = _changed(settings, changes, path, lesson_type.kind)
-    lesson = lesson_type.again(path, settings, description, source)
+    lesson = lesson_type.from_checkpoint(path, settings, description, source)
     with damage_named(path):
         training = Training(lesson)
         _check_arrays(arrays, training)
@@ -146,8 +146,8 @@ def _check_arrays(arrays, training):
 
 def _restore(training, arrays, metadata):
     """Set a new run to where the saved one was."""
-    training.model.load_state_dict(_below("rnn.", arrays) | _below("readout.", arrays))
-    training.optimiser.load_state_dict({name.removeprefix("optimiser."): array for name, array in _below("optimiser.", arrays).items()})
+    training.model.load_state_dict(arrays)
+    training.optimiser.load_state_dict(below("optimiser.", arrays))
     state = tuple(arrays[name] for name in STATES if name in arrays)
     training.reader.reset(state if len(state) > 1 else state[0])
     for name in _histories(training.settings):
@@ -163,10 +163,6 @@ def _exam(update, loss, sequences, wrong, *, updates):
     if exam != (update, loss, sequences, wrong) or not (0 < update <= updates and 0 <= wrong <= sequences and sequences > 0):
         raise ValueError(f"{EXAMS}: no exam is {(update, loss, sequences, wrong)}")
     return exam
-
-
-def _below(prefix, arrays):
-    return {name: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _saved_settings(lesson_type, saved, arrays):

@@ -1,0 +1,46 @@
+"""Where inf or NaN first appeared, in causal order: in what went in, in a state, or in a gradient on the way back."""
+
+import math
+
+import numpy as np
+
+
+def first_nonfinite(tape, d_out, d_state, log10_state_norm):
+    """In words, what was not finite first, in a `GradientFlow` with these arguments and norms; None if all is finite."""
+    states = {"h": tape.h} if tape.c is None else {"c": tape.c, "h": tape.h}
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+        if (at := _find(getattr(tape, name))) is not None:
+            return f"{name}{at[0]} is {at[1]}"
+    for name, state in states.items():
+        if (at := _find(state[:1])) is not None:
+            return f"the initial state {name}{at[0][1:]} is {at[1]}"
+    in_x = _find(tape.x) if tape.x.ndim == 3 else None
+    in_states = {name: at for name, state in states.items() if (at := _find(state)) is not None}
+    first = min(in_states, key=lambda name: in_states[name][0][0], default=None)
+    if in_x is not None and (first is None or in_x[0][0] < in_states[first][0][0]):
+        return f"x{in_x[0]} is {in_x[1]}"
+    if first is not None:
+        at, value = in_states[first]
+        return f"{first}{at} is {value}, the state after step {at[0] - 1}, though weights, inputs and earlier states are finite"
+    for i, part in enumerate(d_state):
+        if (at := _find(part)) is not None:
+            return f"d_state{'' if len(d_state) == 1 else f'[{i}]'}{at[0]} is {at[1]}"
+    in_gradient = np.flatnonzero((np.isnan(log10_state_norm) | np.isposinf(log10_state_norm)).any(axis=1))
+    reached = in_gradient[-1] if in_gradient.size else -1
+    from_d_out = _find(d_out, last=True)
+    if from_d_out is not None and from_d_out[0][0] + 1 >= reached:
+        return f"d_out{from_d_out[0]} is {from_d_out[1]}"
+    if in_gradient.size:
+        return f"the gradient of the state before step {reached} is the first on the way back that is not finite, though d_out is"
+    return None
+
+
+def _find(array, last=False):
+    """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
+    if array is None or math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
+        return None
+    wrong = np.argwhere(~np.isfinite(array))
+    if last:
+        wrong = wrong[wrong[:, 0] == wrong[-1, 0]]
+    at = [int(i) for i in wrong[0]]
+    return at, array[tuple(at)]
