@@ -14,7 +14,7 @@ cdef enum:
     PANEL = 16                     # tangents
     NO_PIVOT = -1
 
-cdef double ROUNDING = 64          # times N EPSILON: what is left where nothing should be; seldom more, after pivots that are small by chance
+cdef double ROUNDING = 64          # times N EPSILON: what is left where nothing should be; seldom more, after a pivot small by chance
 cdef double EPSILON = DBL_EPSILON if sizeof(real) == sizeof(double) else FLT_EPSILON
 
 cdef struct Done:                  # what there is to know of the tangents that are done, panel by panel
