@@ -41,6 +41,19 @@ cdef inlined put(const bint whole, real *p, Py_ssize_t k, vec v) noexcept nogil:
         store_part(p, v, k)
 
 
+ctypedef void (*Units)(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil
+
+
+cdef inlined along_row(Units units, const Row *r) noexcept nogil:
+    """Which units is known where this is called, and so pasted in."""
+    cdef Py_ssize_t i = 0
+    while i + LANES <= r.n:
+        units(1, r, i, LANES)
+        i += LANES
+    if i < r.n:
+        units(0, r, i, r.n - i)
+
+
 cdef inline vec through_sigmoid(vec s, vec ds) noexcept nogil:
     """s = sigmoid(a): ds s (1 - s) is da"""
     return ds * (s * (1 - s))
@@ -157,21 +170,11 @@ cdef inlined gru_backward_units(const bint whole, const Row *r, Py_ssize_t i, Py
 
 
 cdef void gru_forward_row(const Row *r) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
-        gru_forward_units(1, r, i, LANES)
-        i += LANES
-    if i < r.n:
-        gru_forward_units(0, r, i, r.n - i)
+    along_row(<Units>gru_forward_units, r)
 
 
 cdef void gru_backward_row(const Row *r) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
-        gru_backward_units(1, r, i, LANES)
-        i += LANES
-    if i < r.n:
-        gru_backward_units(0, r, i, r.n - i)
+    along_row(<Units>gru_backward_units, r)
 
 
 # --- LSTM: i f g o; c_t = f c_{t-1} + i g, h_t = o tanh(c_t) -----------------------------------------------------------
@@ -206,18 +209,8 @@ cdef inlined lstm_backward_units(const bint whole, const Row *r, Py_ssize_t j, P
 
 
 cdef void lstm_forward_row(const Row *r) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
-        lstm_forward_units(1, r, i, LANES)
-        i += LANES
-    if i < r.n:
-        lstm_forward_units(0, r, i, r.n - i)
+    along_row(<Units>lstm_forward_units, r)
 
 
 cdef void lstm_backward_row(const Row *r) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
-        lstm_backward_units(1, r, i, LANES)
-        i += LANES
-    if i < r.n:
-        lstm_backward_units(0, r, i, r.n - i)
+    along_row(<Units>lstm_backward_units, r)
