@@ -171,7 +171,7 @@ def test_the_tape_is_that_of_the_reference(cell, shape, tokens, dtype):
         np.testing.assert_array_equal(expected.gates, expected.h[1:])
     for name in ("h", "c", "m") if plain else ("h", "c", "gates", "m"):
         assert_close(name, getattr(tape, name), getattr(expected, name), bound(dtype, problem.K, shape[0]))
-    assert (tape.c is None) == (problem.cell.states == 1) and (tape.m is None) == (problem.cell.prefix != "gru")
+    assert (tape.c is None) == (problem.cell.states == 1) and (tape.m is None) == (expected.m is None)
     assert tape.gates is None if plain else tape.gates.dtype == dtype
     assert tape.h.dtype == dtype
     for name in ("x", *WEIGHTS, "leak"):
