@@ -22,6 +22,7 @@ DTYPES = ["float64", "float32"]
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
 if os.environ.get("FASTBPTT_DEBUG"):
     DIRECTIVES.update(boundscheck=True, wraparound=True, initializedcheck=True)
+TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by the files' dates, and does not see other directives
 
 # For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
 # whole process's arithmetic.
@@ -67,6 +68,6 @@ extensions = [plain_module(name) for name in ("cpu", "memory", "pool")]
 extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
 
 setup(
-    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1, force=TRANSLATE_ALL),
     cmdclass={"build_ext": BuildExt},
 )

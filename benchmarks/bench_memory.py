@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import peers
-from grid import GATES, Case
+from grid import LAYERS, Case
 
 
 def resident(field):
@@ -36,7 +36,7 @@ def measure(name, case):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", choices=GATES, default=["tanh", "gru", "lstm"])
+    parser.add_argument("--cells", nargs="+", choices=LAYERS, default=["tanh", "gru", "lstm"])
     parser.add_argument("--dtypes", nargs="+", choices=peers.TOLERANCE, default=["float64"])
     parser.add_argument("--contestants", nargs="+", choices=peers.CONTESTANTS, default=["fastbptt", "torch"])
     parser.add_argument("--steps", type=int, default=20000, metavar="T")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import peers
-from grid import GATES, Case
+from grid import LAYERS, Case
 
 TURN = 0.25  # seconds
 
@@ -50,7 +50,7 @@ def call_seconds(calls, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=GATES, default="tanh")
+    parser.add_argument("--cell", choices=LAYERS, default="tanh")
     parser.add_argument("--dtype", choices=peers.TOLERANCE, default="float64")
     parser.add_argument("--batch", type=int, default=16, metavar="B")
     parser.add_argument("--hidden", type=int, default=128, metavar="H")

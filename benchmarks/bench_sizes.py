@@ -7,7 +7,7 @@ import argparse
 from itertools import product
 
 import numpy as np
-from grid import GATES, Case
+from grid import LAYERS, Case
 from peers import build
 from timing import alternate, medians
 
@@ -23,7 +23,7 @@ def cases(cell, dtype, T, B, H):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", choices=GATES, default=["tanh", "gru", "lstm"])
+    parser.add_argument("--cells", nargs="+", choices=LAYERS, default=["tanh", "gru", "lstm"])
     parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from importlib import import_module
 
 import numpy as np
 import peers
-from grid import BATCHES, CELLS, DTYPES, GATES, PASSES, STEPS, WIDTHS, grid
+from grid import BATCHES, CELLS, DTYPES, LAYERS, PASSES, STEPS, WIDTHS, grid
 from timing import alternate, describe_machine, geometric_mean, medians, sample
 
 CONTESTANTS = ("fastbptt", "torch", "jax")
@@ -122,7 +122,7 @@ def least(points, key, form):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", choices=GATES, default=CELLS)
+    parser.add_argument("--cells", nargs="+", choices=LAYERS, default=CELLS)
     parser.add_argument("--dtypes", nargs="+", choices=peers.TOLERANCE, default=DTYPES)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="B")
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, metavar="H")

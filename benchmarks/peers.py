@@ -84,7 +84,7 @@ def build_functions(module, case, arrays):
         return None
     options = {"nonlinearity": case.cell} if case.family == "rnn" else {}
     x, weights, d_out = arrays.x, arrays.weights, arrays.d_out
-    state = arrays.state if case.cell == "lstm" else arrays.state[0]
+    state = arrays.state if case.traits.states > 1 else arrays.state[0]
 
     def forward():
         return run_forward(x, state, *weights, **options)[0]
@@ -103,15 +103,18 @@ def build_functions(module, case, arrays):
 def build_torch(case, arrays):
     """torch.nn.RNN, GRU or LSTM; gradients by torch.autograd.grad, so that each call makes fresh ones."""
     torch = import_module("torch")
+    layer = getattr(torch.nn, case.family.upper(), None)
+    if layer is None:
+        return None
     torch.set_num_threads(THREADS)
     options = {"nonlinearity": case.cell} if case.family == "rnn" else {}
-    module = getattr(torch.nn, case.family.upper())(case.I, case.H, dtype=getattr(torch, case.dtype), **options)
+    module = layer(case.I, case.H, dtype=getattr(torch, case.dtype), **options)
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), arrays.weights, strict=True):
             parameter.copy_(torch.from_numpy(value))
     x = torch.from_numpy(arrays.x).requires_grad_()
     states = tuple(torch.from_numpy(s)[None].requires_grad_() for s in arrays.state)
-    state = states if case.cell == "lstm" else states[0]
+    state = states if case.traits.states > 1 else states[0]
     inputs = [x, *states, *module.parameters()]
     d_out = torch.from_numpy(arrays.d_out)
 
@@ -135,10 +138,12 @@ def build_jax(case, arrays):
     """A jitted lax.scan and its vjp; the input projection is one product before the scan."""
     jax, jnp = import_module("jax"), import_module("jax.numpy")
     jax.config.update("jax_enable_x64", True)
-    cell = jax_cells(jax)[case.cell]
+    cell = jax_cells(jax).get(case.cell)
+    if cell is None:
+        return None
 
     def layer(x, state, w_ih, w_hh, b_ih, b_hh):
-        if case.cell == "gru":
+        if case.traits.apart:
             p, b = x @ w_ih.T + b_ih, b_hh
         else:
             p, b = x @ w_ih.T + (b_ih + b_hh), 0
@@ -167,7 +172,7 @@ def build_jax(case, arrays):
 
 
 def jax_cells(jax):
-    """The cells: from p = x W_ih^T + b, q = h W_hh^T (+ b_hh) and the old state, the new one."""
+    """The cells: from p = x W_ih^T + b, q = h W_hh^T (+ b_hh, where it is apart) and the old state, the new one."""
     jnp, sigmoid = jax.numpy, jax.nn.sigmoid
 
     def tanh(p, q, h):

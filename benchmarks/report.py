@@ -1,7 +1,8 @@
-"""Turn a run of compare.py into the README's table and the chart.
+"""Turn a run of compare.py, or several, into the README's table and the chart. The README's were made by
 
-python benchmarks/compare.py --json run.json
-python benchmarks/report.py run.json
+python benchmarks/compare.py --pass both --rounds 5 --json both.json
+python benchmarks/compare.py --pass forward --rounds 3 --json forward.json
+python benchmarks/report.py both.json forward.json
 """
 
 import argparse
@@ -24,6 +25,22 @@ MANY = 12  # rows; a longer table is folded away
 
 # Colour-blind-safe (Okabe and Ito), and told apart by shape as well.
 MARKS = {"torch": {"color": "#0072B2", "marker": "o"}, "jax": {"color": "#D55E00", "marker": "s"}}
+
+
+def merged(runs):
+    """Runs of different points on one machine as one; rounds are those of the first run, with what is different in the others."""
+    whole, rounds = runs[0] | {"points": [], "peak": {}}, {}
+    for run in runs:
+        if run["machine"] != whole["machine"]:
+            raise SystemExit(f"expected runs on one machine, got {whole['machine']} and {run['machine']}")
+        whole["points"] += run["points"]
+        for dtype, rates in run["peak"].items():
+            best = whole["peak"].setdefault(dtype, rates)
+            whole["peak"][dtype] = {name: max(rate, best[name]) for name, rate in rates.items()}
+        rounds |= {PASSES[point["pass"]]: run["rounds"] for point in run["points"]}
+    usual = runs[0]["rounds"]
+    others = ", ".join(f"{name} alone: {number}" for name, number in rounds.items() if number != usual)
+    return whole | {"rounds": f"{usual} ({others})" if others else usual, "date": runs[-1]["date"]}
 
 
 def groups(points):
@@ -169,11 +186,11 @@ def draw_panel(axis, group):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="JSON written by compare.py")
+    parser.add_argument("runs", type=Path, nargs="+", help="JSON written by compare.py")
     parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
     parser.add_argument("--chart", type=Path, default=HERE / "speed.png")
     options = parser.parse_args()
-    run = json.loads(options.run.read_text())
+    run = merged([json.loads(path.read_text()) for path in options.runs])
     insert(options.readme, markdown(run))
     draw(run, options.chart)
     print(f"{options.readme}: table of {len(run['points'])} points; {options.chart}: chart")

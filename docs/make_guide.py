@@ -19,6 +19,7 @@ import by_hand
 import numpy as np
 
 import fastbptt
+from fastbptt._figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure
 from fastbptt._notation import format_log10
 from fastbptt.train.loop import Training
 from fastbptt.train.saved_run import resume
@@ -53,18 +54,18 @@ CLIPS = {
 REACHES = (5, 10, 20, 30)
 WINDOWS, CHARACTERS = (5, 10, 25, 50, 100), 1_600_000
 STARTS = {  # nets before they learn: start, gain of the recurrent weights, cell, colour, dashes
-    "ReLU, 1.1 x identity": ("identity", 1.1, "rnn", "#D55E00", "--"),
-    "ReLU, identity": ("identity", 1.0, "rnn", "#E69F00", "-"),
-    "tanh, orthogonal": ("orthogonal", 1.0, "rnn", "#009E73", "-"),
-    "tanh, N(0, 0.1²)": ("basic-tanh", 1.0, "rnn", "#0072B2", "-"),
-    "LSTM": ("default", 1.0, "lstm", "#CC79A7", "-."),
-    "GRU": ("default", 1.0, "gru", "#56B4E9", "--"),
-    "sigmoid, N(0, 0.01²)": ("sigmoid", 1.0, "rnn", "#000000", ":"),
+    "ReLU, 1.1 x identity": ("identity", 1.1, "rnn", VERMILION, "--"),
+    "ReLU, identity": ("identity", 1.0, "rnn", ORANGE, "-"),
+    "tanh, orthogonal": ("orthogonal", 1.0, "rnn", GREEN, "-"),
+    "tanh, N(0, 0.1²)": ("basic-tanh", 1.0, "rnn", BLUE, "-"),
+    "LSTM": ("default", 1.0, "lstm", PURPLE, "-."),
+    "GRU": ("default", 1.0, "gru", SKY, "--"),
+    "sigmoid, N(0, 0.01²)": ("sigmoid", 1.0, "rnn", BLACK, ":"),
 }
 DESCENT = {  # ways down the cliff: name, colour, marker
-    "none": ("no clipping", "#D55E00", "x"),
-    "norm": ("norm clipped to 1", "#0072B2", "o"),
-    "value": ("values clipped to 1", "#009E73", "^"),
+    "none": ("no clipping", VERMILION, "x"),
+    "norm": ("norm clipped to 1", BLUE, "o"),
+    "value": ("values clipped to 1", GREEN, "^"),
 }
 RATE, DESCENT_STEPS = 0.5, 100
 
@@ -196,22 +197,14 @@ def draw(results):
     draw_cures(results)
 
 
-def new_figure(width, height):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
 def save(figure, name):
     figure.savefig(HERE / f"{name}.png", dpi=110)
 
 
 def draw_starts(results):
     """How much of the gradient is left by lag, in nets that have not learned anything."""
-    figure, axes = new_figure(8, 4.2)
+    figure = new_figure(8, 4.2)
+    axes = figure.subplots()
     for name, (*_, colour, dashes) in STARTS.items():
         axes.plot(results["starts"][name]["log10 left"], color=colour, linestyle=dashes, linewidth=2, label=name)
     axes.set_ylim(-50, 7)
@@ -235,7 +228,8 @@ def loss_surface(w, b):
 
 def draw_cliff(results):
     """The loss of a single unit, and ways down."""
-    figure, axes = new_figure(8, 4.6)
+    figure = new_figure(8, 4.6)
+    axes = figure.subplots()
     w, b = np.linspace(3.6, 6.4, 300), np.linspace(-3.2, -1.2, 300)
     surface = axes.pcolormesh(w, b, loss_surface(w, b), cmap="Greys", vmin=0, vmax=0.5, shading="nearest", rasterized=True)
     figure.colorbar(surface, label="loss")
@@ -253,7 +247,8 @@ def draw_cliff(results):
 
 def draw_cures(results):
     """When each run on the task was solved, or what it still got wrong."""
-    figure, axes = new_figure(8, 5.4)
+    figure = new_figure(8, 5.4)
+    axes = figure.subplots()
     for row, cure in enumerate(CURES):
         failed = []
         for seed, marker in zip(SEEDS, "os^"):
@@ -262,10 +257,10 @@ def draw_cures(results):
                 continue
             y = row + 0.27 * (seed - 1)
             if found.get("solved"):
-                axes.plot(found["updates"], y, color="#0072B2", marker=marker, markersize=6)
+                axes.plot(found["updates"], y, color=BLUE, marker=marker, markersize=6)
             else:
                 failed.append("NaN" if "failure" in found else f"{100 * found['wrong']:.0f}")
-                axes.plot(10_350 + 250 * len(failed), row, color="#D55E00", marker=marker, markersize=6, markerfacecolor="none")
+                axes.plot(10_350 + 250 * len(failed), row, color=VERMILION, marker=marker, markersize=6, markerfacecolor="none")
         if failed:
             axes.text(11_400, row, f"{', '.join(failed)} % wrong", fontsize=8, va="center", color="#9C4400")
     for seed, marker in zip(SEEDS, "os^"):

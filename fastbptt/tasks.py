@@ -39,7 +39,7 @@ LONGEST = 10**7  # steps: beyond any use, and far from what overflows
 
 
 class Baseline(NamedTuple):
-    """What the best answer scores that looks at the step alone, and at nothing of what is read.
+    """The best score of an answer that knows only the step's number, and nothing of the input.
 
     Attributes
     ----------

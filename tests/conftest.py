@@ -32,3 +32,4 @@ def torch():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes several seconds")
+    config.addinivalue_line("markers", "one_level: takes PyTorch, or long: run at one instruction-set level only, see test_levels.py")

@@ -1,4 +1,4 @@
-"""The cells under test, and random problems for them. A new cell is a row in CELLS; every test file here picks it up."""
+"""The cells under test, and random problems for them. Most test files take a new cell from its row in CELLS."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple

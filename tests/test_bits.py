@@ -49,6 +49,7 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
             assert_same_bits("d_x of row 0", whole["d_x"][:, 0], expected["d_x"][:, 0])
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("n", [16, 17, 40, 256])
 @pytest.mark.parametrize("shape", [(6, 1, 30, 512), (2, 3, 20, 700), (4, 300, 17, 40)], ids=str)
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
@@ -60,6 +61,7 @@ def test_many_threads(cell, shape, n, threads):
     assert_results_same_bits(problem.results(fastbptt), expected)
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("cell", ONE_OF_EACH)
@@ -106,6 +108,7 @@ def test_a_row_of_a_linear_layer_in_any_batch(dtype, threads):
             assert_same_bits(f"dx of rows {index}", layer.backward(d_out[index]), dx[index])
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("cell", ONE_OF_EACH)
 def test_python_threads_sharing_weights(cell, n, threads):
@@ -123,6 +126,7 @@ def test_python_threads_sharing_weights(cell, n, threads):
                 assert_results_same_bits(got, want)
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru"])
 def test_python_threads_sharing_a_tape(cell, threads):
     threads(2)

@@ -54,6 +54,7 @@ def test_clipping_is_the_formula(p):
     assert fastbptt.total_norm(grads, p) <= 1.25 * (1 + 4 * EPS)
 
 
+@pytest.mark.one_level
 def test_clipping_against_torch(torch):
     for p in (1, 2, 3, np.inf):
         grads = gradients()

@@ -167,6 +167,7 @@ def test_against_the_reference(cell, shape, net, dtype):
             assert np.abs(got[name]).max() <= 1e3 * np.finfo(dtype).tiny
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @EACH_NET
 @EACH_CELL
@@ -186,6 +187,7 @@ def test_losses_here_and_there(cell, net, dtype, threads):
         assert not got["x"][max(steps) + 1 :].any()
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @EACH_NET
 @pytest.mark.parametrize("shape", [(34, 33, 5, 40), (350, 3, 2, 9), (180, 3, 2, 136), (180, 17, 3, 9)], ids=str)
@@ -204,6 +206,7 @@ def test_rows_with_a_loss_and_rows_without(cell, shape, net, dtype, threads):
             assert not got["x"][:, others].any() and not got["state 0"][others].any()
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @EACH_SHAPE
 @EACH_CELL
@@ -276,6 +279,7 @@ def test_without_dx(cell, net, dtype):
 # --- A real loss in a row of its own ----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @EACH_NET
 @pytest.mark.parametrize("shape", [(12, 3, 4, 7), (350, 3, 2, 9), (34, 33, 5, 40), (180, 3, 2, 136), (180, 17, 3, 9)], ids=str)
@@ -409,6 +413,7 @@ def test_a_chain_of_gates_in_an_lstm(threads):
 # --- Negative zeros ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @EACH_CELL
 def test_negative_zeros_in_the_gradients(cell, dtype, threads):
@@ -529,6 +534,7 @@ def processor_time(call):
     return min(times)
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @pytest.mark.parametrize("before", ["nothing", "a call with NaN"])
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])

@@ -152,6 +152,7 @@ def test_copies_of_the_parameters_are_ordinary_dicts(copy_of):
     assert not layer.params["bias_hh_l0"].any()
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("bias", [True, False])
 def test_names_and_shapes_are_torchs(bias, torch):
     for layer, module in [
@@ -247,6 +248,7 @@ def test_the_layer_is_the_function(cell, tokens, dtype):
     assert dx is None if tokens else np.array_equal(dx, expected["d_x"])
 
 
+@pytest.mark.one_level
 @EACH_DTYPE
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
@@ -525,6 +527,7 @@ assert cut >= 15 and tried_again >= 2, (cut, tried_again)
 """
 
 
+@pytest.mark.one_level
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("layer", ["linear", "lstm", "truncated"])
 def test_an_interrupted_backward_pass_adds_all_or_nothing(layer):

@@ -74,6 +74,7 @@ def test_the_gradient_is_that_of_the_loss():
     np.testing.assert_allclose(d_logits.sum(axis=-1), 0, atol=1e-15)
 
 
+@pytest.mark.one_level
 def test_against_torch(torch):
     logits, targets = random_case(20, 3, V=31)
     mask = np.random.default_rng(1).random((20, 3)) < 0.7
@@ -153,6 +154,7 @@ def test_the_formula_in_single_precision(shape, V, kept):
     assert np.abs(d_logits - expected_d).max() <= 4 * np.finfo(np.float32).eps * max(np.abs(expected_d).max(), 1e-30) + 1e-8
 
 
+@pytest.mark.one_level
 def test_single_precision_against_torch(torch):
     logits, targets = random_case(20, 3, V=31)
     logits = logits.astype(np.float32)
@@ -257,6 +259,7 @@ def test_the_mean_squared_error(shape, dtype):
     assert_close("d_outputs", d_outputs, 2 * error / error.size, 4 * TOLERANCES[dtype].eps)
 
 
+@pytest.mark.one_level
 def test_the_mean_squared_error_is_that_of_pytorch(torch):
     outputs, targets = np.random.default_rng(0).standard_normal((2, 4, 5, 3))
     theirs = torch.tensor(outputs, requires_grad=True)

@@ -88,6 +88,7 @@ def test_the_formula(name, plain, options):
         assert np.abs(p - start()[0][key]).max() > 1e-3
 
 
+@pytest.mark.one_level
 @EACH_CASE
 def test_against_torch(name, plain, options, torch):
     params, grads = start()
@@ -124,6 +125,7 @@ def test_the_formula_in_single_precision(name, plain, options):
         assert array.dtype in (np.float32, np.int64)
 
 
+@pytest.mark.one_level
 @EACH_CASE
 def test_single_precision_against_torch(name, plain, options, torch):
     params, grads = start()
@@ -165,6 +167,7 @@ def test_layers_of_both_precisions_side_by_side(name):
         assert layer.flat_params.dtype == old.dtype and (layer.flat_params < old).all()
 
 
+@pytest.mark.one_level
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
 def test_defaults_are_torchs(name, torch):
     import inspect
@@ -415,6 +418,7 @@ assert cut == 60 and optimiser.steps > 0
 """
 
 
+@pytest.mark.one_level
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
 def test_a_step_is_made_for_all_parameters_or_for_none(name):

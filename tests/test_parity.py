@@ -29,10 +29,6 @@ def test_all_names_exist_and_have_docstrings():
         assert getattr(fastbptt, name).__doc__, name
 
 
-def test_all_cells_are_here():
-    assert set(NAMES) == {f"{cell}_{half}" for cell in ("rnn", "gru", "lstm") for half in ("forward", "backward")}
-
-
 def test_reference_uses_no_kernels():
     source = inspect.getsource(fastbptt.reference)
     assert "_kernels" not in source and "_checks" not in source

@@ -1,1 +1,4 @@
-"""Gradients on their way back through time, seen and kept up: numbers without end to their range, exponents, and penalties."""
+"""How gradients fare on their way back through time.
+
+Norms without under- or overflow, Lyapunov exponents, and penalties that keep gradients alive.
+"""

@@ -9,7 +9,7 @@ GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smalle
 
 
 def random_frame(B, k, N, seed=0):
-    """The same for every row of the batch, and at every call: results are to be the same again, for a row in any batch."""
+    """The same frame at every call and for every row, so that results can be reproduced."""
     frame = memory.empty((B, k, N), np.dtype(np.float64))
     frame[:] = np.random.default_rng(seed).standard_normal((N, k)).T
     for _ in range(2):  # after once, random rows can still be a little aslant

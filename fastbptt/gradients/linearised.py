@@ -56,7 +56,8 @@ class Linearised:
         """
         H, slopes = self.H, self.slopes[t]
         if self.show is None:
-            da = (d if slopes.shape[-1] == H else np.concatenate([d] * (slopes.shape[-1] // H), axis=-1)) * slopes
+            gates = slopes.shape[-1] // H
+            da = (d if gates == 1 else np.concatenate([d] * gates, axis=-1)) * slopes
             d_before = product(da, self.w_hh_t)
             if self.keep is not None:
                 d_before += self.keep[t] * d
@@ -87,7 +88,8 @@ class Linearised:
         da = product(v[..., :H], self.w_hh)
         da *= self.slopes[t][:, None]
         if self.show is None:
-            after = da if da.shape[-1] == H else da.reshape(*v.shape[:-1], -1, H).sum(axis=-2)
+            gates = da.shape[-1] // H
+            after = da if gates == 1 else da.reshape(*v.shape[:-1], gates, H).sum(axis=-2)
             if self.keep is not None:
                 after += self.keep[t][:, None] * v
             return after

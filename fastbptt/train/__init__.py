@@ -1,1 +1,1 @@
-"""The application `fastbptt train`: a recurrent net that reads a text, character by character, and predicts what comes next."""
+"""The application `fastbptt train`: a recurrent net learns a text, character by character, or one of the long-memory tasks."""

@@ -1,4 +1,4 @@
-"""Pictures."""
+"""The picture of a training run: loss and gradient norm, update by update; Omega and the share of wrong answers, where there are any."""
 
 import math
 
