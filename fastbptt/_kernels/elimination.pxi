@@ -1,14 +1,14 @@
-# What tangents, k rows of N numbers, share with those before them, taken away: by elimination at every step, for which `tangents.pxi`
-# calls it; and by orthogonalisation now and then.
+# Taking from each of k tangents, rows of N numbers, what it shares with those before it: by elimination after every step of `tangents.pxi`,
+# and by orthogonalisation now and then.
 #
 # Elimination divides each tangent by its largest element, the pivot, and takes it away from the tangents after it so that nothing is left
 # of them there. With the pivots p_i, that is v = C q, where C is lower triangular with the p_i on its diagonal: like a QR decomposition
 # with rows in place of columns, but that the rows of q are far from parallel instead of orthogonal. It is a fraction of the work, and
 # needs no second pass to form q.
 #
-# Both go by panels. Panels and single tangents alike lose what they share with the tangents of a panel that are done by one product,
-# v += factors q. The factors follow by elimination from what v has at the pivots, and the inverse of the triangular matrix that the
-# panel has there; by orthogonalisation, which is Gram and Schmidt's, from v q^T.
+# Both go by panels. What a panel, or a single tangent, shares with the tangents of a panel that is done, it loses by one product,
+# v += factors q. Elimination finds the factors from what v has at the pivots and the inverse of the triangular matrix that the panel has
+# there; orthogonalisation, which is Gram and Schmidt's, from v q^T.
 
 cdef enum:
     PANEL = 16                     # tangents
