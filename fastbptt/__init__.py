@@ -1,6 +1,6 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
-from . import init, pictures, reference, tasks
+from . import init, reference, tasks
 from ._config import show_config
 from ._kernels.pool import get_num_threads, set_num_threads
 from ._version import __version__
@@ -66,3 +66,16 @@ __all__ = [
     "total_norm",
     "vanishing_condition",
 ]
+
+
+def __getattr__(name):
+    """Pictures are loaded by whoever draws one, not with everything else."""
+    if name == "pictures":
+        from importlib import import_module
+
+        return import_module(".pictures", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

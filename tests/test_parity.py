@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 from problems import CELLS
+from processes import run_python
 
 import fastbptt
 import fastbptt.reference
@@ -27,6 +28,14 @@ def test_every_fast_function_has_a_reference_and_a_row_here():
 def test_all_names_exist_and_have_docstrings():
     for name in fastbptt.__all__:
         assert getattr(fastbptt, name).__doc__, name
+
+
+def test_pictures_are_there_when_asked_for():
+    """And not before: nobody who trains a net should wait for them."""
+    run_python("import sys, fastbptt; assert 'fastbptt.pictures' not in sys.modules; fastbptt.pictures.plot_flow")
+    assert "pictures" in dir(fastbptt)
+    with pytest.raises(AttributeError, match="module 'fastbptt' has no attribute 'picture'"):
+        fastbptt.picture  # noqa: B018
 
 
 def test_reference_uses_no_kernels():
