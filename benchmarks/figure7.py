@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import fastbptt
+from fastbptt._figures import BLACK, BLUE, VERMILION, new_figure, save
 from fastbptt._files import write_atomically
 from fastbptt.train.loop import Training
 from fastbptt.train.settings import TaskSettings
@@ -33,11 +34,10 @@ LENGTHS = (20, 50, 100, 150, 200)
 STARTS = {"sigmoid": "sigmoid", "basic-tanh": "basic tanh", "smart-tanh": "smart tanh"}
 CURES = {"none": (math.inf, 0.0), "clip": (1.0, 0.0), "clip+omega": (1.0, 4.0)}
 LABELS = {"none": "neither", "clip": "clipping", "clip+omega": "clipping and $\\Omega$"}
-# Okabe and Ito's colours, which colour-blind people tell apart; the markers differ too
 LOOKS = {
-    "none": {"color": "#000000", "marker": "x", "linestyle": ":"},
-    "clip": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
-    "clip+omega": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "none": {"color": BLACK, "marker": "x", "linestyle": ":"},
+    "clip": {"color": BLUE, "marker": "s", "linestyle": "--"},
+    "clip+omega": {"color": VERMILION, "marker": "o", "linestyle": "-"},
 }
 
 
@@ -124,12 +124,9 @@ def runs_of(results, options, length, start, cure):
 
 def draw(results, options):
     """Success rate, and updates until success, by length: a column for each start."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(1.6 + 3.1 * len(options.starts), 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.6 + 3.1 * len(options.starts), 5.6)
     width = max(options.lengths) - min(options.lengths) or 1
     rates, times = figure.subplots(2, len(options.starts), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2))
     for i, start in enumerate(options.starts):
@@ -162,7 +159,7 @@ def draw(results, options):
     rates[0].set_ylabel(f"solved, of {options.seeds} runs (%)")
     times[0].set_ylabel("updates until solved")
     figure.legend(*rates[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(options.cures), frameon=False)
-    figure.savefig(options.picture, dpi=150)
+    save(figure, options.picture)
 
 
 def main():

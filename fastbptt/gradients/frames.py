@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._kernels import kernels, memory
+from .._kernels import kernels
 
 KERNELS = kernels[np.dtype(np.float64)]
 GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smallest on, its rows are put in order before a QR decomposition
@@ -10,11 +10,10 @@ GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smalle
 
 def random_frame(B, k, N, seed=0):
     """The same frame at every call and for every row, so that results can be reproduced."""
-    frame = memory.empty((B, k, N), np.dtype(np.float64))
-    frame[:] = np.random.default_rng(seed).standard_normal((N, k)).T
+    frame = np.random.default_rng(seed).standard_normal((N, k)).T[None].copy()
     for _ in range(2):  # after once, random rows can still be a little aslant
-        KERNELS.orthonormalise(frame, np.empty((B, k)))
-    return frame
+        KERNELS.orthonormalise(frame, np.empty((1, k)))
+    return np.repeat(frame, B, axis=0)
 
 
 def orthonormalise(v):

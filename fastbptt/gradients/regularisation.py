@@ -84,10 +84,11 @@ def _passage(tape, d_out, d_state, least):
     da : ndarray (T, B, G*H)
         The gradient of W_hh h_{t-1} + b_hh, likewise.
     """
-    dh, dc, da, exponent, squares = state_gradients(tape, d_out, d_state)
+    gradients = state_gradients(tape, d_out, d_state)
+    dh, dc, da, _, squares = gradients
     d, squared = (dh if dc is None else np.concatenate([dh, dc], axis=-1))[1:], squares[1:]
     with np.errstate(all="ignore"):
-        counts = np.log10(squared) / 2 + exponent[1:] * np.log10(2.0) >= (np.log10(least) if least else -np.finfo(float).max)
+        counts = gradients.log10_state_norm()[1:] >= (np.log10(least) if least else -np.finfo(float).max)
         if tape.cell != "rnn":
             return squared, counts, *linearise(tape).vjp(slice(None), d)
         z = product(da, tape.w_hh.T.astype(np.float64, order="C"))
