@@ -1,10 +1,13 @@
 """The command `fastbptt`, run in this process or in one of its own."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
 import time
 
+import pytest
 from processes import current_level, environment
 
 from fastbptt import cli
@@ -30,6 +33,26 @@ def command(*arguments, **variables):
         text=True,
         timeout=120,
     )
+
+
+def shown_in_terminal(*arguments, **variables):
+    """What ``python -m fastbptt`` writes to a terminal, as bytes, when run to its end there."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastbptt", *map(str, arguments)],
+        env=environment(**current_level(), TERM="xterm", **variables),
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait(120) == 0
+    return shown
 
 
 def started(*arguments):

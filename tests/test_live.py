@@ -1,17 +1,12 @@
 """`fastbptt train --live`: what is wrong is named, what is right is not; looking changes nothing and costs little."""
 
-import contextlib
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import assert_fails, command
-from processes import current_level, environment
+from commands import assert_fails, command, shown_in_terminal
 
 pytest.importorskip("safetensors")
 
@@ -280,19 +275,5 @@ def test_the_error_says_where_nan_came_from(run, tmp_path):
 
 def test_in_a_terminal(tmp_path):
     pytest.importorskip("rich")
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastbptt", "train", *map(str, OPTIONS), "--live", "--out", str(tmp_path)],
-        env=environment(**current_level(), TERM="xterm", COLUMNS=140, LINES=40, PYTHONIOENCODING="utf-8"),
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while part := os.read(ours, 4096):
-            shown += part
-    os.close(ours)
-    assert process.wait(120) == 0
+    shown = shown_in_terminal("train", *OPTIONS, "--live", "--out", tmp_path, COLUMNS=140, LINES=40, PYTHONIOENCODING="utf-8")
     assert "█".encode() in shown and b"! vanishing" in shown and b"norm" in shown and b"held-out" in shown

@@ -1,6 +1,5 @@
 """`fastbptt train`: it learns, the same way every time; it can be interrupted, killed and resumed; it says what is wrong."""
 
-import contextlib
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import assert_fails, command, started
+from commands import assert_fails, command, shown_in_terminal, started
 from processes import current_level, environment, run_python
 
 import fastbptt
@@ -287,21 +286,7 @@ def test_the_net_is_named(run, text, tmp_path, monkeypatch, options, net):
 
 def test_a_live_display_in_a_terminal(text, tmp_path):
     pytest.importorskip("rich")
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastbptt", "train", text, *OPTIONS, "--updates", "3000", "--out", str(tmp_path)],
-        env=environment(**current_level(), TERM="xterm", COLUMNS=140),
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while part := os.read(ours, 4096):
-            shown += part
-    os.close(ours)
-    assert process.wait(120) == 0
+    shown = shown_in_terminal("train", text, *OPTIONS, "--updates", "3000", "--out", tmp_path, COLUMNS=140)
     assert b"\x1b[" in shown and b"update 3,000/3,000" in shown and b"characters/s" in shown and b"held-out" in shown
 
 
