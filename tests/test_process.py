@@ -331,6 +331,36 @@ assert len(seen) >= 3
     )
 
 
+@linux
+def test_python_shuts_down_while_a_daemon_thread_is_in_a_kernel():
+    """Python then ends the thread where it asks for the GIL: that must not be where helpers still use what is on its stack."""
+    run_python("""
+import sys, threading, time, numpy as np, fastbptt
+fastbptt.set_num_threads(2)
+x, w_ih, w_hh = np.zeros((1500, 256, 8), "f"), np.ones((768, 8), "f"), np.full((768, 768), 1e-4, "f")
+inside = threading.Event()
+
+def deep(n):
+    "A call far down the stack of C functions, whose pages are given back once the thread has ended."
+    return list(map(deep, [n - 1])) if n else fastbptt.rnn_forward(x, None, w_ih, w_hh)
+
+def work():
+    inside.set()
+    while True:
+        deep(60)
+
+class Slow:
+    "What makes a shutdown last."
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+threading.Thread(target=work, daemon=True).start()
+inside.wait()
+sys.slow = Slow()
+time.sleep(0.5)
+""")
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_the_gil_is_released(n, threads):
     """Another Python thread goes on counting while a call is under way."""

@@ -14,12 +14,14 @@ If another Python thread holds the pool, or no helper could be started, the call
 
 import operator
 import os
+import threading
 
 from libc.string cimport memset
 
 cdef extern from "pythread.h" nogil:
     ctypedef void *PyThread_type_lock
     const unsigned long PYTHREAD_INVALID_THREAD_ID
+    unsigned long PyThread_get_thread_ident()
     unsigned long PyThread_start_new_thread(void (*function)(void *) noexcept nogil, void *argument)
     PyThread_type_lock PyThread_allocate_lock()
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
@@ -86,6 +88,7 @@ cdef int wanted = 1                # get_num_threads()
 cdef atomic_int busy               # a job is under way
 cdef atomic_int epoch              # counts jobs: a change is the call to work
 cdef atomic_int caller_sleeps
+cdef unsigned long main_thread = threading.main_thread().ident  # the only one that Python lets run signal handlers
 cdef int abandoned = 0             # jobs under way at a fork: in the child nobody does the helpers' part of them
 cdef PyThread_type_lock finished = NULL
 
@@ -280,9 +283,10 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
 
 
 def forget_helpers():
-    """In a forked child: no helper lives there, and no lock can be trusted."""
-    global started, finished, abandoned
+    """In a forked child: no helper lives there, no lock can be trusted, and the thread that forked is the main one."""
+    global started, finished, abandoned, main_thread
     cdef int i
+    main_thread = PyThread_get_thread_ident()
     if atomic_load(&busy):
         abandoned += 1
     for i in range(MAX_THREADS):
@@ -300,20 +304,28 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil:
-    """Count ``work`` as done; now and then look at signals. True once the call should end."""
-    cdef int abandoned_before
+    """Count ``work`` as done; now and then look at signals. True once the call should end.
+
+    Only the main thread looks. Any other could see none, and must not ask for the GIL here: while Python shuts down, it ends a daemon
+    thread that does, and the helpers would go on with what stood on that thread's stack.
+    """
     if worker == 0:
         watch.work += work
         if watch.work >= WORK_PER_LOOK:
             watch.work = 0
-            with gil:
-                abandoned_before = abandoned
-                if not watch.stop and PyErr_CheckSignals():
-                    watch.stop = 1
-                elif abandoned != abandoned_before:
-                    watch.stop = 1
-                    PyErr_SetString(RuntimeError, "a signal handler has forked; in the child, the call that it interrupted cannot go on")
+            if PyThread_get_thread_ident() == main_thread:
+                look_at_signals(watch)
     return watch.stop
+
+
+cdef void look_at_signals(Watch *watch) noexcept with gil:
+    """Let Python run the handlers of signals that have come."""
+    cdef int abandoned_before = abandoned
+    if not watch.stop and PyErr_CheckSignals():
+        watch.stop = 1
+    elif abandoned != abandoned_before:
+        watch.stop = 1
+        PyErr_SetString(RuntimeError, "a signal handler has forked; in the child, the call that it interrupted cannot go on")
 
 
 cdef int raise_if_interrupted(Watch *watch) except -1:
