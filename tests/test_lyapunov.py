@@ -10,6 +10,7 @@ from processes import run_python
 
 import fastbptt
 from fastbptt._kernels import kernels
+from fastbptt.gradients.chain import Chain
 from fastbptt.gradients.frames import orthonormalise, random_frame, stretch
 from fastbptt.gradients.linearised import linearise
 from fastbptt.gradients.lyapunov import time_means
@@ -21,7 +22,7 @@ def carry(v, steps, logs):
     """Tangents v (B, k, N) through the Jacobians (T, N, N), in place, eliminated after each; logs (T, B, k)."""
     B, _, N = v.shape
     for J, log in zip(steps, logs, strict=True):
-        KERNELS.carry(J, np.ones((1, B, 1, 1, N)), None, 1, v, log[None])
+        KERNELS.carry(J, np.ones((1, B, 1, 1, N)), None, None, None, 1, v, log[None])
 
 
 def eliminate(v, logs):
@@ -83,7 +84,7 @@ def test_random_gaussian_steps_and_the_standard_error():
     """A fresh matrix at every step: lambda_i = ln g + (ln(2 / N) + psi((N - i + 1) / 2)) / 2, for every N."""
     N, g, rows, T = 4, 1.3, 200, 400
     steps = g / math.sqrt(N) * np.random.default_rng(0).standard_normal((rows, T, N, N))
-    logs = np.empty((T, rows, N))
+    logs = np.zeros((T, rows, N))
     for row in range(rows):
         carry(random_frame(1, N, N), steps[row], logs[:, row : row + 1])
     exact = [math.log(g) + (math.log(2 / N) + float(mpmath.digamma((N - i) / 2))) / 2 for i in range(N)]
@@ -111,7 +112,7 @@ def test_the_henon_map():
     for _ in range(5000):
         jacobians.append(np.array([[-2.8 * x, 1.0], [0.3, 0.0]]))
         x, y = 1 - 1.4 * x * x + y, 0.3 * x
-    logs, frame, last = np.empty((5000, 1, 2)), random_frame(1, 2, 2), np.empty((1, 2))
+    logs, frame, last = np.zeros((5000, 1, 2)), random_frame(1, 2, 2), np.empty((1, 2))
     carry(frame, jacobians, logs)
     KERNELS.orthonormalise(frame, last)
     logs[-1] += last
@@ -245,7 +246,7 @@ def test_too_few_decompositions_lose_small_exponents():
 def test_elimination(k, N):
     """v = C q with C lower triangular, and every row of q with a 1 where the rows after it have a 0."""
     v = np.random.default_rng(0).standard_normal((3, k, N))
-    q, logs = v.copy(), np.empty((3, k))
+    q, logs = v.copy(), np.zeros((3, k))
     eliminate(q, logs)
     for before, after, log in zip(v, q, logs, strict=True):
         pivots = np.abs(after).argmax(axis=1)
@@ -269,7 +270,7 @@ def test_stretching_is_what_qr_decompositions_at_every_step_make_of_it(cell, k, 
     frame, expected = random_frame(2, k, steps.N), np.zeros((2, k))
     got, pushed = frame.copy(), frame
     for start, stop in ((0, 4), (4, 5), (5, 5), (5, 11)):
-        logs = stretch(steps, range(start, stop), got, every)
+        logs = stretch(Chain(steps, 0, 11), range(start, stop), got, every)
         assert logs.shape == (stop - start, 2, k)
         for t in range(start, stop):
             pushed, r = orthonormalise(steps.jvp(t, pushed))
@@ -302,7 +303,7 @@ def test_what_elimination_leaves_of_dependent_tangents():
     v = np.concatenate([rng.standard_normal((1, 20, 30)), np.zeros((1, 20, 30))])
     v[0, 7] = v[0, :7].sum(axis=0)
     v[0, 18] = v[0, 3] - v[0, 17]
-    logs = np.empty((2, 20))
+    logs = np.zeros((2, 20))
     eliminate(v, logs)
     assert np.flatnonzero(np.isneginf(logs[0])).tolist() == [7, 18]
     assert not v[0, [7, 18]].any()

@@ -187,3 +187,18 @@ def test_what_cannot_be_flossed():
         flossing(random_problem("rnn-tanh"), k=8)
     with pytest.raises(ValueError, match="burn_in: expected fewer than the tape's 5 steps, got 5"):
         flossing(random_problem("rnn-tanh"), burn_in=5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [([0, 0, 0], ""), ([1, 1, 0], "; with k = 2 it would not be looked at"), ([1, 0, 0], "; with k = 1")]
+)
+def test_flossing_says_where_an_exponent_has_no_derivative(kept, said):
+    """A step of too low a rank: all exponents that there are can still be flossed."""
+    w_hh = np.diag(kept) * random_problem("rnn-tanh", H=3).w_hh
+    problem = replace(random_problem("rnn-tanh", H=3), w_hh=w_hh)
+    k = sum(kept)
+    with pytest.raises(FloatingPointError, match=f"tape: step 0 leaves nothing of direction {k} of row 0, .* no derivative{said}"):
+        flossing(problem)
+    if k:
+        value, grads = flossing(problem, k=k)
+        assert np.isfinite(value) and np.isfinite(grads.w_hh).all()

@@ -14,8 +14,8 @@ cdef enum:
     PANEL = 16                     # tangents
     NO_PIVOT = -1
 
-cdef double ROUNDING = 64          # times N EPSILON: what is left where nothing should be; seldom more, after a pivot small by chance
 cdef double EPSILON = DBL_EPSILON if sizeof(real) == sizeof(double) else FLT_EPSILON
+cdef double ROUNDING = 2 * EPSILON  # times N + 8 and the magnitudes of a sum's terms: what may be left where nothing should be
 
 cdef struct Done:                  # what there is to know of the tangents that are done, panel by panel
     Py_ssize_t k, N
@@ -23,11 +23,14 @@ cdef struct Done:                  # what there is to know of the tangents that 
     Stack q_t                      # (N, PANEL): of orthogonalisation
     # of elimination
     Py_ssize_t *pivot              # (k,): the columns of the pivots; NO_PIVOT of a tangent that is 0
+    real *doubt                    # (k,): how much of a tangent, of 1, may be rounding
     Stack inverse                  # (PANEL, PANEL): of what a panel has at its pivots
-    real *size                     # (panels, N): the largest magnitude in each column of this panel and those before it, to begin with
     # scratch
     real *there                    # (PANEL, PANEL)
-    real *factors                  # (PANEL, PANEL)
+    real *factors                  # (panels, PANEL, PANEL): by which each tangent of a panel loses those of each panel that is done
+
+# The sum of the magnitudes of the terms that element n of a panel's tangent i is the sum of.
+ctypedef double (*Terms)(const void *context, Py_ssize_t i, Py_ssize_t n) noexcept nogil
 
 
 cdef inline Py_ssize_t panels_of(Py_ssize_t k) noexcept nogil:
@@ -39,39 +42,30 @@ cdef inline Py_ssize_t held_by(Py_ssize_t k, Py_ssize_t panel) noexcept nogil:
     return min(k - panel * PANEL, <Py_ssize_t>PANEL)
 
 
-cdef inline void subtract(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *v, Py_ssize_t held) noexcept nogil:
+cdef inline void subtract(const Done *done, Py_ssize_t panel, Py_ssize_t count, const real *factors, real *v,
+                          Py_ssize_t held) noexcept nogil:
     """v (held, N) += factors q, of the first ``count`` tangents of a panel."""
-    product(1, held, done.N, count, rows(done.factors, 0, PANEL), 1, nth(done.q, panel), rows(v, 0, done.N), rows(v, 0, done.N))
+    product(1, held, done.N, count, rows(factors, 0, PANEL), 1, nth(done.q, panel), rows(v, 0, done.N), rows(v, 0, done.N))
 
 
 # --- Elimination ------------------------------------------------------------------------------------------------------
 
-cdef void eliminate_panel(const Done *done, Py_ssize_t panel, real *v, double *logs) noexcept nogil:
-    """The tangents v (PANEL, N) become those of q, and ``logs`` the logarithms of their pivots' magnitudes. All panels before are done."""
+cdef void eliminate_panel(const Done *done, Py_ssize_t panel, real *v, double *logs, Terms terms, const void *context) noexcept nogil:
+    """The tangents v (PANEL, N) become those of q; the logarithms of their pivots' magnitudes are added to ``logs``.
+
+    All panels before are done. ``terms`` tells what v is made of; NULL, if its elements are no sums. What is left in ``done.factors`` are
+    the panel's rows of C, negative.
+    """
     cdef Py_ssize_t held = held_by(done.k, panel), other, i
-    measure_columns(done, panel, v)
     for other in range(panel):
-        clear_pivots(done, other, PANEL, v, held)
+        clear_pivots(done, other, PANEL, done.factors + other * PANEL * PANEL, v, held)
     for i in range(held):
-        clear_pivots(done, panel, i, v + i * done.N, 1)
-        take_pivot(done, panel, i, v + i * done.N, logs + i)
+        clear_pivots(done, panel, i, done.factors + (panel * PANEL + i) * PANEL, v + i * done.N, 1)
+        take_pivot(done, panel, i, v + i * done.N, logs + i, terms, context)
 
 
-cdef void measure_columns(const Done *done, Py_ssize_t panel, const real *v) noexcept nogil:
-    cdef real *size = done.size + panel * done.N
-    cdef Py_ssize_t i, j
-    if panel:
-        memcpy(size, size - done.N, done.N * sizeof(real))
-    else:
-        memset(size, 0, done.N * sizeof(real))
-    for i in range(held_by(done.k, panel)):
-        for j in range(done.N):
-            size[j] = abs(v[j]) if abs(v[j]) > size[j] else size[j]
-        v += done.N
-
-
-cdef void clear_pivots(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *v, Py_ssize_t held) noexcept nogil:
-    """Of the tangents v (held, N), leave nothing at the first ``count`` pivots of a panel."""
+cdef void clear_pivots(const Done *done, Py_ssize_t panel, Py_ssize_t count, real *factors, real *v, Py_ssize_t held) noexcept nogil:
+    """Of the tangents v (held, N), leave nothing at the first ``count`` pivots of a panel; by the factors that are put down."""
     cdef const Py_ssize_t *pivot = done.pivot + panel * PANEL
     cdef Py_ssize_t i, j
     if count == 0:
@@ -79,24 +73,30 @@ cdef void clear_pivots(const Done *done, Py_ssize_t panel, Py_ssize_t count, rea
     for i in range(held):
         for j in range(count):
             done.there[i * PANEL + j] = -v[i * done.N + pivot[j]] if pivot[j] != NO_PIVOT else 0
-    memset(done.factors, 0, held * PANEL * sizeof(real))
+    memset(factors, 0, held * PANEL * sizeof(real))
     product(1, held, count, count, rows(done.there, 0, PANEL), 1, nth(done.inverse, panel),
-            rows(done.factors, 0, PANEL), rows(done.factors, 0, PANEL))
-    subtract(done, panel, count, v, held)
+            rows(factors, 0, PANEL), rows(factors, 0, PANEL))
+    subtract(done, panel, count, factors, v, held)
     for i in range(held):
         for j in range(count):
             if pivot[j] != NO_PIVOT:
                 v[i * done.N + pivot[j]] = 0
 
 
-cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, double *logarithm) noexcept nogil:
-    """Divide the panel's tangent i by its largest element; it is done."""
-    cdef Py_ssize_t at = largest_at(v, done.N), j
+cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, double *logarithm, Terms terms,
+                     const void *context) noexcept nogil:
+    """Divide the panel's tangent i by its largest element; it is done. If that may be nothing but rounding, the tangent is lost: 0."""
+    cdef Py_ssize_t at = largest_at(v, done.N), number = panel * PANEL + i, j
     cdef real pivot = v[at]
-    cdef real size = done.size[panel * done.N + at]
-    cdef bint lost = abs(pivot) <= ROUNDING * done.N * EPSILON * size and size < INFINITY
-    done.pivot[panel * PANEL + i] = NO_PIVOT if lost else at
-    logarithm[0] = -INFINITY if lost else log(abs(pivot))
+    cdef double inherited = 0, total = sum_of_subtracted(done, panel, i, at, &inherited)
+    if terms != NULL:
+        total += terms(context, i, at)
+    cdef double rounding = sqrt((ROUNDING * total) ** 2 * (done.N + 8) ** 2 + inherited)
+    cdef bint lost = abs(pivot) <= rounding < INFINITY
+    done.pivot[number] = NO_PIVOT if lost else at
+    done.doubt[number] = 0 if lost else <real>(EPSILON * total / abs(pivot))
+    done.factors[number * PANEL + i] = 0 if lost else -pivot
+    logarithm[0] += -INFINITY if lost else log(abs(pivot))
     if lost:
         memset(v, 0, done.N * sizeof(real))
     else:
@@ -104,6 +104,23 @@ cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, 
             v[j] = v[j] / pivot
     pack_row(v, done.N, nth(done.q, panel), i)
     extend_inverse(nth(done.inverse, panel), i, nth(done.q, panel), at)
+
+
+cdef double sum_of_subtracted(const Done *done, Py_ssize_t panel, Py_ssize_t i, Py_ssize_t at, double *inherited) noexcept nogil:
+    """The magnitudes of all that element ``at`` of the panel's tangent i has lost to the tangents before; and the square of what rounding
+    came with these. Not with those before them in turn, or it would seem to double from tangent to tangent."""
+    cdef double total = 0, term
+    cdef Py_ssize_t other, j
+    cdef const real *factors
+    cdef Panels q
+    for other in range(panel + 1):
+        factors = done.factors + (other * PANEL + i) * PANEL
+        q = nth(done.q, other)
+        for j in range(i if other == panel else PANEL):
+            term = abs(factors[j] * element(q, j, at)[0])
+            total += term
+            inherited[0] += (term * done.doubt[other * PANEL + j]) ** 2
+    return total
 
 
 cdef Py_ssize_t largest_at(const real *row, Py_ssize_t N) noexcept nogil:
@@ -154,16 +171,81 @@ cdef void extend_inverse(Panels inverse, Py_ssize_t i, Panels q, Py_ssize_t at) 
     element(inverse, i, i)[0] = 1
 
 
-# --- Orthogonalisation ------------------------------------------------------------------------------------------------
-
-cdef double GOLDEN = 0.6180339887498949
+# --- Frames of a batch ------------------------------------------------------------------------------------------------
 
 cdef struct Frames:
     Py_ssize_t B
     real *v                        # (B, k, N)
     double *logs                   # (B, k)
+    real *c                        # (B, k, k), or NULL
     Done done[MAX_THREADS]
     Watch watch
+
+
+cdef Py_ssize_t done_space(Py_ssize_t k, Py_ssize_t N) noexcept nogil:
+    cdef Py_ssize_t panels = panels_of(k)
+    return panels * (packed_size(N, PANEL) + packed_size(PANEL, PANEL) + PANEL * PANEL + PANEL) + PANEL * PANEL
+
+
+cdef Py_ssize_t prepare_done(Done *done, Workspace space, Py_ssize_t *pivots, Py_ssize_t k, Py_ssize_t N) noexcept nogil:
+    """For elimination; returns how many ``pivots`` are taken."""
+    cdef Py_ssize_t panels = panels_of(k)
+    done.k, done.N = k, N
+    done.pivot = pivots
+    done.doubt = space.take(panels * PANEL)
+    done.q = space.take_stack(panels, N, PANEL)
+    done.inverse = space.take_stack(panels, PANEL, PANEL)
+    done.there = space.take(PANEL * PANEL)
+    done.factors = space.take(panels * PANEL * PANEL)
+    return panels * PANEL
+
+
+def eliminate(real[:, :, ::1] v, double[:, ::1] logs, real[:, :, ::1] c=None):
+    """v (B, k, N) = C q becomes q; the logarithms of the magnitudes on the diagonal of C are added to logs (B, k).
+
+    c (B, k, k) or None: becomes C, but that nothing is written above its diagonal.
+    """
+    cdef Frames run
+    memset(&run, 0, sizeof(Frames))
+    run.B, run.v, run.logs = v.shape[0], &v[0, 0, 0], &logs[0, 0]
+    run.c = &c[0, 0, 0] if c is not None else NULL
+    cdef Py_ssize_t k = v.shape[1], N = v.shape[2]
+    cdef int workers = tasks_for(thread_limit(), <double>run.B * k * k * N, run.B), i
+    cdef Workspace space = Workspace(workers * done_space(k, N), 7 * workers)
+    cdef Block pivots = Block(workers * panels_of(k) * PANEL * sizeof(Py_ssize_t))
+    cdef Py_ssize_t *free = <Py_ssize_t *>pivots.at
+    with nogil:
+        for i in range(workers):
+            free += prepare_done(&run.done[i], space, free, k, N)
+        parallel(eliminate_row, &run, <int>run.B, workers, &run.watch)
+    raise_if_interrupted(&run.watch)
+
+
+cdef void eliminate_row(void *context, int b, int worker) noexcept nogil:
+    """The tangents of a row of the batch."""
+    cdef Frames *run = <Frames *>context
+    cdef const Done *done = &run.done[worker]
+    cdef Py_ssize_t panel, first
+    for panel in range(panels_of(done.k)):
+        first = b * done.k + panel * PANEL
+        eliminate_panel(done, panel, run.v + first * done.N, run.logs + first, NULL, NULL)
+        if run.c != NULL:
+            copy_factors(done, panel, run.c + first * done.k)
+        if interrupted(&run.watch, worker, <double>PANEL * (panel + 1) * PANEL * done.N):
+            return
+
+
+cdef void copy_factors(const Done *done, Py_ssize_t panel, real *c) noexcept nogil:
+    """The panel's rows of C (PANEL, k), up to the diagonal."""
+    cdef Py_ssize_t i, m
+    for i in range(held_by(done.k, panel)):
+        for m in range(panel * PANEL + i + 1):
+            c[i * done.k + m] = -done.factors[(m // PANEL * PANEL + i) * PANEL + m % PANEL]
+
+
+# --- Orthogonalisation ------------------------------------------------------------------------------------------------
+
+cdef double GOLDEN = 0.6180339887498949
 
 
 def orthonormalise(real[:, :, ::1] v, double[:, ::1] logs):
@@ -219,7 +301,7 @@ cdef void project_out(const Done *done, Py_ssize_t panel, Py_ssize_t count, real
     product(1, held, count, done.N, rows(v, 0, done.N), 1, nth(done.q_t, panel), rows(done.factors, 0, PANEL), rows(done.factors, 0, PANEL))
     for i in range(held * PANEL):
         done.factors[i] = -done.factors[i]
-    subtract(done, panel, count, v, held)
+    subtract(done, panel, count, done.factors, v, held)
 
 
 cdef double divide_by_norm(real *v, Py_ssize_t N) noexcept nogil:

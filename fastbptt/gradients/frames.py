@@ -35,7 +35,7 @@ def orthonormalise(v):
     return frame, r
 
 
-def stretch(steps, span, frame, every=1):
+def stretch(chain, span, frame, every=1):
     """How fast each tangent of a frame grows under a net's steps, what it shares with those before it being taken away.
 
     With J_t v_{t-1} = C_t v_t, where C_t is triangular, the growth is the product of the diagonals, whatever frames v_t the factors leave:
@@ -44,11 +44,11 @@ def stretch(steps, span, frame, every=1):
 
     Parameters
     ----------
-    steps : Linearised
+    chain : Chain
     span : range
         The steps to take.
     frame : ndarray (B, k, N)
-        Orthonormal; overwritten with what has become of it, orthonormal again.
+        In the chain's units there, and orthonormal; overwritten with what has become of it, in the units behind the span, orthonormal again.
     every : int
         Steps from one elimination to the next.
 
@@ -58,12 +58,21 @@ def stretch(steps, span, frame, every=1):
         The logarithm of each step's growth; the steps between two eliminations share theirs evenly.
     """
     lengths = np.diff([*range(0, len(span), every), len(span)])
-    logs, last = np.empty((len(lengths), *frame.shape[:2])), np.empty(frame.shape[:2])
+    logs, last = np.zeros((len(lengths), *frame.shape[:2])), np.empty(frame.shape[:2])
     if span:
-        KERNELS.carry(steps.w_hh, *steps.factors(span), min(every, len(span)), frame, logs)
+        KERNELS.carry(*chain.for_kernel(span), min(every, len(span)), frame, logs)
         KERNELS.orthonormalise(frame, last)
         logs[-1] += last
     return logs if every == 1 else np.repeat(logs / lengths[:, None, None], lengths, axis=0)
+
+
+def change_units(frame, units):
+    """Measure an orthonormal frame (B, k, N) in other units (B, N), in place, and make it orthonormal there; (B, k), the logarithms of growth."""
+    logs, last = np.zeros(frame.shape[:2]), np.empty(frame.shape[:2])
+    frame *= units[:, None]
+    KERNELS.eliminate(frame, logs)
+    KERNELS.orthonormalise(frame, last)
+    return logs + last
 
 
 def without_rounding(r, v):

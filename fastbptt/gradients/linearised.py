@@ -40,6 +40,13 @@ class Linearised:
         self.H = w_hh.shape[1]
         self.N = self.H if show is None else 2 * self.H
 
+    def rows(self, rows):
+        """The same steps for some rows of the batch."""
+        parts = (
+            None if part is None else np.ascontiguousarray(part[:, rows]) for part in (self.keep, self.slopes, self.show, self.gate_slopes)
+        )
+        return Linearised(self.w_hh, *parts)
+
     def vjp(self, t, d):
         """Take gradients with respect to state t + 1 back to state t.
 
@@ -84,40 +91,55 @@ class Linearised:
         -------
         ndarray (B, k, N)
         """
-        H = self.H
-        da = product(v[..., :H], self.w_hh)
-        da *= self.slopes[t][:, None]
-        if self.show is None:
-            gates = da.shape[-1] // H
-            after = da if gates == 1 else da.reshape(*v.shape[:-1], gates, H).sum(axis=-2)
-            if self.keep is not None:
-                after += self.keep[t][:, None] * v
-            return after
-        dc = self.keep[t][:, None] * v[..., H:] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
-        return np.concatenate([self.show[t][:, None] * dc + da[..., 3 * H :], dc], axis=-1)
+        if self.show is not None:
+            return self.jvp_shown(t, self.jvp_gates(t, v))
+        da = self._pre_activations(t, v)
+        gates = da.shape[-1] // self.H
+        after = da if gates == 1 else da.reshape(*v.shape[:-1], gates, self.H).sum(axis=-2)
+        if self.keep is not None:
+            after += self.keep[t][:, None] * v
+        return after
 
-    def factors(self, span):
+    def jvp_gates(self, t, v):
+        """Of an LSTM, `jvp` to (u, dc_t) alone, with u = slopes_o W_o dh_{t-1}."""
+        H, da = self.H, self._pre_activations(t, v)
+        dc = self.keep[t][:, None] * v[..., H:] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
+        return np.concatenate([da[..., 3 * H :], dc], axis=-1)
+
+    def jvp_shown(self, t, v):
+        """Of an LSTM, the rest of `jvp`: dh_t = u + show dc_t."""
+        u, dc = v[..., : self.H], v[..., self.H :]
+        return np.concatenate([u + self.show[t][:, None] * dc, dc], axis=-1)
+
+    def _pre_activations(self, t, v):
+        """What a change of h does to them, times the slopes."""
+        da = product(v[..., : self.H], self.w_hh)
+        da *= self.slopes[t][:, None]
+        return da
+
+    def by_halves(self, span, show):
         """What the kernel `carry` asks for: the slopes by halves of the state and gates, (T, B, N / H, G, H), and what goes past the gates.
 
         Parameters
         ----------
-        span : range
+        span : slice
             The steps; T in number.
+        show : bool
+            Of an LSTM, whether show dc_t is to be added to dh_t.
         """
-        span = slice(span.start, span.stop)
         slopes, keep = self.slopes[span], None if self.keep is None else self.keep[span]
         T, B, gates = *slopes.shape[:2], slopes.shape[2] // self.H
         slopes = slopes.reshape(T, B, 1, gates, self.H)
         if self.show is None:
             return slopes, None if keep is None else np.ascontiguousarray(keep)
-        # dh_t = show dc_t + slopes_o W_o dh_{t-1}
-        show = self.show[span]
         both = np.zeros((T, B, 2, gates, self.H))
         both[:, :, 1, :3] = slopes[:, :, 0, :3]
         both[:, :, 0, 3] = slopes[:, :, 0, 3]
+        if not show:
+            return both, np.concatenate([np.zeros_like(keep), keep], axis=-1)
         with np.errstate(all="ignore"):
-            both[:, :, 0, :3] = show[:, :, None] * slopes[:, :, 0, :3]
-            return both, np.concatenate([show * keep, keep], axis=-1)
+            both[:, :, 0, :3] = self.show[span][:, :, None] * slopes[:, :, 0, :3]
+            return both, np.concatenate([self.show[span] * keep, keep], axis=-1)
 
     def jacobian(self, t):
         """The matrix of step t, d state_{t+1} / d state_t: (B, N, N)."""

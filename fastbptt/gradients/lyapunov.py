@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _checks
-from .frames import random_frame, stretch
+from .chain import chains
+from .frames import change_units, random_frame, stretch
 from .linearised import check_tape, linearise
 
 
@@ -35,7 +36,8 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     pushing an orthonormal frame through the steps' Jacobians, and taking from each tangent what it shares with those before it; the
     exponents are the time means of the logarithms of what is left (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov
     spectra of chaotic recurrent neural networks"). They do that by a QR decomposition at each step; here it is an LU decomposition, whose
-    tangents are made orthonormal now and then, which in exact arithmetic makes the same means.
+    tangents are made orthonormal now and then, which in exact arithmetic makes the same means. Their sum is the mean of ln |det J_t|.
+    A tangent of which no more is left than the rounding of what was taken from it, some N eps of that, is lost: its exponent is -inf.
 
     Parameters
     ----------
@@ -77,12 +79,26 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     k = steps.N if k is None else _checks.size("k", k)
     if k > steps.N:
         raise ValueError(f"k: expected at most the {steps.N} dimensions of the state, got {k}")
-    frame = random_frame(B, k, steps.N)
-    stretch(steps, range(burn_in), frame, every)
-    logs = []
+    logs = np.empty((T - burn_in, B, k))
+    for rows, chain in chains(steps, 0, T):
+        logs[:, rows] = _growth(chain, T, k, burn_in, every)
+    return time_means(logs)
+
+
+def _growth(chain, T, k, burn_in, every):
+    """The logarithms of growth of k tangents at each step after ``burn_in``."""
+    steps = chain.steps
+    frame = random_frame(steps.slopes.shape[1], k, steps.N)
+    if chain.units is not None:
+        change_units(frame, chain.units[0])
+    stretch(chain, range(burn_in), frame, every)
+    first, logs = frame.copy(), []
     for start, stop in pairwise([0, *batch_bounds(T - burn_in)]):  # frames are orthonormal at every bound, so that batches have exact means
-        logs.append(stretch(steps, range(burn_in + start, burn_in + stop), frame, every))
-    return time_means(np.concatenate(logs))
+        logs.append(stretch(chain, range(burn_in + start, burn_in + stop), frame, every))
+    logs = np.concatenate(logs)
+    if chain.units is not None:  # what counts is growth from that state to the last one, both in ordinary units
+        logs[0] -= change_units(first, 1 / chain.units[chain.parts * burn_in])
+    return logs
 
 
 def batch_bounds(T):

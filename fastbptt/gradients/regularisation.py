@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _checks
 from ..functional import Gradients
-from .frames import orthonormalise, random_frame
+from .frames import orthonormalise, random_frame, without_rounding
 from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
 
@@ -125,11 +125,12 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     ------
     TypeError, ValueError, RuntimeError
         As `lyapunov_spectrum`; or if the tape is not that of an RNN.
+    FloatingPointError
+        If a step leaves nothing of one of the k directions, as where a ReLU is off and k is H: an exponent of -inf has no derivative.
 
     Notes
     -----
-    The frames of all steps are kept: T * B * k * (H + k) numbers. Where a step loses rank (a ReLU is off, and k is H), the exponents are
-    -inf and have no derivative.
+    The frames of all steps are kept: T * B * k * (H + k) numbers.
 
     Examples
     --------
@@ -158,7 +159,9 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     with np.errstate(all="ignore"):
         frames, triangles = [random_frame(B, k, H)], []
         for t in range(T):
-            q, r = orthonormalise(steps.jvp(t, frames[-1]))
+            v = steps.jvp(t, frames[-1])
+            q, r = orthonormalise(v)
+            _require_rank(t, without_rounding(r, v))
             frames.append(q)
             triangles.append(r)
         growth = np.abs(np.diagonal(triangles[burn_in:], axis1=2, axis2=3))
@@ -194,6 +197,17 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     )
     value = float(((exponents - target) ** 2).mean()) if B else 0.0
     return value, Gradients(*(None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads))
+
+
+def _require_rank(t, r):
+    """FloatingPointError if a diagonal element of r (B, k, k) is 0."""
+    lost = np.argwhere(np.diagonal(r, axis1=1, axis2=2) == 0)
+    if lost.size:
+        b, i = lost[0]
+        raise FloatingPointError(
+            f"tape: step {t} leaves nothing of direction {i} of row {b}, so that its exponent is -inf and has no derivative"
+            + (f"; with k = {i} it would not be looked at" if i else "")
+        )
 
 
 def _curvature(tape, slope):
