@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from processes import current_level, environment
 
 from fastbptt import cli
 from fastbptt.flow_command.described import DescribedNet
+from fastbptt.gradients import flow
+from fastbptt.gradients.linearised import linearise
 
 pytest.importorskip("plotly")
 pytest.importorskip("werkzeug")
@@ -70,6 +73,20 @@ def test_what_is_not_finite_is_null():
     assert result["headline"].startswith("nonfinite: h[") and result["numbers"]["largest Lyapunov exponent"] == "-"
     nothing = answer(DescribedNet(radius=0.0, hidden=3, steps=5, loss="last"))
     assert nothing["decay"] == [0.0] + 5 * [None] and nothing["left"] == ["1"] + 5 * ["0"]
+
+
+def test_a_slider_moves_without_what_does_not_depend_on_it(monkeypatch):
+    """Eigenvalues are of matrices that every radius has in common, and the steps are linearised once for all that is shown of them."""
+    looks = []
+    monkeypatch.setattr(flow, "linearise", lambda tape: looks.append(tape) or linearise(tape))
+    net = DescribedNet(cell="lstm", hidden=6, steps=9, loss="last")
+    answer(net)
+    assert len(looks) == 1
+    expected = {radius: answer(replace(net, radius=radius)) for radius in (0.1, 1.7)}
+    monkeypatch.setattr(np.linalg, "eigvals", lambda w: 1 / 0)
+    assert {radius: answer(replace(net, radius=radius)) for radius in (0.1, 1.7)} == expected
+    with pytest.raises(ZeroDivisionError):
+        answer(replace(net, seed=1))
 
 
 def test_it_starts_where_the_command_says():

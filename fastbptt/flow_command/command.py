@@ -121,7 +121,7 @@ def _compare(options, picture):
     for name, net in nets.items():
         flows[name] = net.flow()
         say("net", net)
-        say("gradient", str(flows[name]).splitlines()[0])
+        say("gradient", flows[name].headline)
     if picture is not None:
         from ..pictures import plot_comparison
 

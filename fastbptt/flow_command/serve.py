@@ -126,7 +126,7 @@ def answer(net):
     exponent = math.nan if portrait.lyapunov is None else portrait.lyapunov.exponents[0]
     return {
         "name": str(net),
-        "headline": str(flow).splitlines()[0],
+        "headline": flow.headline,
         "verdict": flow.verdict,
         "decay": [float(value) if math.isfinite(value) else None for value in decay],
         "left": [format_log10(value) for value in decay],
