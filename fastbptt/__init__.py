@@ -1,8 +1,7 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
 from . import init, reference, tasks
-from ._config import show_config
-from ._kernels.pool import get_num_threads, set_num_threads
+from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
 from .functional import (

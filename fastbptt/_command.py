@@ -1,6 +1,7 @@
 """What the commands have in common: what was given, what is needed for it, and how things are said."""
 
 import sys
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 
@@ -27,6 +28,24 @@ def _importable(name):
 def say(what, text):
     """Print a heading, and behind it a text, which may have several lines."""
     print(f"{what:11}", str(text).replace("\n", "\n" + " " * 12), flush=True)
+
+
+@contextmanager
+def working(on):
+    """Say, while it lasts, what is being worked on: to a terminal at standard error, and to nobody else."""
+    terminal = sys.stderr if sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty() else None
+    line = f"{'working':11} {on} ..."
+    _show(terminal, line)
+    try:
+        yield
+    finally:
+        _show(terminal, "\r" + " " * len(line) + "\r")
+
+
+def _show(terminal, text):
+    if terminal is not None:
+        with suppress(OSError):  # a terminal that has gone stops no work
+            print(text, end="", file=terminal, flush=True)
 
 
 def fail(error, status):

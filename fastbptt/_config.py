@@ -10,6 +10,7 @@ from ._kernels import cpu, pool
 from ._version import __version__
 
 THREADS_VARIABLE = "FASTBPTT_NUM_THREADS"
+get_num_threads, set_num_threads = pool.get_num_threads, pool.set_num_threads
 
 
 def show_config(mode="stdout"):
@@ -30,6 +31,7 @@ def show_config(mode="stdout"):
     >>> sorted(fastbptt.show_config(mode="dicts"))
     ['dtypes', 'isa', 'isa_levels', 'isa_reason', 'lanes', 'num_threads', 'num_threads_reason', 'numpy', 'platform', 'python', 'version']
     """
+    _kernels.require()
     config = {
         "version": __version__,
         "isa": _kernels.level,
@@ -37,7 +39,7 @@ def show_config(mode="stdout"):
         "isa_levels": {name: _level_state(short) for name, short in _kernels.LEVELS.items()},
         "lanes": {dtype.name: module.lanes() for dtype, module in _kernels.kernels.items()},
         "dtypes": [dtype.name for dtype in _kernels.kernels],
-        "num_threads": pool.get_num_threads(),
+        "num_threads": get_num_threads(),
         "num_threads_reason": _threads_reason,
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -74,13 +76,13 @@ def _usable_cores():
 def _start_threads():
     asked = os.environ.get(THREADS_VARIABLE, "").strip()
     if not asked:
-        pool.set_num_threads(min(256, _usable_cores()))
+        set_num_threads(min(256, _usable_cores()))
         return "the cores that this process may use"
     try:
-        pool.set_num_threads(int(asked))
+        set_num_threads(int(asked))
     except ValueError:
         raise ImportError(f"{THREADS_VARIABLE}: expected a number of threads from 1 to 256, got {asked!r}") from None
     return f"{THREADS_VARIABLE}={asked}"
 
 
-_threads_reason = _start_threads()
+_threads_reason = None if _kernels.level is None else _start_threads()

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from . import _kernels
 from ._command import fail, given, require
 from ._version import __version__
 
@@ -31,6 +32,10 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="replace")
     try:
         options = build_parser().parse_args(argv)
+        try:
+            _kernels.require()
+        except ImportError as error:
+            return fail(error, 2)
         return options.command(options)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
@@ -176,7 +181,7 @@ def require_packages(options):
 
 def set_up(options):
     """The `Training` and the `Output` that are asked for; nothing is written before everything is checked."""
-    from ._kernels.pool import set_num_threads
+    from ._config import set_num_threads
     from .train.job import CHECKPOINT, Output, prepare
     from .train.loop import Training
     from .train.saved_run import resume

@@ -51,8 +51,12 @@ def plot_flow(flow, path, *, title=None):
     ValueError
         If the name asks for another format, or there are no steps or rows to draw.
     """
-    portrait = Portrait(flow)
-    verdict, setting, *_ = str(flow).split("\n  ")
+    draw_portrait(Portrait(flow), path, title=title)
+
+
+def draw_portrait(portrait, path, *, title=None):
+    """`plot_flow`, of the numbers behind it."""
+    verdict, setting, *_ = str(portrait.flow).split("\n  ")
     figure = new_figure(WIDTH, 9.4)
     _title(figure, setting if title is None else title, verdict)
     panels = figure.subplot_mosaic([["decay", "decay"], ["map", "fan"], ["slopes", "lyapunov"]], height_ratios=(1, 1.15, 0.85))
@@ -89,7 +93,11 @@ def plot_comparison(flows, path, *, title=None):
     """
     if not 1 <= len(flows) <= len(COLOURS):
         raise ValueError(f"flows: expected 1 to {len(COLOURS)} of them, got {len(flows)}")
-    portraits = {name: Portrait(flow) for name, flow in flows.items()}
+    draw_portraits({name: Portrait(flow) for name, flow in flows.items()}, path, title=title)
+
+
+def draw_portraits(portraits, path, *, title=None):
+    """`plot_comparison`, of the numbers behind it."""
     figure = new_figure(WIDTH, 10.2)
     _title(figure, "Gradients on their way back" if title is None else title, "")
     top, maps, fans, slopes = figure.subfigures(4, 1, height_ratios=(1.05, 0.9, 0.95, 0.75))
@@ -108,7 +116,7 @@ def plot_comparison(flows, path, *, title=None):
     ]
     for row, text, draw, scale in rows:
         row.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        panels = row.subplots(1, len(flows), sharey=True, squeeze=False)[0]
+        panels = row.subplots(1, len(portraits), sharey=True, squeeze=False)[0]
         images = [draw(panel, portrait, *scale) for panel, portrait in zip(panels, each)]
         for panel, name, colour in zip(panels, portraits, COLOURS):
             panel.set_title(name, fontsize=9.5, color=colour)

@@ -1,7 +1,9 @@
 """`fastbptt flow`: what it reports and draws of nets that are described or saved, and how it refuses."""
 
 import functools
+import io
 import math
+import os
 import re
 import sys
 
@@ -13,6 +15,7 @@ from processes import run_python
 import fastbptt
 from fastbptt import cli
 from fastbptt.flow_command.described import DescribedNet, compared
+from fastbptt.gradients import portrait
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -40,6 +43,63 @@ def lines(result):
     """The report by its headings, after a run that succeeded."""
     assert (result.status, result.err) == (0, "")
     return {line[:11].strip(): line[12:] for line in result.out.splitlines() if line[:11].strip()}
+
+
+# --- While it works ---------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """Standard error; what is to be seen on it, and was erased since."""
+
+    def isatty(self):
+        return True
+
+    def seen(self):
+        return [line.rstrip() for line in self.getvalue().split("\r") if line.strip()]
+
+
+def test_a_terminal_is_told_what_is_being_computed(run, monkeypatch):
+    piped = run("--out", "a.png", *QUICK)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert run("--out", "a.png", *QUICK).out == piped.out
+    steps = ["the net, forwards and back", "gradients by lag", "the weights alone", "Lyapunov exponents", "singular values", "the picture"]
+    assert terminal.seen() == [f"working     {step} ..." for step in steps]
+    assert re.fullmatch(r"(working [^\r]*\r *\r)+", terminal.getvalue())
+
+
+def test_a_comparison_tells_it_too(run, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert run("--compare", *QUICK).status == 0
+    assert "working     LSTM, singular values ..." in terminal.seen() and terminal.seen()[-1] == "working     the picture ..."
+
+
+def test_an_error_stands_alone_on_its_line(run, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(DescribedNet, "tape", fail)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert run(*QUICK).status == 2
+    assert re.fullmatch(r"working [^\r]*\r *\rfastbptt: error: not enough memory\n", terminal.getvalue())
+
+
+@pytest.mark.parametrize("gone", ["none", "closed", "hung up"])
+def test_no_terminal_stops_no_work(run, monkeypatch, gone):
+    terminal = None if gone == "none" else Terminal()
+    if gone == "closed":
+        terminal.close()
+    if gone == "hung up":
+        monkeypatch.setattr(Terminal, "write", lambda self, text: os.write(-1, b""))
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("--no-picture", *QUICK).status == 0
+
+
+def test_report_and_picture_share_their_numbers(run, monkeypatch):
+    """Singular values take longest: they are computed once."""
+    asked = []
+    monkeypatch.setattr(portrait, "log_singular_values", lambda *span: asked.append(span[1:]) or fastbptt.log_singular_values(*span))
+    assert run(*QUICK).status == 0
+    assert asked and len(set(asked)) == len(asked)
 
 
 # --- Nets that are described ------------------------------------------------------------------------------------------

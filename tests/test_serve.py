@@ -1,6 +1,7 @@
 """The page of `fastbptt flow --serve`: what it answers, whom it refuses, and that a browser's slider moves the curve."""
 
 import contextlib
+import http.client
 import math
 import os
 import re
@@ -10,7 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +21,17 @@ from processes import current_level, environment
 
 from fastbptt import cli
 from fastbptt.flow_command.described import DescribedNet
+from fastbptt.gradients import flow
+from fastbptt.gradients.linearised import linearise
 
 pytest.importorskip("plotly")
 pytest.importorskip("werkzeug")
 
 from werkzeug.test import Client
 
+from fastbptt.flow_command import serve
 from fastbptt.flow_command.serve import RANGES, App, answer
+from fastbptt.flow_command.turns import MOST_WAITING, OvertakenError, Turns
 
 LINEAR = {"net": "identity", "init": "orthogonal"}
 SECONDS = 120  # until something is given up
@@ -70,6 +77,20 @@ def test_what_is_not_finite_is_null():
     assert result["headline"].startswith("nonfinite: h[") and result["numbers"]["largest Lyapunov exponent"] == "-"
     nothing = answer(DescribedNet(radius=0.0, hidden=3, steps=5, loss="last"))
     assert nothing["decay"] == [0.0] + 5 * [None] and nothing["left"] == ["1"] + 5 * ["0"]
+
+
+def test_a_slider_moves_without_what_does_not_depend_on_it(monkeypatch):
+    """Eigenvalues are of matrices that every radius has in common, and the steps are linearised once for all that is shown of them."""
+    looks = []
+    monkeypatch.setattr(flow, "linearise", lambda tape: looks.append(tape) or linearise(tape))
+    net = DescribedNet(cell="lstm", hidden=6, steps=9, loss="last")
+    answer(net)
+    assert len(looks) == 1
+    expected = {radius: answer(replace(net, radius=radius)) for radius in (0.1, 1.7)}
+    monkeypatch.setattr(np.linalg, "eigvals", lambda w: 1 / 0)
+    assert {radius: answer(replace(net, radius=radius)) for radius in (0.1, 1.7)} == expected
+    with pytest.raises(ZeroDivisionError):
+        answer(replace(net, seed=1))
 
 
 def test_it_starts_where_the_command_says():
@@ -198,6 +219,141 @@ def test_a_port_that_is_taken(capsys):
         assert cli.main(["flow", "--serve", "--port", str(port)]) == 2
     complaint = f"port {port}: taken by another program; --port 0 takes any that is free"
     assert capsys.readouterr() == ("", f"fastbptt: error: {complaint}\n")
+
+
+# --- Many requests ----------------------------------------------------------------------------------------------------
+
+
+def wait_until(condition):
+    for _ in range(SECONDS * 1000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise TimeoutError
+
+
+class Visitors:
+    """Clients of a server in this process whose first answer takes as long as the test wants."""
+
+    def __init__(self, monkeypatch, listener):
+        self.computed, self.release = [], threading.Event()
+        monkeypatch.setattr(serve, "answer", self.answer)
+        self.app = App(DescribedNet(hidden=3))
+        self.server = serve.Server(listener, self.app)
+        self.address = listener.getsockname()
+        self.connections = []
+
+    def answer(self, net):
+        self.computed.append(net.steps)
+        assert self.release.wait(SECONDS)
+        return {"steps": net.steps}
+
+    def connect(self):
+        connection = socket.create_connection(self.address, timeout=SECONDS)
+        self.connections.append(connection)
+        return connection
+
+    def ask(self, steps, page=None):
+        connection = self.connect()
+        head = f"GET /flow?steps={steps} HTTP/1.1\r\nHost: 127.0.0.1\r\n" + (f"X-Page: {page}\r\n" if page is not None else "")
+        connection.sendall(f"{head}\r\n".encode())
+        return connection
+
+    def waiting(self):
+        return len(self.app.turns._waiting)
+
+
+@pytest.fixture
+def visitors(monkeypatch):
+    with serve.listen(0) as listener:
+        visitors = Visitors(monkeypatch, listener)
+        thread = threading.Thread(target=visitors.server.serve_forever, args=(0.01,))
+        thread.start()
+        yield visitors
+        visitors.release.set()
+        for connection in visitors.connections:
+            connection.close()
+        visitors.server.shutdown()
+        thread.join()
+
+
+def heard(connection):
+    """The status and the text of what a connection is answered."""
+    with http.client.HTTPResponse(connection) as response:
+        response.begin()
+        return response.status, response.read().decode()
+
+
+OVERTAKEN = (503, "newer requests have come\n")
+
+
+def test_of_two_hundred_requests_the_first_and_the_newest_are_computed(visitors):
+    first = visitors.ask(1)
+    wait_until(lambda: visitors.computed == [1])
+    old = [visitors.ask(steps) for steps in range(2, 200)]
+    newest = visitors.ask(200)
+    assert [heard(connection) for connection in old] == [OVERTAKEN] * len(old)  # while the first is still computed
+    visitors.release.set()
+    assert heard(newest) == (200, '{"steps": 200}')
+    assert heard(first)[0] == 200
+    assert visitors.computed == [1, 200]
+
+
+def test_pages_do_not_overtake_each_other_and_the_newest_is_first(visitors):
+    busy = visitors.ask(1, page="busy")
+    wait_until(lambda: visitors.computed == [1])
+    pages = []
+    for page in range(MOST_WAITING):
+        pages.append(visitors.ask(page + 2, page=page))
+        wait_until(lambda n=page + 1: visitors.waiting() == n)
+    one_too_many = visitors.ask(100, page="one too many")
+    assert heard(pages.pop(0)) == OVERTAKEN
+    visitors.release.set()
+    for connection in (busy, one_too_many, *pages):
+        assert heard(connection)[0] == 200
+    assert visitors.computed == [1, 100, *range(MOST_WAITING + 1, 2, -1)]
+
+
+def test_what_nobody_waits_for_is_not_computed(visitors):
+    first = visitors.ask(1, page="first")
+    wait_until(lambda: visitors.computed == [1])
+    gone = visitors.ask(2, page="gone")
+    wait_until(lambda: visitors.waiting() == 1)
+    gone.close()
+    stays = visitors.ask(3, page="stays")
+    wait_until(lambda: visitors.waiting() == 2)
+    visitors.release.set()
+    assert heard(first)[0] == heard(stays)[0] == 200
+    wait_until(lambda: not visitors.waiting())
+    assert heard(visitors.ask(4))[0] == 200
+    assert visitors.computed == [1, 3, 4]
+
+
+def test_a_question_that_comes_late_does_not_overtake():
+    """Threads may bring questions out of order: tickets tell which is older."""
+    turns = Turns()
+    old, new, another = (next(turns.tickets) for _ in range(3))
+    with turns.turn("page", new):
+        pass
+    with pytest.raises(OvertakenError), turns.turn("page", old):
+        pass
+    with turns.turn("another page", old), pytest.raises(OvertakenError), turns.turn("another page", old - 1):
+        pass
+    with turns.turn("page", another), contextlib.suppress(ZeroDivisionError):
+        raise ZeroDivisionError
+    with turns.turn("page"):
+        pass
+
+
+def test_silent_connections_do_not_keep_others_out(visitors, monkeypatch):
+    monkeypatch.setattr(serve._Handler, "timeout", None)
+    visitors.release.set()
+    silent = [visitors.connect() for _ in range(3 * serve.MOST_CONNECTIONS)]
+    assert heard(visitors.ask(5)) == (200, '{"steps": 5}')
+    for connection in silent[: 2 * serve.MOST_CONNECTIONS]:
+        assert connection.recv(1) == b""
+    assert heard(visitors.ask(6)) == (200, '{"steps": 6}')
+    assert visitors.computed == [5, 6]
 
 
 # --- In a browser -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 The choice asks ``cpu`` (compiled for the oldest processor) and never imports a module to find out: a module built for AVX may use it in
 its own start-up code. ``FASTBPTT_ISA`` overrides the choice, downwards only.
+
+Where nothing is built, everything can be imported still, and what needs no kernels works; each use of one raises ImportError.
 """
 
 import os
@@ -10,20 +12,20 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from . import cpu
-
 LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "baseline": "baseline", "scalar": "scalar"}  # best first; the short name is the module's
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def built(short):
-    """Whether a level's kernels are there."""
-    return find_spec(f"{__name__}._{short}_float64") is not None
+    """Whether a level's kernels are there, for every dtype."""
+    return all(find_spec(f"{__name__}._{short}_{dtype.name}") is not None for dtype in DTYPES)
 
 
 def _choose():
     """The level's name, and why it is this one."""
     usable = [name for name, short in LEVELS.items() if built(short) and cpu.runs(short)]
+    if not usable:
+        raise ModuleNotFoundError("no level is built")
     asked = os.environ.get("FASTBPTT_ISA", "").strip()
     if not asked:
         return usable[0], "the best level that is built and that this processor and operating system support"
@@ -35,7 +37,25 @@ def _choose():
     raise ImportError(f"FASTBPTT_ISA={asked!r} {complaint}; here it can be one of: {', '.join(usable)}")
 
 
-level, reason = _choose()
+class _NotBuilt:
+    """Stands for a module that is not built; its functions, whatever their names, say so."""
 
-#: The kernels by dtype.
-kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
+    def __getattr__(self, name):
+        return require
+
+
+def require(*_, **__):
+    """ImportError, with the command that helps, where the kernels are not built."""
+    if level is None:
+        raise ImportError("no kernels are built here for this Python; in a checkout of fastbptt, this builds them: pip install -e .")
+
+
+#: The compiled modules, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
+try:
+    cpu, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "memory", "pool"))
+    level, reason = _choose()
+    kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
+except ModuleNotFoundError:
+    level = reason = None
+    cpu = memory = pool = _NotBuilt()
+    kernels = dict.fromkeys(DTYPES, pool)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .._checks import DTYPES
-from .._command import fail, given, require, say
+from .._command import fail, given, require, say, working
 from .._notation import format_log10
 from ..functional import NONLINEARITIES
 from ..gradients.linearised import GATES
@@ -75,7 +75,9 @@ def flow(options):
             _look_at_saved(options, picture)
         else:
             net = DescribedNet(**given(options, DESCRIBED))
-            _look_at(net.flow(), f"{net}", picture)
+            with working("the net, forwards and back"):
+                found = net.flow()
+            _look_at(found, f"{net}", picture)
     except BrokenPipeError:
         raise
     except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
@@ -92,64 +94,94 @@ def _look_at_saved(options, picture):
     if isinstance(net, TextNet):
         if options.seed is not None:
             raise ValueError("seed: nothing is random about a net that reads a text")
-        tokens, source, unknown = net.tokens(options.text)
-        found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
+        with working("the net on its text"):
+            tokens, source, unknown = net.tokens(options.text)
+            found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
         say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
         if options.text is not None:
             raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
-        found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
+        with working("the net on its task"):
+            found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
     _look_at(found, str(net), picture)
 
 
 def _look_at(found, title, picture):
     say("net", title)
-    say("gradient", found)
-    for heading, text in _findings(Portrait(found)):
-        say(heading, text)
+    with working("gradients by lag"):
+        report = str(found)
+    say("gradient", report)
+    portrait = Portrait(found)
+    for heading, (what, find) in FINDINGS.items():
+        with working(what):
+            text = find(portrait)
+        if text is not None:
+            say(heading, text)
     if picture is not None:
-        found.plot(picture, title=title)
+        from ..pictures import draw_portrait
+
+        with working("the picture"):
+            draw_portrait(portrait, picture, title=title)
         say("picture", picture)
 
 
 def _compare(options, picture):
     settings = given(options, COMPARED)
     nets = compared(**settings)
-    flows = {}
+    portraits = {}
     for name, net in nets.items():
-        flows[name] = net.flow()
+        with working(f"{name}, gradients by lag"):
+            found = net.flow()
+            headline = found.headline
+        portraits[name] = Portrait(found)
         say("net", net)
-        say("gradient", str(flows[name]).splitlines()[0])
+        say("gradient", headline)
     if picture is not None:
-        from ..pictures import plot_comparison
+        from ..pictures import draw_portraits
 
+        for name, portrait in portraits.items():
+            for what, find in FINDINGS.values():
+                with working(f"{name}, {what}"):
+                    find(portrait)
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
-        plot_comparison(flows, picture, title=title)
+        with working("the picture"):
+            draw_portraits(portraits, picture, title=title)
         say("picture", picture)
 
 
-def _findings(portrait):
-    """What the numbers behind the picture come to, as (heading, text)."""
-    if portrait.condition is not None:
-        yield "weights", str(portrait.condition)
-    if portrait.lyapunov is not None:
-        exponents, stderr = portrait.lyapunov
-        error = f" +- {stderr[0]:.2g}" if math.isfinite(stderr[0]) else ""
-        factor = f"{format_log10(exponents[0] / math.log(10), 3)} a step"
-        mean = f", mean {exponents.mean():.4g}" if np.isfinite(exponents).all() else f"; {np.isneginf(exponents).sum()} are -inf"
-        yield (
-            "Lyapunov",
-            f"largest exponent {exponents[0]:.4g}{error} nats per step, x {factor}{mean}; {(exponents > 0).sum()} are positive",
-        )
-    if portrait.singular_values is not None:
-        lags, log10 = portrait.singular_values
-        last = log10[-1]
-        largest, median, smallest = (format_log10(value) for value in (last[0], last[len(last) // 2], last[-1]))
-        product = f"of the {lags[-1]} Jacobians' product" if lags[-1] > 1 else "of the Jacobian"
-        yield "singular", f"values {product}: largest {largest}, median {median}, smallest {smallest}"
+def _weights(portrait):
+    return None if portrait.condition is None else str(portrait.condition)
+
+
+def _lyapunov(portrait):
+    if portrait.lyapunov is None:
+        return None
+    exponents, stderr = portrait.lyapunov
+    error = f" +- {stderr[0]:.2g}" if math.isfinite(stderr[0]) else ""
+    factor = f"{format_log10(exponents[0] / math.log(10), 3)} a step"
+    mean = f", mean {exponents.mean():.4g}" if np.isfinite(exponents).all() else f"; {np.isneginf(exponents).sum()} are -inf"
+    return f"largest exponent {exponents[0]:.4g}{error} nats per step, x {factor}{mean}; {(exponents > 0).sum()} are positive"
+
+
+def _singular_values(portrait):
+    if portrait.singular_values is None:
+        return None
+    lags, log10 = portrait.singular_values
+    last = log10[-1]
+    largest, median, smallest = (format_log10(value) for value in (last[0], last[len(last) // 2], last[-1]))
+    product = f"of the {lags[-1]} Jacobians' product" if lags[-1] > 1 else "of the Jacobian"
+    return f"values {product}: largest {largest}, median {median}, smallest {smallest}"
+
+
+# What the numbers behind the picture come to: the heading; what has to be computed for it; the text, None where there is nothing to tell.
+FINDINGS = {
+    "weights": ("the weights alone", _weights),
+    "Lyapunov": ("Lyapunov exponents", _lyapunov),
+    "singular": ("singular values", _singular_values),
+}
 
 
 def _serve(options):

@@ -1,6 +1,8 @@
 """Nets that a few numbers describe, for looking at what their gradients do before anything is trained."""
 
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -97,9 +99,10 @@ class DescribedNet:
 
     def tape(self):
         """Run it: the tape of the forward pass."""
-        rng = np.random.default_rng(self.seed)
         H, G, dtype = self.hidden, len(GATES[self.cell]), np.dtype(self.dtype)
-        w_hh = np.concatenate([self._recurrent(rng) for _ in range(G)]).astype(dtype, copy=False)
+        matrices, radii, rng = _recurrent(self.init, H, G, self.seed)
+        rng = deepcopy(rng)
+        w_hh = (self.radius / radii * matrices).reshape(G * H, H).astype(dtype, copy=False)
         w_ih = (self.gain / np.sqrt(H) * rng.standard_normal((G * H, H))).astype(dtype, copy=False)
         x = rng.standard_normal((self.steps, self.batch, H)).astype(dtype, copy=False)
         h0 = np.tanh(rng.standard_normal((self.batch, H))).astype(dtype, copy=False)
@@ -120,15 +123,26 @@ class DescribedNet:
             d_out[:-1] = 0
         return gradient_flow(tape, d_out)
 
-    def _recurrent(self, rng):
-        H = self.hidden
-        if self.init == "identity":
-            return self.radius * np.eye(H)
-        w = rng.standard_normal((H, H))
-        if self.init == "orthogonal":
-            q, r = np.linalg.qr(w)
-            return self.radius * q * np.sign(np.diag(r))
-        return self.radius / np.abs(np.linalg.eigvals(w)).max() * w
+
+@lru_cache(maxsize=1)
+def _recurrent(init, H, G, seed):
+    """The recurrent matrices (G, H, H), their spectral radii (G, 1, 1), and the generator of random numbers that has made them.
+
+    Eigenvalues take longer than all that a slider of the page can change, so the last net's are kept.
+    """
+    rng = np.random.default_rng(seed)
+    matrices, radii = np.empty((G, H, H)), np.ones((G, 1, 1))
+    for i in range(G):
+        if init == "identity":
+            matrices[i] = np.eye(H)
+            continue
+        matrices[i] = rng.standard_normal((H, H))
+        if init == "orthogonal":
+            q, r = np.linalg.qr(matrices[i])
+            matrices[i] = q * np.sign(np.diag(r))
+        else:
+            radii[i] = np.abs(np.linalg.eigvals(matrices[i])).max()
+    return matrices, radii, rng
 
 
 def compared(**settings):

@@ -1,14 +1,17 @@
 """The page of ``fastbptt flow --serve``: sliders that redraw the decay of the gradient as they move.
 
 Werkzeug serves it, Plotly draws it, out of the installed packages: no network is needed. It is for the one who started it: bound to
-127.0.0.1, deaf to other names of this machine (DNS rebinding) and to requests that other sites make a browser send.
+127.0.0.1, deaf to other names of this machine (DNS rebinding) and to requests that other sites make a browser send. However many requests
+come, those that nobody waits for any more are not computed, and neither threads nor what waits for them grow without end.
 """
 
 import errno
 import json
 import math
+import select
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
@@ -16,19 +19,22 @@ from importlib.resources import files
 import numpy as np
 from plotly.offline import get_plotlyjs
 from werkzeug import Request, Response
-from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, InternalServerError
+from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, InternalServerError, ServiceUnavailable
 from werkzeug.routing import Map, Rule
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from .. import _checks
 from .._command import say
 from .._notation import format_log10
 from ..gradients.portrait import Portrait
 from .described import STARTS, DescribedNet
+from .turns import OvertakenError, Turns
 
 HOST = "127.0.0.1"
 BATCH = 16
 MOST_HIDDEN = 256  # units: few enough for the curve to follow the slider
+MOST_CONNECTIONS = 64  # at a time, each with a thread
+TICKET = "fastbptt.ticket"  # its name in the environment of a request
 NETS = {
     "tanh": ("rnn", "tanh"),
     "relu": ("rnn", "relu"),
@@ -72,7 +78,7 @@ class App:
             _checks.number(name.replace("_", "-"), self.start[name], low, high)
         endpoints = {"/flow": "flow", "/start": "start", "/plotly.js": "plotly"} | dict.fromkeys(PAGE, "file")
         self.routes = Map([Rule(path, endpoint=endpoint, methods=["GET"]) for path, endpoint in endpoints.items()])
-        self._one_at_a_time = threading.Lock()
+        self.turns = Turns()
 
     def __call__(self, environ, start_response):
         try:
@@ -95,8 +101,13 @@ class App:
         if endpoint == "start":
             return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": STARTS})
         net = self.described(request.args)
-        with self._one_at_a_time:
-            return _json(answer(net))
+        try:
+            with self.turns.turn(request.headers.get("X-Page"), request.environ.get(TICKET)):
+                if _gone(request.environ.get("werkzeug.socket")):
+                    raise ServiceUnavailable("nobody waits for this any more")
+                return _json(answer(net))
+        except OvertakenError:
+            raise ServiceUnavailable("newer requests have come") from None
 
     def described(self, query):
         """The net that a query asks for. BadRequest, with the reason, if it asks for none."""
@@ -126,7 +137,7 @@ def answer(net):
     exponent = math.nan if portrait.lyapunov is None else portrait.lyapunov.exponents[0]
     return {
         "name": str(net),
-        "headline": str(flow).splitlines()[0],
+        "headline": flow.headline,
         "verdict": flow.verdict,
         "decay": [float(value) if math.isfinite(value) else None for value in decay],
         "left": [format_log10(value) for value in decay],
@@ -149,7 +160,7 @@ def listen(port):
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
-        listener.listen()
+        listener.listen(1024)  # more than come at once: one that is not accepted cannot be known to be the newest
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -175,19 +186,71 @@ def serve(net, port):
     """
     app = App(net)
     with listen(port) as listener:
-        server = make_server(HOST, port, app, threaded=True, request_handler=_Quiet, fd=listener.fileno())
-        server.daemon_threads = True
+        server = Server(listener, app)
         say("page", f"http://{HOST}:{server.port}/")
         say("", "Ctrl-C ends it")
         server.serve_forever()
     return 0
 
 
-class _Quiet(WSGIRequestHandler):
+class Server(ThreadedWSGIServer):
+    """A thread for each connection, but at most `MOST_CONNECTIONS`: one more, and of those that are silent the oldest is hung up."""
+
+    daemon_threads = True
+
+    def __init__(self, listener, app):
+        super().__init__(*listener.getsockname(), app, _Handler, fd=listener.fileno())
+        self._free = threading.Semaphore(MOST_CONNECTIONS)
+        self._silent = {}  # the tickets of connections whose request has not come in; the oldest first
+
+    def process_request(self, connection, address):
+        if not self._free.acquire(blocking=False):
+            for silent in list(self._silent):
+                if self.heard(silent) is not None:
+                    _hang_up(silent)
+                    break
+            self._free.acquire()
+        self._silent[connection] = next(self.app.turns.tickets)
+        super().process_request(connection, address)
+
+    def heard(self, connection):
+        """It is silent no more: its ticket, if it was until now."""
+        return self._silent.pop(connection, None)
+
+    def shutdown_request(self, connection):
+        self.heard(connection)
+        super().shutdown_request(connection)
+        self._free.release()
+
+
+class _Handler(WSGIRequestHandler):
     timeout = 30  # seconds for a request to come in
+
+    def run_wsgi(self):
+        self.ticket = self.server.heard(self.connection)
+        if self.ticket is not None:
+            super().run_wsgi()
+
+    def make_environ(self):
+        return super().make_environ() | {TICKET: self.ticket}
 
     def log(self, *_):
         pass
+
+
+def _hang_up(connection):
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _gone(connection):
+    """Whether the client has closed its end: what there is to read is the end."""
+    if connection is None:
+        return False
+    try:
+        return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
 
 
 def _refuse_strangers(request):

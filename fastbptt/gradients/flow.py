@@ -85,12 +85,15 @@ class GradientFlow:
         0.995 for tanh; for sigmoid, below 0.0025 or above 0.9975; for ReLU, off). Of a GRU or an LSTM, of all gates.
     saturated_gates : dict
         The same for each gate: "h" of an RNN, r z n of a GRU, i f g o of an LSTM.
+    headline : str
+        The first line of the report.
     reason : str or None
         Where inf or NaN first appeared, in causal order: in the weights, the inputs, a state, ``d_out``, or a gradient on the way back.
     """
 
     def __init__(self, tape, d_out, d_state):
         self.tape, self._d_out, self._d_state = tape, d_out, d_state
+        self._saturated_gates = None
         gradients = state_gradients(tape, d_out, d_state)
         self.log10_state_norm = gradients.log10_state_norm()
         self.log10_preactivation_norm = gradients.log10_preactivation_norm()
@@ -99,17 +102,25 @@ class GradientFlow:
     def reason(self):
         return first_nonfinite(self.tape, self._d_out, self._d_state, self.log10_state_norm)
 
-    @cached_property
+    @property
     def saturated_gates(self):
-        slopes, H = linearise(self.tape).gate_slopes, self.tape.shape[2]
-        return {
-            gate: float((slopes[..., i * H : (i + 1) * H] < SATURATED * steepest(self.tape)[gate]).mean()) if slopes.size else 0.0
-            for i, gate in enumerate(GATES[self.tape.cell])
-        }
+        if self._saturated_gates is None:
+            self._linearise()
+        return self._saturated_gates
 
     @property
     def saturated(self):
         return math.fsum(self.saturated_gates.values()) / len(self.saturated_gates)
+
+    def _linearise(self):
+        """The steps of the tape, linearised. They are too large to be kept; the shares of saturated units are, whoever asked for the steps."""
+        steps, H = linearise(self.tape), self.tape.shape[2]
+        slopes = steps.gate_slopes
+        self._saturated_gates = {
+            gate: float((slopes[..., i * H : (i + 1) * H] < SATURATED * steepest(self.tape)[gate]).mean()) if slopes.size else 0.0
+            for i, gate in enumerate(GATES[self.tape.cell])
+        }
+        return steps
 
     @cached_property
     def _by_lag(self):
@@ -134,7 +145,7 @@ class GradientFlow:
             if t.size:
                 log10_part[lag, len(losses) - len(t) :] = log10_norm(factor[t - lag] @ da, e, axis=(1, 2))
                 part, exponent[lag] = _sum_of_products(da, e, h[t - lag])
-                norm[lag] = np.linalg.norm(part)
+                norm[lag] = math.sqrt(np.einsum("ij,ij", part, part))
         return norm, exponent, losses, log10_part, log10_state
 
     def _losses(self):
@@ -156,7 +167,7 @@ class GradientFlow:
         steps t of the losses, ascending, their state gradients ``d`` (n, B, N) and exponents ``e`` (n,), and, for those with t >= lag,
         the gradients ``da`` of the pre-activations at step t - lag.
         """
-        steps = linearise(self.tape)
+        steps = self._linearise()
         t, d = self._losses()
         e = np.zeros(len(t), np.int64)
         with np.errstate(all="ignore"):
@@ -293,7 +304,11 @@ class GradientFlow:
         plot_flow(self, path, title=title)
 
     def __str__(self):
-        return "\n  ".join([f"{self.verdict}: {self._finding()}", self._setting(), *self._norms()])
+        return "\n  ".join([self.headline, self._setting(), *self._norms()])
+
+    @property
+    def headline(self):
+        return f"{self.verdict}: {self._finding()}"
 
     def _finding(self):
         if self.reason is not None:

@@ -194,11 +194,11 @@ def _gru(tape, h, w_hh, a_x, a_h):
     H = w_hh.shape[1]
     a_r, a_z = np.split((a_x + a_h)[..., : 2 * H], 2, axis=-1)
     m = a_h[..., 2 * H :]
-    r, z = _sigmoid(a_r), _sigmoid(a_z)
+    (r, d_r), (z, d_z) = _sigmoid(a_r), _sigmoid(a_z)
     a_n = a_x[..., 2 * H :] + r * m
-    d_r, d_z, d_n = _sigmoid_slope(a_r), _sigmoid_slope(a_z), _tanh_slope(a_n)
+    d_n = _tanh_slope(a_n)
     # h_t = (1 - z) n + z h_{t-1}, with n = tanh(a_xn + r m), and 1 - z = sigmoid(-a_z)
-    into = _sigmoid(-a_z) * d_n
+    into = _sigmoid(-a_z)[0] * d_n
     slopes = np.concatenate([into * m * d_r, (h[:-1] - np.tanh(a_n)) * d_z, into * r], axis=-1)
     return Linearised(w_hh, z, slopes, None, np.concatenate([d_r, d_z, d_n], axis=-1))
 
@@ -206,8 +206,8 @@ def _gru(tape, h, w_hh, a_x, a_h):
 def _lstm(tape, h, w_hh, a_x, a_h):
     c = tape.c.astype(np.float64, copy=False)
     a_i, a_f, a_g, a_o = np.split(a_x + a_h, 4, axis=-1)
-    i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
-    d_i, d_f, d_g, d_o = _sigmoid_slope(a_i), _sigmoid_slope(a_f), _tanh_slope(a_g), _sigmoid_slope(a_o)
+    (i, d_i), (f, d_f), (o, d_o) = _sigmoid(a_i), _sigmoid(a_f), _sigmoid(a_o)
+    g, d_g = np.tanh(a_g), _tanh_slope(a_g)
     # c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
     slopes = np.concatenate([g * d_i, c[:-1] * d_f, i * d_g, np.tanh(c[1:]) * d_o], axis=-1)
     return Linearised(w_hh, f, slopes, o * _tanh_slope(c[1:]), np.concatenate([d_i, d_f, d_g, d_o], axis=-1))
@@ -250,13 +250,9 @@ def sum_of_products(a, b):
 
 
 def _sigmoid(a):
+    """The sigmoid and its derivative, which has all its digits in saturation too."""
     e = np.exp(-np.abs(a))
-    return np.where(a < 0, e, 1.0) / (1 + e)
-
-
-def _sigmoid_slope(a):
-    e = np.exp(-np.abs(a))
-    return e / (1 + e) ** 2
+    return np.where(a < 0, e, 1.0) / (1 + e), e / (1 + e) ** 2
 
 
 def _tanh_slope(a):
@@ -274,7 +270,7 @@ def _relu_slope(a, tape):
 _NONLINEARITY_SLOPE = {
     "tanh": lambda a, tape: _tanh_slope(a),
     "relu": _relu_slope,
-    "sigmoid": lambda a, tape: _sigmoid_slope(a),
+    "sigmoid": lambda a, tape: _sigmoid(a)[1],
     "identity": lambda a, tape: np.ones(a.shape),
 }
 STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}  # gamma = sup f'

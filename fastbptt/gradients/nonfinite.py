@@ -1,7 +1,5 @@
 """Where inf or NaN first appeared, in causal order: in what went in, in a state, or in a gradient on the way back."""
 
-import math
-
 import numpy as np
 
 
@@ -37,7 +35,7 @@ def first_nonfinite(tape, d_out, d_state, log10_state_norm):
 
 def _find(array, last=False):
     """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
-    if array is None or math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
+    if array is None or np.isfinite(array).all():
         return None
     wrong = np.argwhere(~np.isfinite(array))
     if last:

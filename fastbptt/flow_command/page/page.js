@@ -4,6 +4,7 @@
 const BLUE = "#0072B2", BLACK = "#000000", GREY = "#606060", KEPT = ["#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"];
 const GATED = ["gru", "lstm"];
 const THEORY = { "largest Lyapunov exponent": { color: BLACK, dash: "dash" }, bound: { color: GREY, dash: "dot" } };
+const PAGE = { "X-Page": String(Math.random()) }; // of all that one page asks for, the server computes the newest alone
 const at = (id) => document.getElementById(id);
 
 let shown = null; // the answer that is drawn
@@ -92,7 +93,7 @@ async function ask() {
   while (changed) {
     changed = false;
     try {
-      const response = await fetch(`flow?${new URLSearchParams(controls().map((control) => [control.id, control.value]))}`);
+      const response = await fetch(`flow?${new URLSearchParams(controls().map((control) => [control.id, control.value]))}`, { headers: PAGE });
       if (!response.ok) {
         complain((await response.text()).trim());
         continue;
