@@ -1,5 +1,8 @@
 """Checks of arguments: an error names the argument, what was expected and what came."""
 
+import operator
+import os
+import sys
 from bisect import bisect_right
 from itertools import pairwise
 
@@ -9,14 +12,39 @@ from ._kernels import kernels
 
 DTYPES = tuple(dtype.name for dtype in kernels)
 LARGEST = 1e6  # for any size or rate that a command's user could mean
+SHOWN = 80  # characters of a value in a message
 _NAMES = " or ".join(DTYPES)
+
+
+def checked(name, check, doc):
+    """An attribute that checks what it is given, and so may be changed whenever one likes. ``check`` takes its name and the value."""
+
+    def put(self, value):
+        setattr(self, f"_{name}", check(name, value))
+
+    return property(operator.attrgetter(f"_{name}"), put, doc=doc)
 
 
 def describe(value):
     """What came, in few words."""
     if isinstance(value, np.ndarray):
-        return f"{type(value).__name__} of shape {value.shape}, dtype {value.dtype}"
-    return type(value).__name__ if value is None or not np.isscalar(value) else repr(value)
+        array = np.asarray(value)
+        return f"{type(value).__name__} of shape {array.shape}, dtype {array.dtype}"
+    return type(value).__name__ if value is None or not np.isscalar(value) else quoted(value)
+
+
+def quoted(value):
+    """The value's ``repr``, in one line of bounded length; or its type, if it has none: as an int of more than 4300 digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def item(name, key):
+    """What to call one of several things that are an argument together."""
+    return f"{name}[{quoted(key)}]"
 
 
 def require_array(name, value):
@@ -54,31 +82,34 @@ def array(name, value, shape, dtype):
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     flags = value.flags
-    return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
+    return value if flags.c_contiguous and flags.aligned else contiguous(name, value)
 
 
-def contiguous(value):
+def contiguous(name, value):
     flags = value.flags
-    return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
+    if flags.c_contiguous and flags.aligned:
+        return value
+    with Room(name, value.size):
+        return np.array(value, order="C")
 
 
-def require_disjoint(what, names, arrays):
+def require_disjoint(names, arrays):
     """ValueError unless the contiguous arrays that are to be written each have memory of their own."""
     if len(arrays) < 2:
         return
     for (_, end, i), (start, _, j) in pairwise(spans(arrays)):
         if start < end:
-            raise ValueError(f"{what}[{names[j]!r}]: overlaps {what}[{names[i]!r}]; each array must have memory of its own")
+            raise ValueError(f"{names[j]}: overlaps {names[i]}; each array must have memory of its own")
 
 
-def require_apart(what, names, arrays, from_what, from_names, others):
+def require_apart(names, arrays, from_names, others):
     """ValueError if one of the contiguous arrays overlaps one of the ``others``, which are disjoint."""
     others = spans(others)
     ends = [end for _, end, _ in others]
     for start, end, i in spans(arrays):
         at = bisect_right(ends, start)
         if at < len(others) and others[at][0] < end:
-            raise ValueError(f"{what}[{names[i]!r}]: overlaps {from_what}[{from_names[others[at][2]]!r}], which is to be written")
+            raise ValueError(f"{names[i]}: overlaps {from_names[others[at][2]]}, which is to be written")
 
 
 def spans(arrays):
@@ -96,7 +127,8 @@ def integers(name, value, shape, limit, what, counts=None):
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    value = np.array(value, order="C")
+    with Room(name, value.size):
+        value = np.array(value, order="C")
     if counts is not None:
         value[~counts] = 0
     if value.size:
@@ -115,24 +147,124 @@ def one_of(name, value, allowed):
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")
     if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {quoted(value)}")
     return value
+
+
+def real(name, value):
+    """``value`` as a float, which may be inf or NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    try:
+        return float(operator.index(value) if isinstance(value, (int, np.integer)) else value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that float64 has room for, got {quoted(value)}") from None
 
 
 def number(name, value, low, high=np.inf, *, above=False):
     """``value`` as a float from ``low`` (or above it) to ``high``; NaN is never in range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {describe(value)}")
-    if not (low < value if above else low <= value) or not value <= high:
+    got = real(name, value)
+    if not (low < got if above else low <= got) or not got <= high:
         bound = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < np.inf else "")
-        raise ValueError(f"{name}: expected a number {bound}, got {value}")
-    return float(value)
+        came = operator.index(value) if isinstance(value, (int, np.integer)) else got
+        raise ValueError(f"{name}: expected a number {bound}, got {quoted(came)}")
+    return got
 
 
-def size(name, value, low=1):
-    """``value`` as an int of at least ``low``."""
+def size(name, value, low=1, high=np.inf):
+    """``value`` as an int from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
-    if value < low:
-        raise ValueError(f"{name}: expected an integer of at least {low}, got {value}")
-    return int(value)
+    got = operator.index(value)
+    if got < low:
+        raise ValueError(f"{name}: expected an integer of at least {low}, got {quoted(got)}")
+    if got > high:
+        raise ValueError(f"{name}: expected an integer of at most {high}, got {quoted(got)}")
+    return got
+
+
+def axis(name, value):
+    """``value`` as the length of an array's axis."""
+    return size(name, value, 1, sys.maxsize)
+
+
+def flag(name, value):
+    """``value`` as a bool; 0 and 1 are welcome, but nothing else that Python takes for true or false."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and operator.index(value) in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+
+
+def dtype(name, value):
+    """``value`` as one of the dtypes that the kernels were built for."""
+    try:
+        got = np.dtype(value)
+    except Exception:  # a dtype can be asked of anything, and anything can come of it
+        got = None
+    if got not in kernels:
+        raise TypeError(f"{name}: expected {_NAMES}, got {describe(value) if got is None else got}")
+    return got
+
+
+def generator(name, value):
+    """What `numpy.random.default_rng` makes of ``value``, which is looked at first: of a matrix, NumPy makes a crash."""
+    if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)):
+        return np.random.default_rng(value)
+    if isinstance(value, (int, np.integer)):
+        return np.random.default_rng(size(name, value, 0))
+    if isinstance(value, np.ndarray):
+        value = require_array(name, value)
+        if value.dtype.kind not in "iu" or value.ndim != 1:
+            raise TypeError(f"{name}: expected a one-dimensional array of integers, got {describe(value)}")
+    elif not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}: expected None, an integer, a sequence of integers or a numpy.random.Generator, got {describe(value)}")
+    return np.random.default_rng([size(item(name, i), part, 0) for i, part in enumerate(value)])
+
+
+def path(name, value):
+    """``value`` as a Path, of a name that a file can have."""
+    from pathlib import Path  # which takes longer to load than all the rest of this
+
+    try:
+        got = os.fspath(value)
+    except TypeError:
+        got = None
+    if not isinstance(got, str):
+        raise TypeError(f"{name}: expected a str or a path, got {describe(value)}")
+    if "\0" in got or not _encodable(got):
+        raise ValueError(f"{name}: expected a name that a file can have, got {quoted(got)}")
+    return Path(got)
+
+
+def _encodable(text):
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_names(name, given, expected):
+    """KeyError unless the dict ``given`` has just the ``expected`` keys."""
+    expected = dict.fromkeys(expected)
+    missing, unexpected = [key for key in expected if key not in given], [key for key in given if key not in expected]
+    if missing or unexpected:
+        raise KeyError(f"{name}: missing {quoted(missing)}, unexpected {quoted(unexpected)}")
+
+
+class Room:
+    """A context for making arrays of so many numbers: where there is no memory for them, MemoryError says whose sizes these are."""
+
+    def __init__(self, names, count):
+        self.names, self.count = names, count
+
+    def __enter__(self):
+        if self.count > sys.maxsize // 8:  # of such sizes, NumPy says other things
+            raise self._refusal()
+
+    def __exit__(self, kind, *_):
+        if kind is not None and issubclass(kind, MemoryError):
+            raise self._refusal() from None
+
+    def _refusal(self):
+        return MemoryError(f"{self.names}: no memory for {quoted(self.count)} numbers")

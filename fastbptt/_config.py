@@ -5,7 +5,7 @@ import platform
 
 import numpy as np
 
-from . import _kernels
+from . import _checks, _kernels
 from ._kernels import cpu, pool
 from ._version import __version__
 
@@ -25,12 +25,20 @@ def show_config(mode="stdout"):
     -------
     dict or None
 
+    Raises
+    ------
+    TypeError, ValueError
+        If ``mode`` is neither.
+
     Examples
     --------
     >>> import fastbptt
     >>> sorted(fastbptt.show_config(mode="dicts"))
     ['dtypes', 'isa', 'isa_levels', 'isa_reason', 'lanes', 'num_threads', 'num_threads_reason', 'numpy', 'platform', 'python', 'version']
     """
+    if not isinstance(mode, str) or mode not in ("stdout", "dicts"):
+        error = ValueError if isinstance(mode, str) else TypeError
+        raise error(f"mode: expected 'stdout' or 'dicts', got {_checks.describe(mode)}")
     _kernels.require()
     config = {
         "version": __version__,
@@ -47,8 +55,6 @@ def show_config(mode="stdout"):
     }
     if mode == "dicts":
         return config
-    if mode != "stdout":
-        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
     for name, value in config.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key}: {state}" for key, state in value.items())

@@ -1,6 +1,7 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
 import math
+from itertools import repeat
 
 import numpy as np
 
@@ -54,15 +55,16 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     max_norm = _checks.number("max_norm", max_norm, 0)
     norm_type = _checks.number("norm_type", norm_type, 0, above=True)
     _checks.one_of("nonfinite", nonfinite, NONFINITE)
-    names, arrays = _collect(grads)
+    keys, arrays = _collect(grads)
     if not arrays:
         return 0.0
-    norm = _call("clip_norm", names, arrays, max_norm, norm_type)
+    norm = _call("clip_norm", keys, arrays, max_norm, norm_type)
     if not math.isfinite(norm):
         if nonfinite == "raise":
-            raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(names, arrays)}")
+            raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(keys, arrays)}")
         if nonfinite == "zero":
-            in_one_go(np.ndarray.fill, arrays, [0] * len(arrays))
+            arrays = [array for array in arrays if np.asarray(array).size]  # an empty one may be read-only
+            in_one_go(np.ndarray.fill, arrays, repeat(0))
     return norm
 
 
@@ -89,9 +91,9 @@ def clip_grad_value_(grads, clip_value):
     array([ 0.5, -1. ])
     """
     clip_value = _checks.number("clip_value", clip_value, 0)
-    names, arrays = _collect(grads)
+    keys, arrays = _collect(grads)
     if arrays:
-        _call("clip_value", names, arrays, clip_value)
+        _call("clip_value", keys, arrays, clip_value)
 
 
 def total_norm(grads, norm_type=2.0):
@@ -112,50 +114,57 @@ def total_norm(grads, norm_type=2.0):
     10.0
     """
     norm_type = _checks.number("norm_type", norm_type, 0, above=True)
-    names, arrays = _collect(grads)
-    return _call("total_norm", names, arrays, norm_type) if arrays else 0.0
+    keys, arrays = _collect(grads)
+    return _call("total_norm", keys, arrays, norm_type) if arrays else 0.0
 
 
 def _collect(grads):
-    """The arrays meant by ``grads``, and what to call them."""
+    """The arrays meant by ``grads``, and the keys that they are known by; no keys for a single one, which is ``grads`` itself."""
     if isinstance(grads, np.ndarray):
-        return ("grads",), [grads]
+        return None, [grads]
     if isinstance(grads, Gradients):
         grads = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if getattr(grads, name) is not None}
     if isinstance(grads, dict):
         return tuple(grads), list(grads.values())
     if hasattr(grads, "flat_grads"):
-        return (type(grads).__name__,), [grads.flat_grads]
+        return None, [grads.flat_grads]
     if not isinstance(grads, (list, tuple)):
         raise TypeError(f"grads: expected arrays, Gradients or layers, got {_checks.describe(grads)}")
     return range(len(grads)), [getattr(item, "flat_grads", item) for item in grads]
 
 
-def _call(kernel, names, arrays, *args):
-    """A kernel's result for these arrays. It refuses those that are unfit; what is wrong with them is found out only then."""
+def _names(keys):
+    return ["grads"] if keys is None else [_checks.item("grads", key) for key in keys]
+
+
+def _call(kernel, keys, arrays, *args):
+    """A kernel's result for these arrays. It refuses those that are unfit; what is wrong with them is found out only then.
+
+    It also refuses some empty ones that nothing is wrong with: they are left out then.
+    """
     dtype = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
     if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):
         try:
             return getattr(kernels[dtype], kernel)(arrays, *args)
         except (BufferError, ValueError):
             pass
-    writable = kernel != "total_norm"
-    arrays = [_checks.require_array(f"grads[{name!r}]", array) for name, array in zip(names, arrays)]
+    writable, names = kernel != "total_norm", _names(keys)
+    arrays = [_checks.require_array(name, array) for name, array in zip(names, arrays)]
     dtype = arrays[0].dtype
     for name, array in zip(names, arrays):
-        if _checks.require_float(f"grads[{name!r}]", array) != dtype:
-            raise TypeError(f"grads[{name!r}]: expected dtype {dtype} like the first, got {array.dtype}")
+        if _checks.require_float(name, array) != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype} like the first, got {array.dtype}")
         flags = array.flags
-        if not (flags.forc and flags.aligned) or (writable and not flags.writeable):
-            raise ValueError(f"grads[{name!r}]: expected a contiguous, aligned{' and writeable' if writable else ''} array")
+        if array.size and (not (flags.forc and flags.aligned) or (writable and not flags.writeable)):
+            raise ValueError(f"{name}: expected a contiguous, aligned{' and writeable' if writable else ''} array")
     if writable:
-        _checks.require_disjoint("grads", names, arrays)
-    return getattr(kernels[dtype], kernel)(arrays, *args)
+        _checks.require_disjoint(names, arrays)
+    return getattr(kernels[dtype], kernel)([array for array in arrays if array.size], *args)
 
 
-def _first_nonfinite(names, arrays):
-    for name, array in zip(names, arrays):
+def _first_nonfinite(keys, arrays):
+    for name, array in zip(_names(keys), arrays):
         if not np.isfinite(array).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            return f"the first culprit is grads[{name!r}] at {at}: {array[at]}"
+            return f"the first culprit is {name} at {at}: {array[at]}"
     return "all elements are finite"

@@ -82,12 +82,14 @@ class Tape:
 
     def last(self, steps):
         """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
-        T, B, H = self._shape
+        (T, B, H), steps = self._shape, _checks.size("steps", steps, 0)
         return self if steps >= T else self._part((steps, B, H), lambda history: history[T - steps :])
 
     def row(self, b):
         """The tape of row ``b`` of the batch alone."""
-        T, _, H = self._shape
+        (T, B, H), b = self._shape, _checks.size("b", b, 0)
+        if b >= B:
+            raise IndexError(f"b: expected a row from 0 to {B - 1}, got {_checks.quoted(b)}")
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
 
     def _part(self, shape, of_history):
@@ -362,14 +364,15 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
     cell, tape = CELLS[name], Tape()
     dtype, T, B, H = _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh)
     tape._cell, tape._nonlinearity, tape._leak, tape._shape = name, nonlinearity, check_leak(leak, H, dtype), (T, B, H)
-    histories = []
-    for argument, initial in zip(("h0",) if cell.states == 1 else ("state[0]", "state[1]"), state):
-        history = memory.empty((T + 1, B, H), dtype)
+    try:
+        histories = [memory.empty((T + 1, B, H), dtype) for _ in state]
+        tape._gates = memory.empty((T, B, cell.gates * H), dtype) if cell.keeps_gates or leak is not None else None
+        tape._m = memory.empty((T, B, H), dtype) if cell.apart else None
+    except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
+        raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
+    for argument, history, initial in zip(("h0",) if cell.states == 1 else ("state[0]", "state[1]"), histories, state):
         history[0] = 0 if initial is None else _checks.array(argument, initial, (B, H), dtype)
-        histories.append(history)
     tape._h, tape._c = histories if cell.states == 2 else (*histories, None)
-    tape._gates = memory.empty((T, B, cell.gates * H), dtype) if cell.keeps_gates or leak is not None else None
-    tape._m = memory.empty((T, B, H), dtype) if cell.apart else None
     if T and B:
         x, tokens = _x_or_tokens(tape._x)
         kernels[dtype].forward(
@@ -396,7 +399,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
 
 def _backward(name, tape, d_out, d_state, need_dx):
     """Any cell's backward pass; ``d_state`` is a tuple, (dh,) or (dh, dc)."""
-    cell, ((T, B, H), dtype) = CELLS[name], require_tape(tape, name)
+    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
     d_initial = [
@@ -483,7 +486,7 @@ def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
         if x.ndim != 3:
             raise ValueError(f"x: expected shape (T, B, {I}), or integer tokens (T, B), got {x.shape}")
         tape._x = _checks.array("x", x, (*x.shape[:2], I), dtype)
-    tape._w_ih, tape._w_hh = _checks.contiguous(w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
+    tape._w_ih, tape._w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
     tape._b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     tape._b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
     return dtype, *x.shape[:2], H

@@ -1,11 +1,17 @@
 """Starts: how the parameters of a recurrent net are drawn before it learns. How far gradients reach at first depends on them.
 
 Each function draws a recurrent layer's parameters anew, in place, and those of its readout if there is one. `STARTS` has them by name.
+All is checked and drawn before anything is written: TypeError or ValueError, and no parameter is changed, if an argument is not what is said.
 """
 
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
+
+from . import _checks
+from ._signals import in_one_go
+from .layers import RNN, Linear, Recurrent
 
 SMART_CONNECTIONS, SMART_RADIUS = 15, 0.95
 
@@ -29,7 +35,8 @@ def basic_tanh(rnn, readout=None, rng=None):
     >>> float(layer.params["weight_hh_l0"].std().round(2)), layer.params["bias_hh_l0"].any()
     (0.1, np.False_)
     """
-    _normal(0.1, rnn, readout, np.random.default_rng(rng))
+    rng = _checked(RNN, rnn, readout, rng)
+    _write(_normal(0.1, rnn, readout, rng))
 
 
 def sigmoid(rnn, readout=None, rng=None):
@@ -41,7 +48,8 @@ def sigmoid(rnn, readout=None, rng=None):
     readout : Linear or None
     rng : None, int or numpy.random.Generator
     """
-    _normal(0.01, rnn, readout, np.random.default_rng(rng))
+    rng = _checked(RNN, rnn, readout, rng)
+    _write(_normal(0.01, rnn, readout, rng))
 
 
 def smart_tanh(rnn, readout=None, rng=None):
@@ -55,12 +63,16 @@ def smart_tanh(rnn, readout=None, rng=None):
     readout : Linear or None
     rng : None, int or numpy.random.Generator
     """
-    rng = np.random.default_rng(rng)
-    _normal(0.01, rnn, readout, rng)
-    w_hh = rnn.params["weight_hh_l0"]
+    rng = _checked(RNN, rnn, readout, rng)
+    drawn = _normal(0.01, rnn, readout, rng)
+    w_hh = next(values for p, values in drawn if p is rnn.params["weight_hh_l0"])
     for outgoing in w_hh.T:
         outgoing[rng.permutation(len(outgoing))[SMART_CONNECTIONS:]] = 0
-    w_hh *= SMART_RADIUS / np.abs(np.linalg.eigvals(w_hh)).max()
+    radius = np.abs(np.linalg.eigvals(w_hh)).max() if np.isfinite(w_hh).all() else np.nan
+    if not 0 < radius < np.inf:
+        raise ValueError(f"rng: what it drew has a spectral radius of {radius}, which cannot be scaled to {SMART_RADIUS}")
+    w_hh *= SMART_RADIUS / radius
+    _write(drawn)
 
 
 def identity(rnn, readout=None, rng=None):
@@ -72,8 +84,8 @@ def identity(rnn, readout=None, rng=None):
     readout : Linear or None
     rng : None, int or numpy.random.Generator
     """
-    _normal(0.001, rnn, readout, np.random.default_rng(rng))
-    rnn.params["weight_hh_l0"][...] = np.eye(rnn.hidden_size)
+    rng = _checked(RNN, rnn, readout, rng)
+    _write([*_normal(0.001, rnn, readout, rng), (rnn.params["weight_hh_l0"], np.eye(rnn.hidden_size))])
 
 
 def orthogonal(rnn, readout=None, rng=None):
@@ -86,14 +98,25 @@ def orthogonal(rnn, readout=None, rng=None):
         It is left alone.
     rng : None, int or numpy.random.Generator
     """
-    rng, H = np.random.default_rng(rng), rnn.hidden_size
-    for gate in rnn.params["weight_hh_l0"].reshape(-1, H, H):
+    rng, H = _checked(Recurrent, rnn, readout, rng), rnn.hidden_size
+    w_hh = rnn.params["weight_hh_l0"]
+    gates = []
+    for _ in range(len(w_hh) // H):
         q, r = np.linalg.qr(rng.standard_normal((H, H)))
-        gate[...] = q * np.where(np.diag(r) < 0, -1, 1)  # without the signs, Q would depend on how QR is done
+        gates.append(q * np.where(np.diag(r) < 0, -1, 1))  # without the signs, Q would depend on how QR is done
+    _write([(w_hh, np.concatenate(gates))])
 
 
 def default(rnn, readout=None, rng=None):
-    """What layers begin with, and PyTorch's: all from U(-1/sqrt(H), 1/sqrt(H)). Nothing is drawn anew."""
+    """What layers begin with, and PyTorch's: all from U(-1/sqrt(H), 1/sqrt(H)). Nothing is drawn anew.
+
+    Parameters
+    ----------
+    rnn : RNN, GRU or LSTM
+    readout : Linear or None
+    rng : None, int or numpy.random.Generator
+    """
+    _checked(Recurrent, rnn, readout, rng)
 
 
 class Start(NamedTuple):
@@ -112,8 +135,26 @@ STARTS = {
 }
 
 
+def _checked(kind, rnn, readout, rng):
+    """The generator that ``rng`` stands for, if the start suits the layers."""
+    if not isinstance(rnn, kind):
+        raise TypeError(f"rnn: expected an {'RNN' if kind is RNN else 'RNN, GRU or LSTM'}, got {_checks.describe(rnn)}")
+    if readout is not None and not isinstance(readout, Linear):
+        raise TypeError(f"readout: expected a Linear or None, got {_checks.describe(readout)}")
+    return _checks.generator("rng", rng)
+
+
 def _normal(std, rnn, readout, rng):
-    """All weights from N(0, std^2), all biases 0."""
-    for layer in filter(None, (rnn, readout)):
-        for name, p in layer.params.items():
-            p[...] = rng.normal(0, std, p.shape) if "weight" in name else 0
+    """The layers' parameters, each with its new values: all weights from N(0, std^2), all biases 0."""
+    layers = [rnn] if readout is None else [rnn, readout]
+    return [
+        (p, rng.normal(0, std, p.shape).astype(p.dtype, copy=False) if "weight" in name else np.zeros_like(p))
+        for layer in layers
+        for name, p in layer.params.items()
+    ]
+
+
+def _write(drawn):
+    """Copy new values into parameters, all of them or, if Ctrl-C comes first, none."""
+    parameters, values = zip(*drawn)
+    in_one_go(np.ndarray.__setitem__, parameters, repeat(...), values)

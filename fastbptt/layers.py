@@ -1,6 +1,8 @@
 """Layers: parameters and gradients in one flat array each, seen through named views."""
 
 import math
+from functools import partial
+from itertools import repeat
 from operator import attrgetter
 from threading import get_ident
 
@@ -17,6 +19,8 @@ from .functional import (
     gru_forward,
     lstm_backward,
     lstm_forward,
+    pair,
+    require_tape,
     rnn_backward,
     rnn_forward,
 )
@@ -57,7 +61,41 @@ def _set_once(name):
     return property(attrgetter(f"_{name}"), set_once)
 
 
-class Layer:
+def _fixed(name):
+    """An attribute that a layer is made with and keeps: the arrays' sizes hang on it."""
+    return property(attrgetter(f"_{name}"))
+
+
+class OneThread:
+    """Who keeps a forward pass's tape until the backward pass, which must be the same thread's.
+
+    Tape and thread are one attribute, which is read once in each method: another thread may come between any two looks at it.
+    """
+
+    _kept = None
+
+    def _keep(self, tape):
+        """Keep what a backward pass in the same thread will need; None for nothing."""
+        self._kept = None if tape is None else (tape, get_ident())
+
+    def _last_tape(self):
+        kept = self._kept
+        if kept is None:
+            raise RuntimeError(f"{type(self).__name__}.backward: no forward pass in training mode since the last backward pass")
+        tape, thread = kept
+        if thread != get_ident():
+            raise RuntimeError(f"{type(self).__name__}.backward: the last forward pass was another thread's; {ONE_AT_A_TIME}")
+        return tape
+
+    def _use_up(self, tape):
+        """Let go of the tape, once there are gradients to add; unless a forward pass has come between."""
+        kept = self._kept
+        if kept is None or kept[0] is not tape:
+            raise RuntimeError(f"{type(self).__name__}.backward: there was another forward pass meanwhile; {ONE_AT_A_TIME}")
+        self._kept = None
+
+
+class Layer(OneThread):
     """What all layers share: parameters, gradients, saving and loading.
 
     A layer can be copied (`copy.deepcopy`) and pickled: the copy has parameters and gradients of its own, and nothing to go back through yet.
@@ -72,27 +110,30 @@ class Layer:
         All parameters, and all gradients, in one piece each: what clipping and optimisers work on.
     training : bool
         Whether a forward pass keeps what the backward pass needs; see `train` and `eval`.
+    dtype : dtype
+        It is fixed, as are the layer's sizes.
     """
 
     params, grads, flat_params, flat_grads = map(_set_once, ("params", "grads", "flat_params", "flat_grads"))
+    dtype = _fixed("dtype")
+    training = _checks.checked("training", _checks.flag, "Whether a forward pass keeps what the backward pass needs.")
 
-    def __init__(self, shapes, bound, dtype, rng):
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in kernels:
-            raise TypeError(f"dtype: expected {' or '.join(d.name for d in kernels)}, got {self.dtype}")
-        rng = np.random.default_rng(rng)
+    def __init__(self, sizes, shapes, bound, dtype, rng):
+        self._dtype = _checks.dtype("dtype", dtype)
+        rng = _checks.generator("rng", rng)
         self._shapes = shapes
-        self.flat_params = rng.uniform(-bound, bound, sum(map(math.prod, shapes.values()))).astype(self.dtype, copy=False)
-        self.flat_grads = np.zeros_like(self.flat_params)
+        count = sum(map(math.prod, shapes.values()))
+        with _checks.Room(sizes, count):
+            self.flat_params = rng.uniform(-bound, bound, count).astype(self.dtype, copy=False)
+            self.flat_grads = np.zeros_like(self.flat_params)
         self.training = True
         self._begin()
 
     def _begin(self):
         self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
-        self._tape = None
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_tape")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_kept")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -107,7 +148,7 @@ class Layer:
 
     def train(self, mode=True):
         """Keep what the backward pass needs, from the next forward pass on. Returns the layer."""
-        self.training = bool(mode)
+        self.training = _checks.flag("mode", mode)
         return self
 
     def eval(self):
@@ -133,33 +174,14 @@ class Layer:
         """
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
-        if set(state) != set(self.params):
-            missing, unexpected = sorted(set(self.params) - set(state)), sorted(set(state) - set(self.params))
-            raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
+        _checks.require_names("state", state, self.params)
+        values = []
         for name, p in self.params.items():
             value = _checks.require_shape(f"state[{name!r}]", state[name], p.shape)
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
-        for name, p in self.params.items():
-            p[...] = state[name]
-
-    def _keep(self, tape):
-        """Keep what a backward pass in the same thread will need."""
-        self._tape = tape if self.training else None
-        self._thread = get_ident()
-
-    def _last_tape(self):
-        if self._tape is None:
-            raise RuntimeError(f"{type(self).__name__}.backward: no forward pass in training mode since the last backward pass")
-        if self._thread != get_ident():
-            raise RuntimeError(f"{type(self).__name__}.backward: the last forward pass was another thread's; {ONE_AT_A_TIME}")
-        return self._tape
-
-    def _use_up(self, tape):
-        """Let go of the tape, once there are gradients to add; unless a forward pass has come between."""
-        if self._tape is not tape:
-            raise RuntimeError(f"{type(self).__name__}.backward: there was another forward pass meanwhile; {ONE_AT_A_TIME}")
-        self._tape = None
+            values.append(value.astype(p.dtype, copy=False))
+        in_one_go(np.ndarray.__setitem__, self.params.values(), repeat(...), values)
 
     def _add(self, *gradients):
         """Add to `grads`: all, or if Ctrl-C comes first, nothing. None stands for a bias that there is not."""
@@ -170,15 +192,18 @@ class Layer:
 class Recurrent(Layer):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
-    def __init__(self, cell, input_size, hidden_size, bias, batch_first, dtype, rng):
-        self.input_size = I = _checks.size("input_size", input_size)
-        self.hidden_size = H = _checks.size("hidden_size", hidden_size)
-        self.batch_first = bool(batch_first)
-        N = CELLS[cell].gates * H
+    input_size, hidden_size = map(_fixed, ("input_size", "hidden_size"))
+    batch_first = _checks.checked("batch_first", _checks.flag, "Whether inputs and outputs are (B, T, ...).")
+
+    def __init__(self, input_size, hidden_size, bias, batch_first, dtype, rng):
+        self._input_size = I = _checks.axis("input_size", input_size)
+        self._hidden_size = H = _checks.axis("hidden_size", hidden_size)
+        self.batch_first = batch_first
+        N = CELLS[self._cell].gates * H
         shapes = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
-        if bias:
+        if _checks.flag("bias", bias):
             shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
-        super().__init__(shapes, 1 / math.sqrt(H), dtype, rng)
+        super().__init__("input_size, hidden_size", shapes, 1 / math.sqrt(H), dtype, rng)
 
     def forward(self, x, state=None):
         """Run the layer.
@@ -203,7 +228,7 @@ class Recurrent(Layer):
         if self.batch_first:
             x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
         out, last, tape = self._run(x, self._without_layer_axis("state", state, x.shape[1]), *self.params.values())
-        self._keep(tape)
+        self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
 
     def backward(self, d_out, d_state=None, *, need_dx=True):
@@ -246,7 +271,7 @@ class Recurrent(Layer):
 
     def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True):
         """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside."""
-        T, B, H = tape.shape
+        T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
         return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx)
@@ -260,10 +285,12 @@ class Recurrent(Layer):
         return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
 
     def _without_layer_axis(self, name, state, B):
-        """The reverse; (B, H) is welcome too."""
+        """The reverse; (B, H) is welcome too. Any number of rows is if ``B`` is None."""
         if state is None:
             return None
         state = _checks.require_array(name, state)
+        if B is None and state.ndim > 1:
+            B = state.shape[-2]
         if state.ndim == 2:
             return _checks.array(name, state, (B, self.hidden_size), self.dtype)
         return _checks.array(name, state, (1, B, self.hidden_size), self.dtype)[0]
@@ -278,14 +305,14 @@ class RNN(Recurrent):
         I and H. An input of tokens has I different ones.
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"}
     leak : float, ndarray (H,) or None
-        In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained.
+        In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained. Like the nonlinearity, it may be changed between passes.
     bias : bool
     batch_first : bool
         Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state.
     dtype : dtype
         float64 or float32.
     rng : None, int or numpy.random.Generator
-        Draws the parameters, from U(-1/sqrt(H), 1/sqrt(H)).
+        Draws the parameters, from U(-1/sqrt(H), 1/sqrt(H)); or whatever else `numpy.random.default_rng` takes.
 
     Attributes
     ----------
@@ -304,17 +331,29 @@ class RNN(Recurrent):
     ((5, 3, 7), (1, 3, 7), (5, 3, 4), (7, 7))
     """
 
+    nonlinearity = _checks.checked("nonlinearity", partial(_checks.one_of, allowed=NONLINEARITIES), "The function f.")
+
+    @property
+    def leak(self):
+        """The leak of each unit, (H,), or None."""
+        return self._leak
+
+    @leak.setter
+    def leak(self, leak):
+        self._leak = check_leak(leak, self.hidden_size, self.dtype)
+
     def __init__(
         self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
     ):
-        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-        super().__init__("rnn", input_size, hidden_size, bias, batch_first, dtype, rng)
-        self.leak = check_leak(leak, self.hidden_size, self.dtype)
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
+        self.leak = leak
 
     def _run(self, x, h0, *weights):
         return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak)
 
     _run_back = staticmethod(rnn_backward)
+    _cell = "rnn"
 
 
 class GRU(Recurrent):
@@ -344,10 +383,11 @@ class GRU(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__("gru", input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
 
     _run = staticmethod(gru_forward)
     _run_back = staticmethod(gru_backward)
+    _cell = "gru"
 
 
 class LSTM(Recurrent):
@@ -377,16 +417,15 @@ class LSTM(Recurrent):
     """
 
     def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__("lstm", input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
 
     def _without_layer_axis(self, name, state, B):
-        """Both halves of the state; any other thing is for `lstm_forward` to refuse."""
-        if not isinstance(state, (tuple, list)):
-            return state
-        return tuple([super(LSTM, self)._without_layer_axis(f"{name}[{i}]", part, B) for i, part in enumerate(state)])
+        """Both halves of the state."""
+        return tuple([super(LSTM, self)._without_layer_axis(f"{name}[{i}]", part, B) for i, part in enumerate(pair(name, state))])
 
     _run = staticmethod(lstm_forward)
     _run_back = staticmethod(lstm_backward)
+    _cell = "lstm"
 
 
 class Linear(Layer):
@@ -415,19 +454,25 @@ class Linear(Layer):
     ((5, 3, 2), (5, 3, 7))
     """
 
+    in_features, out_features = map(_fixed, ("in_features", "out_features"))
+
     def __init__(self, in_features, out_features, *, bias=True, dtype=np.float64, rng=None):
-        self.in_features = I = _checks.size("in_features", in_features)
-        self.out_features = N = _checks.size("out_features", out_features)
-        super().__init__({"weight": (N, I)} | ({"bias": (N,)} if bias else {}), 1 / math.sqrt(I), dtype, rng)
+        self._in_features = I = _checks.axis("in_features", in_features)
+        self._out_features = N = _checks.axis("out_features", out_features)
+        shapes = {"weight": (N, I)} | ({"bias": (N,)} if _checks.flag("bias", bias) else {})
+        super().__init__("in_features, out_features", shapes, 1 / math.sqrt(I), dtype, rng)
 
     def forward(self, x):
         """y = x W^T + b, for x (..., I); y is (..., N)."""
         x = _checks.require_array("x", x)
         x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
-        y = memory.empty((*x.shape[:-1], self.out_features), self.dtype)
+        try:
+            y = memory.empty((*x.shape[:-1], self.out_features), self.dtype)
+        except (MemoryError, ValueError):
+            raise MemoryError(f"x, out_features: no memory for outputs of shape {(*x.shape[:-1], self.out_features)}") from None
         if x.size:
             kernels[self.dtype].linear_forward(self._rows(x), self._parameter("weight"), self._parameter("bias"), self._rows(y))
-        self._keep(x)
+        self._keep(x if self.training else None)
         return y
 
     def backward(self, d_out, *, need_dx=True):
@@ -435,7 +480,7 @@ class Linear(Layer):
 
         Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
         """
-        x = self._last_tape()
+        x, need_dx = self._last_tape(), _checks.flag("need_dx", need_dx)
         if x.shape[-1:] != (self.in_features,):
             raise RuntimeError(f"x: resized since the forward pass; expected {self.in_features} features, got shape {x.shape}")
         d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)

@@ -55,7 +55,7 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
         if mask.shape != shape:
             raise ValueError(f"mask: expected shape {shape}, got {mask.shape}")
-        mask = _checks.contiguous(mask)
+        mask = _checks.contiguous("mask", mask)
         n = int(mask.sum())
     targets = _checks.integers("targets", targets, shape, V, "classes", mask)
     if n == 0:
@@ -63,7 +63,7 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
     d_logits = memory.empty(logits.shape, dtype)
     losses = np.empty(targets.size)
     kernels[dtype].softmax_cross_entropy(
-        _checks.contiguous(logits).reshape(-1, V),
+        _checks.contiguous("logits", logits).reshape(-1, V),
         targets.reshape(-1),
         None if mask is None else mask.reshape(-1).view(np.uint8),
         1.0 / n,
@@ -100,6 +100,7 @@ def mean_squared_error(outputs, targets):
     >>> fastbptt.mean_squared_error(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     (4.5, array([ 0., -3.]))
     """
+    outputs = _checks.require_array("outputs", outputs)
     dtype = _checks.require_float("outputs", outputs)
     targets = _checks.array("targets", targets, outputs.shape, dtype)
     n = outputs.size
@@ -121,7 +122,12 @@ def perplexity(loss):
     Returns
     -------
     float
-        inf where exp(loss) overflows.
+        inf where exp(loss) overflows, and NaN for NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the loss is not a number, or an int that no float can hold.
 
     Examples
     --------
@@ -129,6 +135,7 @@ def perplexity(loss):
     >>> fastbptt.perplexity(0.0)
     1.0
     """
+    loss = _checks.real("loss", loss)
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,19 +1,30 @@
 """Optimisers that update parameters in place, with PyTorch's hyper-parameters, defaults and formulas."""
 
 from functools import partial
-from operator import call
+from itertools import repeat
+from operator import attrgetter, call
 
 import numpy as np
 
 from . import _checks
+from ._checks import checked
 from ._kernels import kernels
 from ._signals import in_one_go
 
+at_least_0 = partial(_checks.number, low=0)
+
+
+def two_decays(name, value):
+    if not isinstance(value, (tuple, list, np.ndarray)) or getattr(value, "ndim", 1) != 1 or len(value) != 2:
+        raise TypeError(f"{name}: expected two numbers, got {_checks.describe(value)}")
+    return tuple(_checks.number(f"{name}[{i}]", decay, 0, np.nextafter(1, 0)) for i, decay in enumerate(value))
+
 
 class Optimiser:
-    """What the optimisers share: the parameter arrays, their gradients, and a state array for each that an algorithm asks for.
+    """What the optimisers share: the parameter arrays, their gradients, and the state arrays that an algorithm asks for.
 
-    A step is made for all parameters or for none: one that Ctrl-C comes upon is finished.
+    A step is made for all parameters or for none: one that Ctrl-C comes upon is finished. Hyper-parameters are attributes that may be
+    changed between steps; state arrays that only then are needed begin with the next step.
 
     Parameters
     ----------
@@ -21,10 +32,17 @@ class Optimiser:
         What to update. A layer brings its gradients along; for bare arrays, `step` is given the gradients.
     """
 
-    def __init__(self, layers_or_params, lr, weight_decay, slots):
-        self.lr = lr
-        self.weight_decay = _checks.number("weight_decay", weight_decay, 0)
-        self.steps = 0
+    # Nothing else can be assigned: what is not the name of a hyper-parameter would have no effect.
+    __slots__ = ("_layers", "_keys", "_names", "_params", "_shapes", "_slots", "_steps", "_lr", "_weight_decay", "__weakref__")
+    _needs = ()  # the state arrays that the algorithm always has
+
+    lr = checked("lr", at_least_0, "The learning rate.")
+    weight_decay = checked("weight_decay", at_least_0, "What of each parameter is added to its gradient.")
+    steps = property(attrgetter("_steps"), doc="How many steps have been made.")
+
+    def __init__(self, layers_or_params, lr, weight_decay):
+        self.lr, self.weight_decay = lr, weight_decay
+        self._steps = 0
         given = layers_or_params
         if isinstance(given, dict):
             items = list(given.items())
@@ -36,23 +54,20 @@ class Optimiser:
             raise ValueError("layers_or_params: expected at least one layer or array, got none")
         self._layers = [item for _, item in items] if all(hasattr(item, "flat_params") for _, item in items) else None
         self._keys = [key for key, _ in items]
-        self._params = [_checks.require_array(f"layers_or_params[{key!r}]", getattr(item, "flat_params", item)) for key, item in items]
-        for key, p in zip(self._keys, self._params):
-            _checks.require_float(f"layers_or_params[{key!r}]", p)
+        for key in given if isinstance(given, dict) else ():
+            if not isinstance(key, str):
+                raise TypeError(f"layers_or_params: expected names as keys, which state_dict is to use, got {_checks.describe(key)}")
+        names = [_checks.item("layers_or_params", key) for key in self._keys]
+        self._names = [_checks.item("grads", key) for key in self._keys]
+        self._params = [_checks.require_array(name, getattr(item, "flat_params", item)) for name, (_, item) in zip(names, items)]
+        for name, p in zip(names, self._params):
+            _checks.require_float(name, p)
             if not (p.flags.c_contiguous and p.flags.aligned and p.flags.writeable):
-                raise ValueError(f"layers_or_params[{key!r}]: expected a contiguous, aligned and writeable array")
-        _checks.require_disjoint("layers_or_params", self._keys, self._params)
+                raise ValueError(f"{name}: expected a contiguous, aligned and writeable array")
+        _checks.require_disjoint(names, self._params)
         self._shapes = [p.shape for p in self._params]
-        self._slots = [{name: np.zeros(p.size, p.dtype) for name in slots} for p in self._params]
-
-    @property
-    def lr(self):
-        """The learning rate; it may be changed between steps."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value):
-        self._lr = _checks.number("lr", value, 0)
+        self._slots = [{} for _ in self._params]
+        self._slots = self._state_arrays()
 
     def zero_grad(self):
         """Set the gradients of all layers to 0, as `Recurrent.zero_grad` does for one.
@@ -82,36 +97,56 @@ class Optimiser:
         """
         for key, p, shape in zip(self._keys, self._params, self._shapes):
             if p.shape != shape or not p.flags.carray:
-                raise ValueError(f"layers_or_params[{key!r}]: resized or made read-only since the optimiser was made")
-        gradients, steps = self._gradients(grads), self.steps + 1
+                raise ValueError(f"{_checks.item('layers_or_params', key)}: resized or made read-only since the optimiser was made")
+        gradients, slots = self._gradients(grads), self._state_arrays()
+        new = [name for name in slots[0] if not self._steps or name not in self._slots[0]]
         updates = [
-            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), slots, steps)
-            for p, g, slots in zip(self._params, gradients, self._slots)
+            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), arrays, new)
+            for p, g, arrays in zip(self._params, gradients, slots)
         ]
-        in_one_go(call, [*updates, partial(setattr, self, "steps", steps)])
+        in_one_go(call, [*updates, partial(setattr, self, "_slots", slots), partial(setattr, self, "_steps", self._steps + 1)])
 
     def state_dict(self):
         """Copies of all state arrays and the step count, under stable names, for `load_state_dict`."""
         state = {f"{name}.{key}": array.copy() for key, slots in zip(self._keys, self._slots) for name, array in slots.items()}
-        return state | {"steps": np.array(self.steps, np.int64)}
+        return state | {"steps": np.array(self._steps, np.int64)}
 
     def load_state_dict(self, state):
-        """Take back what `state_dict` gave. KeyError, TypeError or ValueError, and no change, if anything does not fit."""
-        expected = self.state_dict()
+        """Take back what `state_dict` gave. KeyError, TypeError or ValueError, and no change, if anything does not fit.
+
+        What an option asks for that was switched on between steps, such as momentum, may not have begun yet: then it is not in the state.
+        """
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
-        if set(state) != set(expected):
-            raise KeyError(f"state: expected the names {sorted(expected)}, got {sorted(state)}")
-        for name, array in state.items():
-            array = _checks.require_array(f"state[{name!r}]", array)
-            if array.dtype.kind != expected[name].dtype.kind:
-                raise TypeError(f"state[{name!r}]: expected dtype {expected[name].dtype}, got {array.dtype}")
-            if array.shape != expected[name].shape:
-                raise ValueError(f"state[{name!r}]: expected shape {expected[name].shape}, got {array.shape}")
-        self.steps = _checks.size("state['steps']", int(state["steps"]), 0)
-        for key, slots in zip(self._keys, self._slots):
-            for name, array in slots.items():
-                array[...] = state[f"{name}.{key}"]
+        possible = dict.fromkeys((*self._needs, *self._wants(), *self._slots[0]))
+        names = [name for name in possible if name in self._needs or any(f"{name}.{key}" in state for key in self._keys)]
+        _checks.require_names("state", state, [*(f"{name}.{key}" for key in self._keys for name in names), "steps"])
+        slots = [
+            {name: self._fit(f"{name}.{key}", state, (p.size,), p.dtype) for name in names} for key, p in zip(self._keys, self._params)
+        ]
+        steps = _checks.size("state['steps']", int(self._fit("steps", state, (), np.dtype(np.int64))), 0, 2**62)
+        in_one_go(setattr, repeat(self), ("_slots", "_steps"), (slots, steps))
+
+    @staticmethod
+    def _fit(name, state, shape, dtype):
+        """A copy of an array of the state, in this dtype."""
+        where, array = _checks.item("state", name), state[name]
+        array = _checks.require_array(where, array)
+        if array.dtype.kind != dtype.kind:
+            raise TypeError(f"{where}: expected dtype {dtype}, got {array.dtype}")
+        return _checks.require_shape(where, array, shape).astype(dtype)
+
+    def _wants(self):
+        """Further state arrays, which the options of now ask for."""
+        return ()
+
+    def _state_arrays(self):
+        """By parameter and name: those of now, and for what is wanted and not there, zeros. None is kept that no step has used."""
+        names = dict.fromkeys((*self._needs, *self._wants(), *(self._slots[0] if self._steps else ())))
+        return [
+            {name: slots[name] if name in slots else np.zeros(p.size, p.dtype) for name in names}
+            for p, slots in zip(self._params, self._slots)
+        ]
 
     def _gradients(self, grads):
         if self._layers is not None:
@@ -119,9 +154,12 @@ class Optimiser:
                 raise TypeError("grads: expected None, since the layers have their own gradients")
             return self._fitting([layer.flat_grads for layer in self._layers])
         if isinstance(grads, dict):
-            missing, unknown = [key for key in self._keys if key not in grads], [key for key in grads if key not in self._keys]
+            known = dict.fromkeys(self._keys)
+            missing, unknown = [key for key in known if key not in grads], [key for key in grads if key not in known]
             if missing or unknown:
-                raise ValueError(f"grads: expected a gradient for every parameter; missing {missing}, unknown {unknown}")
+                raise ValueError(
+                    f"grads: expected a gradient for every parameter; missing {_checks.quoted(missing)}, unknown {_checks.quoted(unknown)}"
+                )
             grads = [grads[key] for key in self._keys]
         elif isinstance(grads, np.ndarray):
             grads = [grads]
@@ -131,11 +169,11 @@ class Optimiser:
             raise ValueError(f"grads: expected {len(self._params)} arrays, got {len(grads)}")
         grads = self._fitting(grads)
         if not kernels[grads[0].dtype].disjoint(self._params + grads):
-            _checks.require_apart("grads", self._keys, grads, "layers_or_params", self._keys, self._params)
+            _checks.require_apart(self._names, grads, [_checks.item("layers_or_params", key) for key in self._keys], self._params)
         return grads
 
     def _fitting(self, grads):
-        return [_checks.array(f"grads[{key!r}]", g, p.shape, p.dtype) for key, g, p in zip(self._keys, grads, self._params)]
+        return [_checks.array(name, g, p.shape, p.dtype) for name, g, p in zip(self._names, grads, self._params)]
 
 
 class SGD(Optimiser):
@@ -157,26 +195,36 @@ class SGD(Optimiser):
     array([0.5, 0.5, 0.5])
     """
 
-    def __init__(self, layers_or_params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-        self.momentum = _checks.number("momentum", momentum, 0)
-        self.dampening = _checks.number("dampening", dampening, 0)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
-        self.nesterov = bool(nesterov)
-        super().__init__(layers_or_params, lr, weight_decay, ["momentum_buffer"] if momentum else [])
+    __slots__ = ("_momentum", "_dampening", "_nesterov")
 
-    def _update(self, kernel, p, g, slots, steps):
+    momentum = checked("momentum", at_least_0, "How much of the last step is made once more.")
+    dampening = checked(
+        "dampening", at_least_0, "What is taken off each gradient but the first, relative to it, before it is added to the momentum."
+    )
+    nesterov = checked("nesterov", _checks.flag, "Whether the momentum is looked ahead along.")
+
+    def __init__(self, layers_or_params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
+        self._wants()
+        super().__init__(layers_or_params, lr, weight_decay)
+
+    def _wants(self):
+        if self.nesterov and (self.momentum == 0 or self.dampening):
+            raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def _update(self, kernel, p, g, slots, new):
         return partial(
             kernel.sgd,
             p,
             g,
-            slots.get("momentum_buffer"),
+            slots["momentum_buffer"] if self.momentum else None,
             self.lr,
             self.momentum,
             self.dampening,
             self.weight_decay,
             self.nesterov,
-            steps == 1,
+            "momentum_buffer" in new,
         )
 
 
@@ -202,21 +250,29 @@ class RMSprop(Optimiser):
     array([0.8])
     """
 
-    def __init__(self, layers_or_params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
-        self.alpha = _checks.number("alpha", alpha, 0, 1)
-        self.eps = _checks.number("eps", eps, 0)
-        self.momentum = _checks.number("momentum", momentum, 0)
-        slots = ["square_avg"] + ["grad_avg"] * bool(centered) + ["momentum_buffer"] * (momentum > 0)
-        super().__init__(layers_or_params, lr, weight_decay, slots)
+    __slots__ = ("_alpha", "_eps", "_momentum", "_centered")
+    _needs = ("square_avg",)
 
-    def _update(self, kernel, p, g, slots, steps):
+    alpha = checked("alpha", partial(at_least_0, high=1), "The decay of the running means.")
+    eps = checked("eps", at_least_0, "What is added to the root.")
+    momentum = checked("momentum", at_least_0, "How much of the last step is made once more.")
+    centered = checked("centered", _checks.flag, "Whether steps are divided by the root of the variance.")
+
+    def __init__(self, layers_or_params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
+        self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
+        super().__init__(layers_or_params, lr, weight_decay)
+
+    def _wants(self):
+        return ("grad_avg",) * self.centered + ("momentum_buffer",) * (self.momentum > 0)
+
+    def _update(self, kernel, p, g, slots, new):
         return partial(
             kernel.rmsprop,
             p,
             g,
             slots["square_avg"],
-            slots.get("grad_avg"),
-            slots.get("momentum_buffer"),
+            slots["grad_avg"] if self.centered else None,
+            slots["momentum_buffer"] if self.momentum else None,
             self.lr,
             self.alpha,
             self.eps,
@@ -246,25 +302,29 @@ class Adam(Optimiser):
     array([0.9])
     """
 
-    def __init__(self, layers_or_params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False):
-        try:
-            beta1, beta2 = betas
-        except (TypeError, ValueError):
-            raise TypeError(f"betas: expected two numbers, got {betas!r}") from None
-        self.betas = tuple(_checks.number(f"betas[{i}]", beta, 0, np.nextafter(1, 0)) for i, beta in enumerate((beta1, beta2)))
-        self.eps = _checks.number("eps", eps, 0)
-        slots = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(amsgrad)
-        super().__init__(layers_or_params, lr, weight_decay, slots)
+    __slots__ = ("_betas", "_eps", "_amsgrad")
+    _needs = ("exp_avg", "exp_avg_sq")
 
-    def _update(self, kernel, p, g, slots, steps):
+    betas = checked("betas", two_decays, "The decays of the running means of the gradient and of its square.")
+    eps = checked("eps", at_least_0, "What is added to the root.")
+    amsgrad = checked("amsgrad", _checks.flag, "Whether steps are divided by the largest root so far.")
+
+    def __init__(self, layers_or_params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False):
+        self.betas, self.eps, self.amsgrad = betas, eps, amsgrad
+        super().__init__(layers_or_params, lr, weight_decay)
+
+    def _wants(self):
+        return ("max_exp_avg_sq",) * self.amsgrad
+
+    def _update(self, kernel, p, g, slots, new):
         return partial(
             kernel.adam,
             p,
             g,
             slots["exp_avg"],
             slots["exp_avg_sq"],
-            slots.get("max_exp_avg_sq"),
-            steps,
+            slots["max_exp_avg_sq"] if self.amsgrad else None,
+            self.steps + 1,
             self.lr,
             *self.betas,
             self.eps,

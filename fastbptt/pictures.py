@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from . import _checks
 from ._figures import (
     BLACK,
     BLUE,
@@ -14,11 +15,13 @@ from ._figures import (
     heading,
     limits,
     new_figure,
+    picture_format,
     powers_of_ten,
     quiet_axes,
     save,
 )
 from ._notation import format_log10
+from .gradients.flow import GradientFlow
 from .gradients.portrait import BINS, Portrait
 
 WIDTH = 8.4  # inches: a README shows it at about 100 pixels each
@@ -48,10 +51,11 @@ def plot_flow(flow, path, *, title=None):
         If Matplotlib is not installed.
     OSError
         If the file cannot be written.
-    ValueError
-        If the name asks for another format, or there are no steps or rows to draw.
+    TypeError, ValueError
+        If an argument is not what is said above, the name asks for another format, or there are no steps or rows to draw.
     """
-    draw_portrait(Portrait(flow), path, title=title)
+    path, title = _destination(path, title)
+    draw_portrait(Portrait(_flow("flow", flow)), path, title=title)
 
 
 def draw_portrait(portrait, path, *, title=None):
@@ -88,12 +92,16 @@ def plot_comparison(flows, path, *, title=None):
 
     Raises
     ------
-    ImportError, OSError, ValueError
+    ImportError, OSError, TypeError, ValueError
         As `plot_flow`; ValueError also if there are none, or too many.
     """
+    path, title = _destination(path, title)
+    if not isinstance(flows, dict):
+        raise TypeError(f"flows: expected a dict of GradientFlow, got {_checks.describe(flows)}")
     if not 1 <= len(flows) <= len(COLOURS):
         raise ValueError(f"flows: expected 1 to {len(COLOURS)} of them, got {len(flows)}")
-    draw_portraits({name: Portrait(flow) for name, flow in flows.items()}, path, title=title)
+    portraits = {_text("flows", name): Portrait(_flow(_checks.item("flows", name), flow)) for name, flow in flows.items()}
+    draw_portraits(portraits, path, title=title)
 
 
 def draw_portraits(portraits, path, *, title=None):
@@ -125,6 +133,33 @@ def draw_portraits(portraits, path, *, title=None):
         if image is not None:
             _colour_bar(row.colorbar(image, ax=list(panels), pad=0.02, aspect=18))
     save(figure, path)
+
+
+def _flow(name, value):
+    if not isinstance(value, GradientFlow):
+        raise TypeError(f"{name}: expected a GradientFlow, got {_checks.describe(value)}")
+    return value
+
+
+def _destination(path, title):
+    """Where a picture goes and what is written above it, both checked before it is drawn."""
+    path = _checks.path("path", path)
+    try:
+        picture_format(path)
+    except ValueError as error:
+        raise ValueError(f"path: {error}") from None
+    return path, None if title is None else _text("title", title)
+
+
+def _text(name, value):
+    """``value``, a str that can be drawn: without surrogates, which are no characters."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, got {_checks.describe(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: expected a text without surrogates, got {_checks.quoted(value)}") from None
+    return value
 
 
 def _title(figure, title, verdict):

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels
 from .losses import mean_squared_error, softmax_cross_entropy
 
 __all__ = [
@@ -112,11 +111,10 @@ class Task:
         >>> x.shape, targets.shape
         ((50, 20), (1, 20))
         """
-        rng, size, dtype = np.random.default_rng(rng), _checks.size("size", size), np.dtype(dtype)
-        if dtype not in kernels:
-            raise TypeError(f"dtype: expected {' or '.join(d.name for d in kernels)}, got {dtype}")
-        length = self.lengths[0] if len(self.lengths) == 1 else self.lengths[int(rng.integers(len(self.lengths)))]
-        x, targets = self._draw(rng, length, size)
+        rng, size, dtype = _checks.generator("rng", rng), _checks.axis("size", size), _checks.dtype("dtype", dtype)
+        with _checks.Room("size", size * self.longest * (1 if self.tokens else self.inputs)):
+            length = self.lengths[0] if len(self.lengths) == 1 else self.lengths[int(rng.integers(len(self.lengths)))]
+            x, targets = self._draw(rng, length, size)
         return (x if self.tokens else x.astype(dtype, copy=False)), (
             targets if self.tolerance is None else targets.astype(dtype, copy=False)
         )
@@ -133,7 +131,13 @@ class Task:
         -------
         loss : float
         d_outputs : ndarray (S, B, N)
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If an argument is not what is said above.
         """
+        outputs, targets = self._answers(outputs, targets)
         return (softmax_cross_entropy if self.tolerance is None else mean_squared_error)(outputs, targets)
 
     def wrong(self, outputs, targets):
@@ -147,13 +151,31 @@ class Task:
         Returns
         -------
         int
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not what is said above.
         """
+        outputs, targets = self._answers(outputs, targets)
         if self.tolerance is None:
             right = (outputs.argmax(-1) == targets) & np.isfinite(outputs).all(-1)
         else:
             with np.errstate(over="ignore", invalid="ignore"):
                 right = ((outputs - targets) ** 2).sum(-1) <= self.tolerance
         return int(right.shape[1] - right.all(0).sum())
+
+    def _answers(self, outputs, targets):
+        """Both as plain arrays, if they are of one shape and kind."""
+        outputs, targets = _checks.require_array("outputs", outputs), _checks.require_array("targets", targets)
+        dtype = _checks.require_float("outputs", outputs)
+        if outputs.ndim != 3 or outputs.shape[2] != self.outputs:
+            raise ValueError(f"outputs: expected shape (S, B, {self.outputs}), got {outputs.shape}")
+        if self.tolerance is not None:
+            return outputs, _checks.array("targets", targets, outputs.shape, dtype)
+        if targets.dtype.kind not in "iu":
+            raise TypeError(f"targets: expected integers, got dtype {targets.dtype}")
+        return outputs, _checks.require_shape("targets", targets, outputs.shape[:2])
 
 
 def temporal_order(length=50, *, symbols=2):
@@ -337,7 +359,7 @@ def noiseless_memorisation(length=50, *, values=5, positions=10):
     (array([1, 1, 2, 2, 2, 3, 2]), array([2, 2, 2, 2, 2, 1, 1]))
     """
     lengths = _lengths(length, 1)
-    v, n = _checks.size("values", values, 2), _checks.size("positions", positions)
+    v, n = _checks.size("values", values, 2, LONGEST), _checks.size("positions", positions, 1, LONGEST)
 
     def draw(rng, L, B):
         x, targets = np.full((L + 2 * n, B), v), np.full((L + 2 * n, B), v)
@@ -406,7 +428,7 @@ def _lengths(length, least):
         if high <= low:
             raise ValueError(f"length: expected a range, its end above its beginning, got {low} to {high}")
     if high > LONGEST:
-        raise ValueError(f"length: expected at most {LONGEST}, got {high - 1}")
+        raise ValueError(f"length: expected at most {LONGEST}, got {_checks.quoted(high - 1)}")
     return range(low, high)
 
 

@@ -1,19 +1,21 @@
 """Truncated backpropagation through time."""
 
-from collections import deque
+from operator import attrgetter
 
 from . import _checks
-from .layers import Recurrent
+from .layers import OneThread, Recurrent
 
 
-class TruncatedBPTT:
+class TruncatedBPTT(OneThread):
     """BPTT(h; h'): every h' steps forward, h steps back (Williams and Peng 1990).
 
-    The state is carried from call to call, so that the layer reads one endless sequence; the gradient of the newest h' outputs is taken
-    back through the last h steps and cut there. With h' = h these are plain windows; with h > h' each output's gradient reaches at
-    least h - h' + 1 steps back, at the price of h / h' backward steps per step.
+    The state is carried from call to call, so that the layer reads one endless sequence; the gradient of the newest window's outputs is
+    taken back through the last h steps, counted from the window's end, and cut there. So it is whatever h' is and however long the windows
+    were. In windows of h' steps, with h' = h, these are plain windows; with h > h' each output's gradient reaches at least h - h' + 1 steps
+    back, at the price of h / h' backward steps per step. For plain windows of any lengths, ``reset(state)`` before each of them.
 
-    As in the original, older steps are gone back through with the states of their time and the weights of now.
+    As in the original, older steps are gone back through with the states of their time and the weights of now. Like a layer, it serves one
+    thread at a time, which runs both the forward and the backward pass.
 
     Parameters
     ----------
@@ -26,6 +28,8 @@ class TruncatedBPTT:
 
     Attributes
     ----------
+    layer, h, h_prime
+        As given; they are fixed.
     state : as the layer returns it, or None
         The carried state; None is the start of a sequence.
     tape : Tape or None
@@ -43,25 +47,29 @@ class TruncatedBPTT:
     ((5, 3, 7), (5, 3, 4))
     """
 
+    layer, h, h_prime = (property(attrgetter(f"_{name}")) for name in ("layer", "h", "h_prime"))
+
     def __init__(self, layer, h, h_prime=None):
         if not isinstance(layer, Recurrent):
             raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {_checks.describe(layer)}")
-        self.layer = layer
-        self.h = _checks.size("h", h)
-        self.h_prime = self.h if h_prime is None else _checks.size("h_prime", h_prime)
-        if self.h_prime > self.h:
-            raise ValueError(f"h_prime: expected at most h = {self.h}, got {h_prime}")
+        self._layer = layer
+        self._h = _checks.size("h", h)
+        self._h_prime = self._h if h_prime is None else _checks.size("h_prime", h_prime)
+        if self._h_prime > self._h:
+            raise ValueError(f"h_prime: expected at most h = {self._h}, got {_checks.quoted(self._h_prime)}")
         self.reset()
 
     def reset(self, state=None):
         """Start a sequence, from ``state``; nothing that was read before is gone back through."""
+        self.layer._without_layer_axis("state", state, None)
         self.state = state
-        self._tapes, self._read = deque(), 0  # what may be gone back through, and how many steps that is
-        self._fresh = False
+        self._tapes = ()  # what may be gone back through, oldest first
+        self._keep(None)
 
     @property
     def tape(self):
-        return self._tapes[-1] if self._fresh else None
+        kept = self._kept
+        return None if kept is None else kept[0]
 
     def forward(self, x):
         """Read the next window of inputs, up to h' steps; returns ``out``."""
@@ -69,14 +77,12 @@ class TruncatedBPTT:
         steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
-        out, self.state = self.layer.forward(x, self.state)
+        out, state = self.layer.forward(x, self.state)
         if self.layer.training:
-            if self._tapes and not len(self._tapes[-1]):  # an empty window
-                self._tapes.pop()
-            self._tapes.append(self.layer.take_tape())
-            self._read += steps
-            self._keep(self.h)
-            self._fresh = True
+            tape = self.layer.take_tape()
+            self._tapes = (*within_reach(self._tapes, self.h - steps), tape)
+            self._keep(tape)
+        self.state = state
         return out
 
     def backward(self, d_out, d_state=None, *, need_dx=True):
@@ -97,15 +103,13 @@ class TruncatedBPTT:
         Raises
         ------
         RuntimeError
-            If there was no forward pass since the last backward pass.
+            If there was no forward pass since the last backward pass, or it was another thread's.
         """
-        if not self._fresh:
-            raise RuntimeError("TruncatedBPTT.backward: no forward pass since the last backward pass")
-        newest, *older = reversed(self._tapes)
+        newest, tapes = self._last_tape(), self._tapes
         grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx)
         totals, d_state = [g for g in grads[2:] if g is not None], grads.state
         left = self.h - len(newest)
-        for tape in older:
+        for tape in reversed(tapes[:-1]):
             if left <= 0:
                 break
             past = self.layer.gradients_through(tape.last(left), None, d_state, need_dx=False)
@@ -113,12 +117,19 @@ class TruncatedBPTT:
                 total += g
             d_state = past.state
             left -= len(tape)
-        self._fresh = False
+        self._use_up(newest)
+        self._tapes = within_reach(tapes, self.h - 1)
         self.layer._add(*totals)
-        self._keep(self.h - 1 if self.h > self.h_prime else 0)
         return self.layer._between_layouts(grads.x)
 
-    def _keep(self, steps):
-        """Drop the windows that end before the last ``steps`` steps."""
-        while self._tapes and self._read - len(self._tapes[0]) >= steps:
-            self._read -= len(self._tapes.popleft())
+
+def within_reach(tapes, steps):
+    """The last of the tapes, as many as the last ``steps`` steps are on; none that is empty."""
+    kept = []
+    for tape in reversed(tapes):
+        if steps <= 0:
+            break
+        if len(tape):
+            kept.append(tape)
+        steps -= len(tape)
+    return tuple(reversed(kept))

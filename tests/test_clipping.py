@@ -202,7 +202,7 @@ def test_single_clipping_by_a_value_beyond_single_precision(limit):
 def test_single_nonfinite(policy, bad):
     v = single(1, 2, bad, 4)
     if policy == "raise":
-        with pytest.raises(FloatingPointError, match=r"first culprit is grads\['grads'\] at \(2,\)"):
+        with pytest.raises(FloatingPointError, match=r"first culprit is grads at \(2,\)"):
             fastbptt.clip_grad_norm_(v, 1.0)
     else:
         assert not np.isfinite(fastbptt.clip_grad_norm_(v, 1.0, nonfinite=policy))
@@ -408,3 +408,45 @@ def test_bad_norm_types(p, error):
 def test_bad_policies(policy, error):
     with pytest.raises(error, match="nonfinite: expected one of 'raise', 'zero', 'skip'"):
         fastbptt.clip_grad_norm_(np.ones(3), 1.0, nonfinite=policy)
+
+
+def read_only_and_empty():
+    return np.broadcast_to(1.0, (0,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_gradients_are_fine_wherever_they_are(dtype):
+    """Nothing of them is written, so they overlap nothing, and need not be aligned or writeable."""
+    a, b = np.ones((3, 1), dtype), np.full(6, 2, dtype)
+    nowhere = np.zeros(9, np.uint8)[1:1].view(dtype)
+    grads = [a[:, :0], a, b[2:2], a[1:1], b, b[6:], a[:0], nowhere, read_only_and_empty().astype(dtype)[::-1]]
+    grads[-1].flags.writeable = False
+    for order in (grads, grads[::-1]):
+        assert fastbptt.total_norm(order) == np.sqrt(27, dtype=dtype)
+        assert fastbptt.clip_grad_norm_(order, 100.0) == pytest.approx(np.sqrt(27), rel=1e-6)
+    fastbptt.clip_grad_value_(grads, 0.5)
+    assert (a == 0.5).all() and (b == 0.5).all()
+    b[1] = np.nan
+    fastbptt.clip_grad_norm_(grads, 1.0, nonfinite="zero")
+    assert not a.any() and not b.any()
+    assert fastbptt.clip_grad_norm_([a[:, :0], nowhere], 1.0) == 0
+    with pytest.raises(ValueError, match=r"^grads\[2\]: overlaps grads\[0\]"):
+        fastbptt.clip_grad_norm_([b, b[3:3], b[4:]], 1.0)
+
+
+def test_empty_views_cost_optimisers_nothing():
+    a = np.ones((3, 1))
+    for make in (fastbptt.SGD, fastbptt.RMSprop, fastbptt.Adam):
+        make([a, a[:, :0]], lr=0.0).step([np.ones((3, 1)), a[:, :0]])
+
+
+@pytest.mark.parametrize(
+    "clip", [lambda g: fastbptt.clip_grad_norm_(g, 1.0), lambda g: fastbptt.clip_grad_value_(g, 1.0), fastbptt.total_norm]
+)
+def test_a_single_array_is_called_grads(clip):
+    with pytest.raises(TypeError, match=r"^grads: expected dtype float"):
+        clip(np.ones(3, int))
+    layer = fastbptt.Linear(3, 4)
+    layer.flat_grads[5] = np.inf
+    with pytest.raises(FloatingPointError, match=r"; the first culprit is grads at \(5,\): inf$"):
+        fastbptt.clip_grad_norm_(layer, 1.0)

@@ -81,3 +81,61 @@ def test_a_readout_is_not_needed(name):
     rnn = fastbptt.RNN(6, 20, bias=False, rng=0)
     STARTS[name].draw(rnn)
     assert np.isfinite(rnn.flat_params).all()
+
+
+class Odd(np.random.Generator):
+    """A generator whose normal numbers are all the same."""
+
+    def __init__(self, value):
+        super().__init__(np.random.PCG64(0))
+        self.value = value
+
+    def normal(self, loc, scale, size):
+        return np.full(size, self.value)
+
+
+@EVERY_START
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"rnn": None}, TypeError, "rnn: expected an RNN"),
+        ({"rnn": fastbptt.Linear(3, 4)}, TypeError, "rnn: expected an RNN.*, got Linear"),
+        ({"rnn": fastbptt.RNN}, TypeError, "rnn: expected an RNN.*, got type"),
+        ({"readout": 3.5}, TypeError, "readout: expected a Linear or None, got 3.5"),
+        ({"readout": np.ones(3)}, TypeError, "readout: expected a Linear or None, got ndarray"),
+        ({"readout": fastbptt.RNN(3, 4)}, TypeError, "readout: expected a Linear or None, got RNN"),
+        ({"rng": -1}, ValueError, "rng: expected an integer of at least 0, got -1"),
+        ({"rng": "x"}, TypeError, "rng: expected None, an integer"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_start_checks_before_it_writes(name, wrong, error, message):
+    rnn, readout = fastbptt.RNN(3, 4, rng=0), fastbptt.Linear(4, 2, rng=0)
+    before = rnn.flat_params.copy(), readout.flat_params.copy()
+    with pytest.raises(error, match=f"^{message}"):
+        STARTS[name].draw(**{"rnn": rnn, "readout": readout, "rng": 0} | wrong)
+    np.testing.assert_array_equal(rnn.flat_params, before[0])
+    np.testing.assert_array_equal(readout.flat_params, before[1])
+
+
+@EVERY_START
+@pytest.mark.parametrize("make", [fastbptt.GRU, fastbptt.LSTM])
+def test_which_starts_suit_gated_cells(name, make):
+    rnn = make(3, 4, rng=0)
+    before = rnn.flat_params.copy()
+    if STARTS[name].gated:
+        STARTS[name].draw(rnn, rng=0)
+        return
+    with pytest.raises(TypeError, match=f"^rnn: expected an RNN, got {make.__name__}$"):
+        STARTS[name].draw(rnn, rng=0)
+    np.testing.assert_array_equal(rnn.flat_params, before)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_the_smart_start_of_a_matrix_without_a_radius(value):
+    rnn, readout = fastbptt.RNN(3, 20, rng=0), fastbptt.Linear(20, 2, rng=0)
+    before = rnn.flat_params.copy(), readout.flat_params.copy()
+    with pytest.raises(ValueError, match=r"^rng: what it drew has a spectral radius of (0.0|nan), which cannot be scaled to 0.95$"):
+        STARTS["smart-tanh"].draw(rnn, readout, Odd(value))
+    np.testing.assert_array_equal(rnn.flat_params, before[0])
+    np.testing.assert_array_equal(readout.flat_params, before[1])

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import pickle
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -592,7 +593,7 @@ class TestThreads:
                     refusals.append(str(error))
 
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)
+        sys.setswitchinterval(1e-6)
         try:
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(work, range(2)))
@@ -602,6 +603,161 @@ class TestThreads:
         for i in range(2):
             for dx in results[i]:
                 np.testing.assert_array_equal(dx, expected[i])
+
+
+PROMISED = (
+    r"(TruncatedBPTT|RNN|GRU|LSTM|Linear)\.backward: (no forward pass|the last forward pass was another thread's|there was another forward)"
+)
+
+
+def promised(action):
+    """What it returns, or None after an error that threads are promised who share a layer; any other is raised."""
+    try:
+        return action()
+    except RuntimeError as error:
+        if not re.match(PROMISED, str(error)):
+            raise
+
+
+def at_the(n, interloper, action):
+    """Run ``action`` with another thread's ``interloper`` between its n-th and its next instruction in the package's layers.
+
+    What ``action`` returns, or None after a promised error, and whether there was an n-th instruction.
+    """
+    files, count, due = {sys.modules[f"fastbptt.{name}"].__file__ for name in ("layers", "truncation")}, 0, []
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count += 1
+            if count == n:
+                due.append(other.submit(promised, interloper))
+                due[0].exception()  # waits for it
+        return trace
+
+    with ThreadPoolExecutor(1) as other:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            result = promised(action)
+        finally:
+            sys.settrace(before)
+    return result, due[0].result() if due else None, bool(due)
+
+
+@pytest.mark.parametrize("backward_too", [False, True], ids=["forward", "forward and backward"])
+@pytest.mark.parametrize("make", [LAYERS["RNN"], LAYERS["LSTM"], LAYERS["Linear"]], ids=["RNN", "LSTM", "Linear"])
+def test_another_thread_between_any_two_instructions(make, backward_too):
+    """Each of the two gets its own gradients or a RuntimeError that says why not; what was added to the layer's is that of those who got them."""
+    expected = []
+    for seed in range(2):
+        alone = make()
+        run(alone, inputs(seed))
+        dx = alone.backward(np.ones((5, 3, 7)))
+        expected.append((dx[0] if isinstance(dx, tuple) else dx, alone.flat_grads))
+
+    def pass_of(layer, seed, backward=True):
+        run(layer, inputs(seed))
+        if backward:
+            dx = layer.backward(np.ones((5, 3, 7)))
+            return dx[0] if isinstance(dx, tuple) else dx
+        return None
+
+    n, more, came_through = 0, True, 0
+    while more:
+        n += 1
+        layer = make()
+        *got, more = at_the(n, lambda layer=layer: pass_of(layer, 1, backward_too), lambda layer=layer: pass_of(layer, 0))
+        total = np.zeros_like(layer.flat_grads)
+        for dx, (right, grads) in zip(got, expected):
+            if dx is not None:
+                np.testing.assert_array_equal(dx, right)
+                total += grads
+                came_through += 1
+        np.testing.assert_allclose(layer.flat_grads, total, rtol=1e-12, atol=1e-12)
+    assert n > 100 and came_through > n / 3
+
+
+@pytest.mark.parametrize("backward_too", [False, True], ids=["forward", "forward and backward"])
+def test_another_thread_at_the_same_reader(backward_too):
+    def pass_of(reader):
+        out = reader.forward(inputs())
+        return reader.backward(np.ones_like(out))
+
+    def interloper(reader):
+        return pass_of(reader) if backward_too else reader.forward(inputs(1))
+
+    n, more = 0, True
+    while more:
+        n += 1
+        reader = fastbptt.TruncatedBPTT(fastbptt.RNN(4, 7, rng=0), 12, 5)
+        pass_of(reader)
+        *_, more = at_the(n, lambda reader=reader: interloper(reader), lambda reader=reader: pass_of(reader))
+        assert reader.tape is None or len(reader.tape) == 5
+    assert n > 100
+
+
+# --- What may be changed, and what not --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_what_a_layer_is_made_with_is_fixed(make):
+    layer = make()
+    for name in ("dtype", *(name for name in ("input_size", "hidden_size", "in_features", "out_features") if hasattr(layer, name))):
+        for value in (3, np.float32, getattr(layer, name)):
+            with pytest.raises(AttributeError, match=f"'{name}' of '.*' object has no setter"):
+                setattr(layer, name, value)
+
+
+@EACH_DTYPE
+def test_what_may_be_changed_takes_effect(dtype):
+    x, each = inputs(dtype=dtype), np.linspace(0.1, 1, 7, dtype=dtype)
+    for changes in ({"nonlinearity": "relu"}, {"leak": 0.25}, {"leak": each}, {"leak": None}, {"batch_first": True}):
+        layer, expected = (
+            fastbptt.RNN(4, 7, rng=0, leak=0.5, dtype=dtype),
+            fastbptt.RNN(4, 7, rng=0, **{"leak": 0.5} | changes, dtype=dtype),
+        )
+        for name, value in changes.items():
+            setattr(layer, name, value)
+        np.testing.assert_array_equal(layer(x)[0], expected(x)[0])
+        np.testing.assert_array_equal(layer.backward(np.ones((5, 3, 7), dtype))[0], expected.backward(np.ones((5, 3, 7), dtype))[0])
+    layer.training = False
+    layer(x)
+    with pytest.raises(RuntimeError, match="no forward pass in training mode"):
+        layer.backward(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("nonlinearity", "cosine", ValueError),
+        ("nonlinearity", None, TypeError),
+        ("leak", 0, ValueError),
+        ("leak", np.ones(6), ValueError),
+        ("leak", "x", TypeError),
+        ("batch_first", np.ones(2), TypeError),
+        ("training", None, TypeError),
+    ],
+)
+def test_changes_are_checked(name, value, error):
+    layer = fastbptt.RNN(4, 7, rng=0, leak=0.5)
+    before = getattr(layer, name)
+    with pytest.raises(error, match=f"^{name}: expected "):
+        setattr(layer, name, value)
+    assert getattr(layer, name) is before
+
+
+def test_a_state_of_another_precision_is_converted_before_anything_is_written():
+    layer = fastbptt.RNN(4, 7, rng=0, dtype=np.float32)
+    before = layer.flat_params.copy()
+    state = {name: np.ones(p.shape) for name, p in layer.params.items()}
+    state["bias_hh_l0"][0] = 1e300  # which float32 has no room for: a warning, and here an error
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        layer.load_state_dict(state)
+    np.testing.assert_array_equal(layer.flat_params, before)
 
 
 # --- Bad arguments ----------------------------------------------------------------------------------------------------

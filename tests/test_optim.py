@@ -1,6 +1,8 @@
 """The optimisers, against their formulas in NumPy and against PyTorch."""
 
+import copy
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -221,6 +223,206 @@ def test_the_learning_rate_may_change():
     assert w[0] == -1.25 and optimiser.lr == 0.25
     with pytest.raises(ValueError, match="lr: expected a number at least 0, got -1"):
         optimiser.lr = -1
+
+
+CHANGES = {
+    "SGD": {"lr": 0.2, "momentum": 0.9, "dampening": 0.4, "weight_decay": 0.1},
+    "RMSprop": {"lr": 0.2, "alpha": 0.5, "eps": 0.1, "weight_decay": 0.1},
+    "Adam": {"lr": 0.2, "betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.1},
+}
+EACH_CHANGE = pytest.mark.parametrize(("name", "key"), [(name, key) for name, options in CHANGES.items() for key in options], ids=str)
+
+
+@pytest.mark.one_level
+@EACH_CHANGE
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_hyper_parameters_may_change_as_torchs_do(name, key, momentum, torch):
+    """From the next step on; momentum that is switched on later, off again and on again too."""
+    options = {"lr": 0.1} | ({} if name == "Adam" else {"momentum": momentum}) | ({"dampening": 0.3} if name == "SGD" else {})
+    params, grads = start()
+    theirs = {k: torch.nn.Parameter(torch.from_numpy(p.copy())) for k, p in params.items()}
+    optimiser, their_optimiser = getattr(fastbptt, name)(params, **options), getattr(torch.optim, name)(theirs.values(), **options)
+    values = {1: CHANGES[name][key], 3: options.get(key, getattr(optimiser, key)), 4: CHANGES[name][key]}
+    for t, g in enumerate(grads):
+        if t in values:
+            setattr(optimiser, key, values[t])
+            their_optimiser.param_groups[0][key] = values[t]
+            assert getattr(optimiser, key) == values[t]
+        optimiser.step(g)
+        for k, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(g[k].copy())
+        their_optimiser.step()
+    for k, p in params.items():
+        np.testing.assert_allclose(p, theirs[k].detach().numpy(), rtol=1e-12, atol=1e-13, err_msg=k)
+
+
+def plain_sgd_of_changes(p, grads, options):
+    """`plain_sgd` with options for each step; what the momentum was before it was 0 for a while is not forgotten."""
+    buffer = None
+    for g, o in zip(grads, options):
+        if o["momentum"]:
+            buffer = g if buffer is None else o["momentum"] * buffer + (1 - o["dampening"]) * g
+            g = buffer
+        p = p - o["lr"] * g
+    return p
+
+
+@pytest.mark.parametrize("momenta", [(0, 0.9), (0.9, 0), (0, 0, 0.9, 0, 0, 0.5), (0.9, 0, 0.5, 0.5, 0, 0.9)], ids=str)
+@pytest.mark.parametrize("dampening", [0.0, 0.4])
+def test_momentum_that_comes_and_goes(momenta, dampening):
+    params, grads = start()
+    options = [{"lr": 0.1 + 0.01 * t, "momentum": momenta[min(t, len(momenta) - 1)], "dampening": dampening} for t in range(STEPS)]
+    expected = {key: plain_sgd_of_changes(p, [g[key] for g in grads], options) for key, p in params.items()}
+    optimiser = fastbptt.SGD(params, **options[0])
+    for g, now in zip(grads, options):
+        for key, value in now.items():
+            setattr(optimiser, key, value)
+        optimiser.step(g)
+    for key, p in params.items():
+        np.testing.assert_allclose(p, expected[key], rtol=1e-12, atol=1e-13, err_msg=key)
+
+
+LATER = [
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("RMSprop", {"momentum": 0.9}),
+    ("RMSprop", {"centered": True}),
+    ("Adam", {"amsgrad": True}),
+]
+EACH_LATER = pytest.mark.parametrize(("name", "changed"), LATER, ids=str)
+
+
+@EACH_LATER
+def test_options_that_need_state_take_effect_later_too(name, changed):
+    """Switched on before the first step they are those of the constructor; after some steps, they make a difference from then on."""
+    params, grads = start()
+    given, _ = start()
+    optimiser, other = getattr(fastbptt, name)(params, lr=0.1), getattr(fastbptt, name)(given, lr=0.1, **changed)
+    for key, value in changed.items():
+        setattr(optimiser, key, value)
+    for g in grads:
+        optimiser.step(g)
+        other.step(g)
+    for key, p in params.items():
+        np.testing.assert_array_equal(p, given[key])
+    decays = {"betas": (0.9, 0.5)} if name == "Adam" else {}
+    plain, late = (getattr(fastbptt, name)(start()[0], lr=0.1, **decays) for _ in range(2))
+    for g in grads[:3]:
+        plain.step(g)
+        late.step(g)
+    for key, value in changed.items():
+        setattr(late, key, value)
+    for g in grads[3:]:
+        plain.step(g)
+        late.step(g)
+    assert all((a != b).any() for a, b in zip(plain._params, late._params))
+
+
+@EACH_LATER
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_saved_after_a_change_it_goes_on_the_same(name, changed, steps):
+    """Whether what was switched on has been used yet or not."""
+    params, grads = start()
+    optimiser = getattr(fastbptt, name)(params, lr=0.1)
+    for g in grads[:2]:
+        optimiser.step(g)
+    for key, value in changed.items():
+        setattr(optimiser, key, value)
+    for g in grads[2 : 2 + steps]:
+        optimiser.step(g)
+    saved, kept = optimiser.state_dict(), {key: p.copy() for key, p in params.items()}
+    again = getattr(fastbptt, name)(kept, lr=0.1, **changed)
+    again.load_state_dict(saved)
+    for g in grads[2 + steps :]:
+        optimiser.step(g)
+        again.step(g)
+    for key, p in params.items():
+        np.testing.assert_array_equal(kept[key], p)
+    for key, array in optimiser.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[key], array)
+
+
+def test_the_first_momentum_is_not_dampened():
+    w = np.zeros(1)
+    optimiser = fastbptt.SGD(w, lr=1.0, dampening=0.5)
+    for momentum, expected in ((0.0, -1.0), (0.75, -2.0), (0.75, -3.25)):  # buffers: none, 1, 0.75 * 1 + 0.5 * 1
+        optimiser.momentum = momentum
+        optimiser.step(np.ones(1))
+        assert w[0] == expected
+
+
+def test_nesterov_without_momentum_is_refused_at_the_step():
+    w = np.ones(1)
+    optimiser = fastbptt.SGD(w, lr=1.0)
+    optimiser.nesterov = True
+    with pytest.raises(ValueError, match=r"^nesterov: expected momentum above 0 and no dampening"):
+        optimiser.step(np.ones(1))
+    assert w[0] == 1 and optimiser.steps == 0
+    optimiser.momentum = 0.5
+    optimiser.step(np.ones(1))
+    assert w[0] == 1 - 1.5
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
+def test_what_has_no_effect_cannot_be_set(name):
+    optimiser = getattr(fastbptt, name)(np.ones(3))
+    for other in ("learning_rate", "Lr", "momentums", "beta1"):
+        with pytest.raises(AttributeError, match=f"'{name}' object has no attribute '{other}'"):
+            setattr(optimiser, other, 0.5)
+    with pytest.raises(AttributeError):
+        optimiser.steps = 5
+    assert optimiser.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "error"),
+    [
+        ("SGD", "momentum", -1, ValueError),
+        ("SGD", "momentum", "0.9", TypeError),
+        ("SGD", "dampening", np.nan, ValueError),
+        ("SGD", "weight_decay", None, TypeError),
+        ("SGD", "nesterov", np.ones(2), TypeError),
+        ("RMSprop", "alpha", 1.5, ValueError),
+        ("RMSprop", "eps", -1, ValueError),
+        ("RMSprop", "momentum", 10**400, ValueError),
+        ("RMSprop", "centered", "yes", TypeError),
+        ("Adam", "betas", 0.9, TypeError),
+        ("Adam", "betas", (0.9, 1), ValueError),
+        ("Adam", "amsgrad", 2, TypeError),
+    ],
+    ids=str,
+)
+def test_changes_are_checked(name, key, value, error):
+    optimiser = getattr(fastbptt, name)(np.ones(3))
+    before = getattr(optimiser, key)
+    with pytest.raises(error, match=f"^{key}"):
+        setattr(optimiser, key, value)
+    assert getattr(optimiser, key) == before
+
+
+def test_names_of_any_kind_in_a_state():
+    optimiser = fastbptt.SGD(np.ones(3), momentum=0.9)
+    for state in ({None: 1, "a": 2}, {None: np.ones(3)}, {("a", 1): 1, 2: 3, b"x": 4}):
+        with pytest.raises(KeyError, match=r"state: missing .*unexpected"):
+            optimiser.load_state_dict(state)
+    with pytest.raises(TypeError, match=r"^layers_or_params: expected names as keys"):
+        fastbptt.SGD({None: np.ones(3), "a": np.ones(2)})
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda optimiser: pickle.loads(pickle.dumps(optimiser))], ids=["copy", "pickle"])
+@EACH_CASE
+def test_a_copy_goes_on_the_same(name, plain, options, copy_of):
+    params, grads = start()
+    optimiser = getattr(fastbptt, name)(params, **options)
+    for g in grads[:3]:
+        optimiser.step(g)
+    other = copy_of(optimiser)
+    for g in grads[3:]:
+        optimiser.step(g)
+        other.step(g)
+    for mine, theirs in zip(optimiser._params, other._params):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @EACH_CASE

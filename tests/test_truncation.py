@@ -1,6 +1,8 @@
 """BPTT(h; h'): which steps a gradient reaches, and what is lost by cutting it."""
 
 import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_steps_back_need_no_backward_pass_of_their_own():
 
 
 @EACH_LAYER
-@pytest.mark.parametrize("window", [1, 5, 8, 24])
+@pytest.mark.parametrize("window", [1, 6, 8, 24])
 def test_h_equal_to_h_prime_is_plain_windows(window, make, dtype):
     layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
     reader = fastbptt.TruncatedBPTT(layer, window)
@@ -97,6 +99,20 @@ def test_h_equal_to_h_prime_is_plain_windows(window, make, dtype):
     np.testing.assert_array_equal(layer.flat_grads, same.flat_grads)
     for carried, part in zip(arrays_of(reader.state), arrays_of(state), strict=True):
         np.testing.assert_array_equal(carried, part)
+
+
+@EACH_LAYER
+def test_plain_windows_of_any_lengths(make, dtype):
+    """With ``reset(state)`` before each, nothing older is gone back through."""
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader, same, state = fastbptt.TruncatedBPTT(layer, 9), fresh_like(layer), h0
+    for start, end in itertools.pairwise([0, 9, 10, 17, 20, 24]):
+        reader.reset(state)
+        reader.forward(x[start:end])
+        dx = reader.backward(d_out[start:end])
+        _, state = same(x[start:end], state)
+        np.testing.assert_array_equal(dx, same.backward(d_out[start:end])[0])
+    np.testing.assert_array_equal(layer.flat_grads, same.flat_grads)
 
 
 @EACH_LAYER
@@ -160,6 +176,47 @@ def test_gradients_are_the_sum_of_those_cut_h_steps_back(h, h_prime, window, mak
     full(x, h0)
     full.backward(d_out)
     assert np.abs(full.flat_grads - layer.flat_grads).max() > 1e-5 * np.abs(full.flat_grads).max()
+
+
+def test_how_far_a_gradient_goes_does_not_depend_on_h_prime():
+    """After windows of 3 and 1 steps as after any others."""
+    for h_prime in (3, 4):
+        layer = scalar_layer(1.0)
+        reader = fastbptt.TruncatedBPTT(layer, 4, h_prime)
+        reader.reset(np.ones((1, 1, 1)))
+        reader.forward(np.zeros((3, 1, 1)))
+        reader.backward(np.zeros((3, 1, 1)))
+        reader.forward(np.zeros((1, 1, 1)))
+        reader.backward(np.ones((1, 1, 1)))
+        assert layer.grads["weight_hh_l0"][0, 0] == 4
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_windows_of_any_reach(seed):
+    """Each window's loss, if it has one, goes back on its own through a sequence that starts h steps before the window's end."""
+    rng = np.random.default_rng(seed)
+    make = (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM)[seed % 3]
+    layer, x, d_out, h0 = random_run(make=make, seed=seed)
+    h = int(rng.integers(1, 12))
+    h_prime = int(rng.integers(1, h + 1))
+    reader, cut, stepper = fastbptt.TruncatedBPTT(layer, h, h_prime), fresh_like(layer), fresh_like(layer)
+    reader.reset(h0)
+    states, end = [h0], 0
+    for t in range(24):
+        states.append(stepper(x[t : t + 1], states[-1])[1])
+    while end < 24:
+        start, end = end, min(24, end + int(rng.integers(0, h_prime + 1)))
+        reader.forward(x[start:end])
+        if rng.random() < 0.3:
+            continue
+        reader.backward(d_out[start:end])
+        first = max(0, end - h)
+        cut(x[first:end], states[first])
+        d = d_out[first:end].copy()
+        d[: start - first] = 0
+        cut.backward(d)
+    for name, g in layer.grads.items():
+        assert_close(name, g, cut.grads[name], 1e-11)
 
 
 @EACH_LAYER
@@ -311,3 +368,46 @@ def test_reading_in_evaluation_mode():
     np.testing.assert_array_equal(reader.forward(x[:4]), expected)
     with pytest.raises(RuntimeError, match="no forward pass"):
         reader.backward(d_out[:4])
+
+
+def test_another_thread_may_not_go_back():
+    layer, x, d_out, _ = random_run()
+    reader = fastbptt.TruncatedBPTT(layer, 8, 4)
+    reader.forward(x[:4])
+    with (
+        ThreadPoolExecutor(1) as other,
+        pytest.raises(RuntimeError, match=r"^TruncatedBPTT.backward: the last forward pass was another thread's"),
+    ):
+        other.submit(reader.backward, d_out[:4]).result()
+    assert not layer.flat_grads.any()
+    reader.backward(d_out[:4])
+
+
+def test_a_forward_pass_that_fails_leaves_the_sequence_as_it_was():
+    layer, x, d_out, h0 = random_run()
+    reader, other = (fastbptt.TruncatedBPTT(same, 8, 4) for same in (layer, fresh_like(layer)))
+    for one in (reader, other):
+        one.reset(h0)
+        read(one, x[:8], d_out[:8], 4)
+    for wrong in (np.ones((4, 3, 5)), np.full((4, 3), 99), np.ones((4, 2, 4)), np.ones((4, 3, 4), np.float32)):
+        with pytest.raises((ValueError, TypeError, IndexError)):
+            reader.forward(wrong)
+    for one in (reader, other):
+        read(one, x[8:], d_out[8:], 4)
+    np.testing.assert_array_equal(layer.flat_grads, other.layer.flat_grads)
+
+
+def test_what_is_no_state_is_refused_at_once():
+    for layer, name in ((fastbptt.GRU(4, 7), "state"), (fastbptt.LSTM(4, 7), "state")):
+        reader = fastbptt.TruncatedBPTT(layer, 8, 4)
+        for wrong in ("x", np.ones((1, 3, 6)), np.ones(7), [np.ones((1, 3, 7))], np.ones((1, 3, 7), int)):
+            with pytest.raises((TypeError, ValueError), match=f"^{name}"):
+                reader.reset(wrong)
+            assert reader.state is None
+
+
+@pytest.mark.parametrize("name", ["layer", "h", "h_prime"])
+def test_what_is_fixed(name):
+    reader = fastbptt.TruncatedBPTT(fastbptt.RNN(4, 7), 8, 4)
+    with pytest.raises(AttributeError, match=f"'{name}' of 'TruncatedBPTT' object has no setter"):
+        setattr(reader, name, getattr(reader, name))

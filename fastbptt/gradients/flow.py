@@ -64,11 +64,11 @@ def gradient_flow(tape, d_out, d_state=None):
       identity RNN: 40 steps, 1 row, 1 unit; saturated: 0%
       |dL/dh| from 1 at the last step to 1e-80 before the first
     """
-    return GradientFlow(tape, *check_loss(tape, d_out, d_state))
+    return GradientFlow(tape, d_out, d_state)
 
 
 class GradientFlow:
-    """What `gradient_flow` returns; made by it only.
+    """What `gradient_flow` returns.
 
     A loss at step t looks at ``out[t]``, for t = 0 .. T-1 (with d_state, the last one also at the final state), and the lag of step k is
     t - k. Gradients are float64 whatever the tape. Logarithms are decimal, -inf for an exact zero, and finite far beyond the range of
@@ -91,10 +91,10 @@ class GradientFlow:
         Where inf or NaN first appeared, in causal order: in the weights, the inputs, a state, ``d_out``, or a gradient on the way back.
     """
 
-    def __init__(self, tape, d_out, d_state):
-        self.tape, self._d_out, self._d_state = tape, d_out, d_state
-        self._saturated_gates = None
-        gradients = state_gradients(tape, d_out, d_state)
+    def __init__(self, tape, d_out, d_state=None):
+        self._d_out, self._d_state = check_loss(tape, d_out, d_state)
+        self.tape, self._saturated_gates = tape, None
+        gradients = state_gradients(tape, self._d_out, self._d_state)
         self.log10_state_norm = gradients.log10_state_norm()
         self.log10_preactivation_norm = gradients.log10_preactivation_norm()
 

@@ -204,6 +204,7 @@ def vanishing_condition(w_hh, nonlinearity="tanh"):
     >>> fastbptt.vanishing_condition(3 * np.eye(2), "sigmoid").must_vanish
     True
     """
+    w_hh = _checks.require_array("w_hh", w_hh)
     _checks.require_float("w_hh", w_hh)
     if w_hh.ndim != 2 or w_hh.shape[0] != w_hh.shape[1] or not w_hh.size:
         raise ValueError(f"w_hh: expected shape (H, H) with H >= 1, got {w_hh.shape}")
@@ -219,7 +220,7 @@ def vanishing_condition(w_hh, nonlinearity="tanh"):
 def _step(name, value, low, high):
     value = _checks.size(name, value, 0)
     if not low <= value <= high:
-        raise ValueError(f"{name}: expected a state from {low} to {high}, got {value}")
+        raise ValueError(f"{name}: expected a state from {low} to {high}, got {_checks.quoted(value)}")
     return value
 
 

@@ -73,12 +73,12 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     T, B, _ = check_tape(tape)
     burn_in = _checks.size("burn_in", burn_in, 0)
     if burn_in >= T:
-        raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {burn_in}")
+        raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {_checks.quoted(burn_in)}")
     every = _checks.size("every", every)
     steps = linearise(tape)
     k = steps.N if k is None else _checks.size("k", k)
     if k > steps.N:
-        raise ValueError(f"k: expected at most the {steps.N} dimensions of the state, got {k}")
+        raise ValueError(f"k: expected at most the {steps.N} dimensions of the state, got {_checks.quoted(k)}")
     logs = np.empty((T - burn_in, B, k))
     for rows, chain in chains(steps, 0, T):
         logs[:, rows] = _growth(chain, T, k, burn_in, every)

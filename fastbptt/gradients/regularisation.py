@@ -146,10 +146,10 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
         raise ValueError(f"tape: expected the tape of rnn_forward, got that of {tape.cell}_forward")
     k = H if k is None else _checks.size("k", k)
     if k > H:
-        raise ValueError(f"k: expected at most the {H} units, got {k}")
+        raise ValueError(f"k: expected at most the {H} units, got {_checks.quoted(k)}")
     target, burn_in = _checks.number("target", target, -np.inf), _checks.size("burn_in", burn_in, 0)
     if burn_in >= T:
-        raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {burn_in}")
+        raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {_checks.quoted(burn_in)}")
 
     steps = linearise(tape)
     h, w_hh, w_ih = (array.astype(np.float64, copy=False) for array in (tape.h, tape.w_hh, tape.w_ih))

@@ -123,8 +123,8 @@ class Training:
         """
         start = time.perf_counter()
         inputs, targets, begins = self.lesson.window(self.updates, self.rng)
-        if begins:
-            self.reader.reset()
+        # each window is gone back through on its own, also after one that was shorter: a resumed run has no other to go back through
+        self.reader.reset(None if begins else self.reader.state)
         out = self.reader.forward(inputs)
         loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
         self.model.zero_grad()
