@@ -78,7 +78,7 @@ def add_train(commands):
         "sequences are answered wrongly.",
     )
     parser.set_defaults(command=train)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a text in UTF-8 (default: the English that comes with Python)")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a text (default: the English that comes with Python)")
 
     def option(group, name, default, help, **how):
         group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
@@ -87,6 +87,8 @@ def add_train(commands):
         """The default for a text, and that for a task if it is another."""
         text, task = (getattr(settings, name) for settings in (TextSettings, TaskSettings))
         return text if text == task else f"{text}; of a task {task}"
+
+    option(parser, "encoding", "utf-8; of a resumed run, as before", "how FILE is encoded, by a name that Python knows", metavar="NAME")
 
     task = parser.add_argument_group("a task instead of a text")
     task.add_argument("--task", choices=tuple(TASKS), metavar="NAME", help=", ".join(TASKS))
@@ -200,7 +202,7 @@ def set_up(options):
     if checkpoint is None:
         training = Training(lesson_of(options))
     else:
-        training = resume(checkpoint, options.file, **given(options, TextSettings.names() | TaskSettings.names()))
+        training = resume(checkpoint, options.file, options.encoding, **given(options, TextSettings.names() | TaskSettings.names()))
     if training.lesson.kind == "task":
         refuse(options, ("sample", "temperature"), "a task")
     prepare(output.directory)
@@ -217,10 +219,10 @@ def lesson_of(options):
     text, task = TextSettings.names(), TaskSettings.names()
     if options.task is None:
         refuse(options, task.keys() - text.keys(), "a text")
-        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file))
+        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file, options.encoding))
     if options.file is not None:
         raise ValueError(f"{options.file}: expected a text or a task to learn, got both")
-    refuse(options, text.keys() - task.keys(), "a task")
+    refuse(options, text.keys() - task.keys() | {"encoding"}, "a task")
     return TaskLesson(TaskSettings(**given(options, task)))
 
 

@@ -422,8 +422,8 @@ def test_bad_options(run, text, tmp_path, monkeypatch, options):
     [
         (None, "No such file or directory"),
         (b"", "the file is empty"),
-        (b"word\0", "not a text file: byte 4 is NUL"),
-        (b"\xff", "not a text file in UTF-8: byte 0 is 0xff"),
+        (b"word\0", "not a text file in UTF-8: character 4 is NUL; --encoding takes another"),
+        (b"\xff", "not a text file in UTF-8: byte 0 is 0xff; --encoding takes another"),
         (b"short", "5 characters are too few for 3 streams of 10; at least 33 are needed, or a smaller batch or seq-len"),
     ],
     ids=["missing", "empty", "binary", "latin", "short"],
@@ -499,6 +499,40 @@ def test_a_text_that_has_moved(run, text, tmp_path):
     assert run(*again, tmp_path / "after").status == 0
 
 
+def test_a_text_in_another_encoding(run, text, tmp_path):
+    """The checkpoint tells how it is read; it is the same text in UTF-8."""
+    with open(text, encoding="utf-8") as file, open(tmp_path / "wide", "w", encoding="utf-16") as wide:
+        wide.write(file.read())
+    options = *OPTIONS, "--updates", 5, "--quiet"
+    assert_fails(2, ".*/wide: not a text file in UTF-8: .*: --encoding utf-16", run("train", tmp_path / "wide", *options))
+    wide = run("train", tmp_path / "wide", *options, "--encoding", "utf-16", "--out", tmp_path / "one")
+    assert wide.status == 0 and wide.out.splitlines()[:1] == run("train", text, *options, "--out", tmp_path / "two").out.splitlines()[:1]
+    again = "train", "--resume", tmp_path / "one", "--no-plot", "--sample", 0, "--quiet"
+    assert run(*again, "--updates", 6).status == 0
+    assert_fails(2, ".*/some.txt: not the text that .*", run(*again, "--updates", 7, text))
+    assert run(*again, "--updates", 7, text, "--encoding", "utf-8").status == 0
+    assert run(*again, "--updates", 8).status == 0
+    assert_fails(2, "encoding: a task has no such setting", run("train", "--task", "adding", "--encoding", "utf-8"))
+    assert_fails(2, r"encoding: pydoc_data\.topics is not read from a file", run("train", "--encoding", "utf-8"))
+
+
+def test_a_checkpoint_from_before_there_were_encodings(run, text, tmp_path):
+    """It was trained on UTF-8, with the line ends that the file has."""
+    with open(text, encoding="utf-8") as file, open(tmp_path / "crlf", "w", encoding="utf-8", newline="\r\n") as crlf:
+        crlf.write(file.read())
+    corpus = read_corpus(tmp_path / "crlf", newline="")
+    assert ord("\r") in corpus.vocabulary
+    path = tmp_path / "checkpoint.safetensors"
+    save(finished(training_on(replace(SMALL, seq_len=9), corpus)), path)
+    arrays, metadata = load_checkpoint(path)
+    for name in ("encoding", "newline"):
+        del metadata["description"][name]
+    save_checkpoint(path, arrays, metadata)
+    for updates in (41, 42):
+        assert run("train", "--resume", path, "--no-plot", "--sample", 0, "--updates", updates).status == 0
+    assert run("flow", path, "--no-picture").status == 0
+
+
 @pytest.mark.parametrize("length", [0, 5, 100, 3000, -1])
 def test_a_truncated_checkpoint(run, checkpoint, length):
     checkpoint.write_bytes(checkpoint.read_bytes()[:length])
@@ -521,6 +555,10 @@ def entry(name, value):
     return lambda arrays, metadata: metadata.update({name: value})
 
 
+def described(name, value):
+    return lambda arrays, metadata: metadata["description"].update({name: value})
+
+
 DAMAGE = {
     "another format": entry("format", "fastbptt train 2"),
     "no settings": entry("settings", None),
@@ -538,6 +576,8 @@ DAMAGE = {
     "an impossible window": setting("seq_len", 10_000),
     "no text": entry("description", {}),
     "a text in words": entry("description", "the one from last week"),
+    "an encoding that is none": described("encoding", 8),
+    "line ends that are none": described("newline", "\r"),
     "another kind": entry("kind", "task"),
     "an unknown kind": entry("kind", "cube"),
     "no kind": entry("kind", None),
@@ -609,7 +649,7 @@ def test_a_disk_that_fills_up(run, text, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert_fails(1, "No space left on device", run("train", text, *OPTIONS, "--updates", 3, "--out", tmp_path))
+    assert_fails(1, ".*/checkpoint.safetensors: No space left on device", run("train", text, *OPTIONS, "--updates", 3, "--out", tmp_path))
     assert os.listdir(tmp_path) == []
 
 

@@ -32,6 +32,7 @@ def add_flow(commands):
     parser.set_defaults(command=flow)
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
     parser.add_argument("--text", metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
+    parser.add_argument("--encoding", metavar="NAME", help="of that text (default: that of the text that the net was trained on)")
 
     def option(group, name, help, default=None, **how):
         default = getattr(DescribedNet, name.replace("-", "_"), None) if default is None else default
@@ -92,13 +93,13 @@ def _look_at_saved(options, picture):
     if isinstance(net, TextNet):
         if options.seed is not None:
             raise ValueError("seed: nothing is random about a net that reads a text")
-        tokens, source, unknown = net.tokens(options.text)
+        tokens, source, unknown = net.tokens(options.text, options.encoding)
         found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
         say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
-        if options.text is not None:
-            raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
+        for what in given(options, ("text", "encoding")):
+            raise ValueError(f"{what}: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
         found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
     _look_at(found, str(net), picture)
@@ -164,8 +165,9 @@ def _refuse_contradictions(options):
     what = "a saved net" if options.checkpoint is not None else "a comparison" if options.compare else None
     if options.checkpoint is not None and (options.compare or options.serve):
         raise ValueError(f"{options.checkpoint}: --{'compare' if options.compare else 'serve'} takes no checkpoint")
-    if options.checkpoint is None and options.text is not None:
-        raise ValueError("text: only a saved net reads text; which checkpoint?")
+    if options.checkpoint is None:
+        for name in given(options, ("text", "encoding")):
+            raise ValueError(f"{name}: only a saved net reads text; which checkpoint?")
     if options.port is not None and not options.serve:
         raise ValueError("port: only --serve has one")
     if options.serve and (options.out is not None or options.no_picture):
