@@ -1,13 +1,13 @@
 """``fastbptt flow``: what the gradients of a net do on their way back through time, in words, as a picture, or as a page to play with."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .._checks import DTYPES
-from .._command import fail, given, require, say
+from .._command import PictureError, drawing, fail, file_name, file_path, given, require, say
+from .._files import require_writable
 from .._notation import format_log10
 from ..functional import NONLINEARITIES
 from ..gradients.linearised import GATES
@@ -30,8 +30,8 @@ def add_flow(commands):
         "or task with its real loss; or of one that is described, with random weights, driven by noise. Prints a report and draws a picture.",
     )
     parser.set_defaults(command=flow)
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
-    parser.add_argument("--text", metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
+    parser.add_argument("checkpoint", nargs="?", type=file_path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
+    parser.add_argument("--text", type=file_name, metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
     parser.add_argument("--encoding", metavar="NAME", help="of that text (default: that of the text that the net was trained on)")
 
     def option(group, name, help, default=None, **how):
@@ -59,12 +59,12 @@ def add_flow(commands):
     what.add_argument("--compare", action="store_true", help="tanh, ReLU started with the identity, gru and lstm, side by side")
     what.add_argument("--serve", action="store_true", help="open a page with sliders, on this machine only, instead of drawing a picture")
     option(results, "port", "of the page; 0 for any that is free", PORT, type=int, metavar="N")
-    option(results, "out", "the picture: .png, .svg or .pdf", PICTURE, type=Path, metavar="PATH")
+    option(results, "out", "the picture: .png, .svg or .pdf; one that is there is replaced", PICTURE, type=file_path, metavar="PATH")
     results.add_argument("--no-picture", action="store_true", help="draw no picture")
 
 
 def flow(options):
-    """The command. What it raises is trouble with what was asked for; returns the exit status."""
+    """The command; returns the exit status. What it raises is trouble with what was asked for, but for a picture that cannot be drawn."""
     try:
         _refuse_contradictions(options)
         if options.serve:
@@ -77,8 +77,8 @@ def flow(options):
         else:
             net = DescribedNet(**given(options, DESCRIBED))
             _look_at(net.flow(), f"{net}", picture)
-    except BrokenPipeError:
-        raise
+    except PictureError as error:
+        return fail(error, 1)
     except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
         return fail(error, 2)
     return 0
@@ -111,7 +111,8 @@ def _look_at(found, title, picture):
     for heading, text in _findings(Portrait(found)):
         say(heading, text)
     if picture is not None:
-        found.plot(picture, title=title)
+        with drawing(picture):
+            found.plot(picture, title=title)
         say("picture", picture)
 
 
@@ -128,7 +129,8 @@ def _compare(options, picture):
 
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
-        plot_comparison(flows, picture, title=title)
+        with drawing(picture):
+            plot_comparison(flows, picture, title=title)
         say("picture", picture)
 
 
@@ -185,13 +187,5 @@ def _writable(path):
 
     picture_format(path)
     new_figure(1, 1)
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, got a directory")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    try:
-        probe.touch()
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    probe.unlink()
+    require_writable(path)
     return path
