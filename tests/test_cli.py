@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.train.display import Silence
 from fastbptt.train.job import SIGNALS, Interruption
 
 TEXT = "What shows may fail; what counts is saved. " * 20
@@ -127,6 +128,17 @@ def test_a_reader_that_leaves(text, tmp_path):
     assert process.stderr.read() == LOST.format("Broken pipe")
     process.stderr.close()
     assert process.wait(120) == 1 and set(os.listdir(tmp_path / "out")) == FILES
+
+
+def test_the_last_save_is_before_the_last_drawing(text, tmp_path, monkeypatch):
+    class Broken(Silence):
+        def __exit__(self, *_):
+            raise RuntimeError("the display has failed")
+
+    monkeypatch.setattr("fastbptt.train.job.display_for", lambda *_: Broken())
+    with pytest.raises(RuntimeError, match="the display has failed"):
+        cli.main(["train", text, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
 
 
 def test_signals_that_are_ignored_stay_so():

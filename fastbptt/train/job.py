@@ -110,7 +110,7 @@ def run(training, output):
                     training.update()
                     display.update()
                     saver.save_if_due()
-            saver.save()
+                saver.save()
         except FloatingPointError as error:
             found = [] if watch is None else [watch.look.finding]
             advice = "a smaller --lr or --clip may help"
@@ -153,7 +153,10 @@ class Saver:
 
 
 class Interruption:
-    """Within it, Ctrl-C, SIGTERM and a terminal that hangs up only leave word, so that the update at hand is finished; repeated after a second, they interrupt."""
+    """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
+
+    What is ignored, as SIGHUP is under nohup, stays so.
+    """
 
     PATIENCE = 1.0  # seconds; some programs send a signal twice
 
