@@ -36,7 +36,7 @@ def write_atomically(path, content):
         file.flush()
         os.fsync(file.fileno())
         os.replace(temporary, path)
-    _sync_directory(path.parent)
+        _sync_directory(path.parent)
 
 
 def require_writable(path):
@@ -110,6 +110,8 @@ def _permissions(path):
 
 def _remove_dead(directory):
     """Remove the temporary files that nobody has locked: their processes ended before they could."""
+    if fcntl is None:
+        return
     for name in os.listdir(directory):
         if TEMPORARY.fullmatch(name):
             with suppress(OSError):
