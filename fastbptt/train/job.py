@@ -67,12 +67,12 @@ class Output:
         return self.directory / PICTURE
 
     @property
-    def text(self):
+    def sample_file(self):
         return self.directory / SAMPLE
 
     def files(self):
         """All that are to be written."""
-        return [self.checkpoint, *([self.image] if self.picture else []), *([self.text] if self.sample else [])]
+        return [self.checkpoint, *([self.image] if self.picture else []), *([self.sample_file] if self.sample else [])]
 
     @property
     def resume_command(self):
@@ -207,16 +207,17 @@ def report(training, output, meter, watch=None):
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
     if watch is not None and watch.look is not None:
         say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
-    troubles = []
+    unwritten = []
     if sample := training.sample(output.sample, output.temperature):
-        troubles += keep(sample, output.text)
-        say("sample", f"{output.sample} characters at temperature {output.temperature:g}{'' if troubles else f'; also in {output.text}'}")
+        unwritten = keep(sample, output.sample_file)
+        where = "" if unwritten else f"; also in {output.sample_file}"
+        say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
     undrawn = draw(training, output, exam)
     if output.picture and not undrawn:
         say("picture", output.image)
     say("checkpoint", output.checkpoint)
-    return troubles + undrawn
+    return unwritten + undrawn
 
 
 def keep(sample, path):
