@@ -1,8 +1,30 @@
 """What the commands have in common: what was given, what is needed for it, and how things are said."""
 
 import sys
-from contextlib import contextmanager, suppress
+from argparse import ArgumentTypeError
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+
+# What steers a terminal, or turns the order of its letters: all controls but line breaks and tabs; the marks that override directions.
+_STEERING = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {point: ascii(chr(point))[1:-1] for point in _STEERING if chr(point) not in "\n\t"}
+
+
+class PictureError(Exception):
+    """A picture that could not be drawn, for whatever reason Matplotlib, its fonts, LaTeX or the disk had."""
+
+
+def file_name(text):
+    """A file's or directory's name, for the parser. An empty one, as of a shell's variable that is not set, is none."""
+    if not text:
+        raise ArgumentTypeError("expected a name, got ''")
+    return text
+
+
+def file_path(text):
+    """The same, as a path."""
+    return Path(file_name(text))
 
 
 def given(options, names):
@@ -25,38 +47,62 @@ def _importable(name):
     return True
 
 
+@contextmanager
+def drawing(path):
+    """Whatever goes wrong within is a `PictureError` in one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = one_line(error) if isinstance(error, OSError | MemoryError) else f"{path}: no picture: {_first_line(error)}"
+        raise PictureError(reason) from error
+
+
+def show(text):
+    """Print a text that may come from a file or the command line: nothing in it steers the terminal."""
+    print(printable(text), flush=True)
+
+
 def say(what, text):
     """Print a heading, and behind it a text, which may have several lines."""
-    print(f"{what:11}", str(text).replace("\n", "\n" + " " * 12), flush=True)
+    show(f"{what:11} " + str(text).replace("\n", "\n" + " " * 12))
 
 
 @contextmanager
 def working(on):
     """Say, while it lasts, what is being worked on: to a terminal at standard error, and to nobody else."""
-    terminal = sys.stderr if sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty() else None
     line = f"{'working':11} {on} ..."
-    _show(terminal, line)
+    _show_briefly(line)
     try:
         yield
     finally:
-        _show(terminal, "\r" + " " * len(line) + "\r")
+        _show_briefly("\r" + " " * len(line) + "\r")
 
 
-def _show(terminal, text):
-    if terminal is not None:
-        with suppress(OSError):  # a terminal that has gone stops no work
-            print(text, end="", file=terminal, flush=True)
+def _show_briefly(text):
+    if sys.stderr.isatty():
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def fail(error, status):
     """Say in one line what went wrong; return the status."""
-    print(f"fastbptt: error: {_one_line(error)}", file=sys.stderr)
+    print(f"fastbptt: error: {printable(one_line(error))}", file=sys.stderr, flush=True)
     return status
 
 
-def _one_line(error):
+def printable(text):
+    """The text, with escapes like \\x1b for the characters that would steer a terminal."""
+    return text.translate(_ESCAPES)
+
+
+def one_line(error):
+    """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         error = f"not enough memory: {error}" if str(error) else "not enough memory"
     return " ".join(str(error).split())
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,23 +1,130 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all; locks that end with their process."""
 
 import os
+import re
+import secrets
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows, which goes without locks
+    fcntl = None
+
+TEMPORARY = re.compile(r"\.fastbptt-[0-9a-f]{16}\.tmp")
 
 
 def write_atomically(path, content):
-    """Write bytes to a file so that, whatever happens, either the old content or the new one is found there."""
+    """Write bytes to a file so that, whatever happens, either the old content or the new one is found there.
+
+    A file that was there keeps its permissions. A symbolic link is replaced, and what it points to left alone.
+
+    Parameters
+    ----------
+    path : str or path
+    content : bytes
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the error's file name is the path.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    with _file_beside(path) as (file, temporary):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+
+
+def require_writable(path):
+    """OSError or ValueError, which names the path, if `write_atomically` could not put a file there."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a directory")
+    with _file_beside(path):
+        pass
+
+
+def lock(descriptor):
+    """Lock an open file or directory until its descriptor is closed, at the latest when the process ends.
+
+    Returns
+    -------
+    bool or None
+        False if another has it; None where there are no locks, as on some network file systems.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextmanager
+def _file_beside(path):
+    """A new file in the path's directory and its name, of which nothing is left in the end; those that dead processes left go, too."""
+    temporary = None
+    with suppress(OSError):
+        _remove_dead(path.parent)
+    try:
+        descriptor, temporary = _create(path)
+        with open(descriptor, "wb") as file:
+            yield file, temporary
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
-    _sync_directory(path.parent)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _create(path):
+    """A file for what is to stand at the path, with the permissions that it has there: its descriptor, locked, and its name."""
+    mode = _permissions(path)
+    while True:
+        temporary = path.with_name(f".fastbptt-{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+        if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # taken for a dead one before it was locked
+    if mode is not None:
+        os.chmod(temporary, mode)
+    return descriptor, temporary
+
+
+def _permissions(path):
+    """Of the file at the path; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return stat.S_IMODE(status.st_mode) & 0o777 if stat.S_ISREG(status.st_mode) else None
+
+
+def _remove_dead(directory):
+    """Remove the temporary files that nobody has locked: their processes ended before they could."""
+    if fcntl is None:
+        return
+    for name in os.listdir(directory):
+        if TEMPORARY.fullmatch(name):
+            with suppress(OSError):
+                _remove_if_dead(directory / name)
+
+
+def _remove_if_dead(temporary):
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if lock(descriptor):
+            temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _sync_directory(directory):

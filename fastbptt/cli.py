@@ -1,15 +1,17 @@
 """The command ``fastbptt``: what it understands, and what becomes of errors.
 
-Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 130 after Ctrl-C, 143 after SIGTERM.
+Exit status: 0; 1 if a run failed, or what it was to show or write could not be; 2 if what was asked for cannot be done; 129 after SIGHUP,
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import argparse
-import os
 import sys
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from . import _kernels
-from ._command import fail, given, require
+from ._command import fail, file_name, file_path, given, one_line, require
+from ._streams import Stream, occupy_descriptors
 from ._version import __version__
 
 DEFAULT_OUT = "fastbptt-run"
@@ -28,8 +30,18 @@ def main(argv=None):
     int
         The exit status.
     """
+    occupy_descriptors()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    with redirect_stdout(Stream(sys.stdout)) as out, redirect_stderr(Stream(sys.stderr)):
+        status = _obey(argv)
+        out.flush()
+        if out.error is not None and status not in (1, 2):
+            return fail(f"standard output: {one_line(out.error)}; what else there was to show is lost", status or 1)
+        return status
+
+
+def _obey(argv):
     try:
         options = build_parser().parse_args(argv)
         try:
@@ -37,11 +49,10 @@ def main(argv=None):
         except ImportError as error:
             return fail(error, 2)
         return options.command(options)
+    except SystemExit as stop:
+        return stop.code
     except KeyboardInterrupt:
         return fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,9 +92,12 @@ def add_train(commands):
         description="Train a recurrent net by backpropagation through time, and see what it has learned: to predict a text, character by "
         "character, or with --task to solve one of the classic tasks that need a long memory, until less than 1 % of 10,000 fresh "
         "sequences are answered wrongly.",
+        epilog="A run keeps what it learns even if it cannot show it: where standard output is closed, full or no longer read, it goes on to "
+        "its end, saves all its files, and ends with status 1. Ctrl-C, SIGTERM and a terminal that hangs up end it after the update at hand, "
+        "with a checkpoint to resume from.",
     )
     parser.set_defaults(command=train)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a text in UTF-8 (default: the English that comes with Python)")
+    parser.add_argument("file", nargs="?", type=file_name, metavar="FILE", help="a text (default: the English that comes with Python)")
 
     def option(group, name, default, help, **how):
         group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
@@ -92,6 +106,8 @@ def add_train(commands):
         """The default for a text, and that for a task if it is another."""
         text, task = (getattr(settings, name) for settings in (TextSettings, TaskSettings))
         return text if text == task else f"{text}; of a task {task}"
+
+    option(parser, "encoding", "utf-8; of a resumed run, as before", "how FILE is encoded, by a name that Python knows", metavar="NAME")
 
     task = parser.add_argument_group("a task instead of a text")
     task.add_argument("--task", choices=tuple(TASKS), metavar="NAME", help=", ".join(TASKS))
@@ -127,9 +143,13 @@ def add_train(commands):
     option(until, "minutes", "none", "length of the run by the clock, instead", type=float, metavar="M")
 
     results = parser.add_argument_group("results")
-    option(results, "out", f"{DEFAULT_OUT}, or where the resumed checkpoint is", "directory for them", type=Path, metavar="DIR")
+    option(results, "out", f"{DEFAULT_OUT}, or where the resumed checkpoint is", "directory for them", type=file_path, metavar="DIR")
+    results.add_argument("--overwrite", action="store_true", help="replace what an earlier run has left there")
     results.add_argument(
-        "--resume", type=Path, metavar="CHECKPOINT", help="go on with a run; other settings than --updates and --minutes stay as they were"
+        "--resume",
+        type=file_path,
+        metavar="CHECKPOINT",
+        help="go on with a run; other settings than --updates and --minutes stay as they were",
     )
     option(results, "save-every", 15, "seconds between checkpoints", type=float, metavar="S")
     option(results, "sample", 500, "of a text: characters to generate at the end", type=int, metavar="N")
@@ -158,17 +178,16 @@ def train(options):
     """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
     from .train.job import run
 
-    try:
-        require_packages(options)
-        training, output = set_up(options)
-    except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
-        return fail(error, 2)
-    try:
-        return run(training, output)
-    except BrokenPipeError:
-        raise
-    except (FloatingPointError, MemoryError, OSError) as error:
-        return fail(error, 1)
+    with ExitStack() as held:
+        try:
+            require_packages(options)
+            training, output = set_up(options, held)
+        except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
+            return fail(error, 2)
+        try:
+            return run(training, output)
+        except (FloatingPointError, MemoryError, OSError) as error:
+            return fail(error, 1)
 
 
 def require_packages(options):
@@ -179,10 +198,14 @@ def require_packages(options):
     require("train", *(name for name, needed in wanted.items() if needed))
 
 
-def set_up(options):
-    """The `Training` and the `Output` that are asked for; nothing is written before everything is checked."""
+def set_up(options, held):
+    """The `Training` and the `Output` that are asked for, whose directory is this run's as long as ``held`` is.
+
+    Nothing is written before everything is checked.
+    """
     from ._config import set_num_threads
-    from .train.job import CHECKPOINT, Output, prepare
+    from .train.folder import Folder
+    from .train.job import CHECKPOINT, Output
     from .train.loop import Training
     from .train.saved_run import resume
     from .train.settings import TaskSettings, TextSettings
@@ -195,20 +218,26 @@ def set_up(options):
     checkpoint = options.resume
     if checkpoint is not None and checkpoint.is_dir():
         checkpoint /= CHECKPOINT
-    output = Output(
-        directory=options.out or (Path(DEFAULT_OUT) if checkpoint is None else checkpoint.parent),
-        picture=not options.no_plot,
-        quiet=options.quiet,
-        live=options.live,
-        **given(options, ("sample", "temperature", "save_every")),
-    )
+    folder = held.enter_context(Folder(options.out or (Path(DEFAULT_OUT) if checkpoint is None else checkpoint.parent)))
     if checkpoint is None:
         training = Training(lesson_of(options))
     else:
-        training = resume(checkpoint, options.file, **given(options, TextSettings.names() | TaskSettings.names()))
+        settings = given(options, TextSettings.names() | TaskSettings.names())
+        training = resume(checkpoint, options.file, options.encoding, **settings)
+    sample = given(options, ("sample", "temperature"))
     if training.lesson.kind == "task":
-        refuse(options, ("sample", "temperature"), "a task")
-    prepare(output.directory)
+        refuse(options, sample, "a task")
+        sample = {"sample": 0}
+    output = Output(
+        directory=folder.path,
+        picture=not options.no_plot,
+        quiet=options.quiet,
+        live=options.live,
+        **sample,
+        **given(options, ("save_every",)),
+    )
+    goes_on = checkpoint is not None and output.checkpoint.exists() and output.checkpoint.samefile(checkpoint)
+    folder.prepare(output.files(), overwrite=options.overwrite or goes_on)
     return training, output
 
 
@@ -222,10 +251,10 @@ def lesson_of(options):
     text, task = TextSettings.names(), TaskSettings.names()
     if options.task is None:
         refuse(options, task.keys() - text.keys(), "a text")
-        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file))
+        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file, options.encoding))
     if options.file is not None:
         raise ValueError(f"{options.file}: expected a text or a task to learn, got both")
-    refuse(options, text.keys() - task.keys(), "a task")
+    refuse(options, text.keys() - task.keys() | {"encoding"}, "a task")
     return TaskLesson(TaskSettings(**given(options, task)))
 
 

@@ -17,10 +17,7 @@ class Run:
     """The command in this process, run to its end: its exit status and what it printed. Made by the fixture `run`."""
 
     def __init__(self, capsys, *arguments):
-        try:
-            self.status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            self.status = stop.code
+        self.status = cli.main([str(argument) for argument in arguments])
         self.out, self.err = capsys.readouterr()
 
 

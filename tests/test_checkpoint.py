@@ -79,6 +79,7 @@ def test_other_tools_can_read_it(saved):
         (b"", "not a checkpoint of fastbptt"),
         (b"text", "not a checkpoint of fastbptt"),
         (b"\x80\x04\x95" + bytes(50), "not a checkpoint of fastbptt"),  # the beginning of a pickle
+        (bytes(8) + b"{}" + bytes(50), "not a checkpoint of fastbptt"),
         (b"PK\x03\x04" + bytes(50), "not a checkpoint of fastbptt"),  # ... of a zip archive, as of NumPy's
         (content_of(OURS)[:12], "damaged checkpoint"),
         ((2**63).to_bytes(8, "little") + b"{}", "not a checkpoint of fastbptt"),
@@ -114,6 +115,21 @@ def test_damaged_files(tmp_path, content, complaint):
     with pytest.raises(ValueError, match=f"^{path}: {complaint}") as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(("promised", "size"), [(3_000_000_000, 8), (8, 1 << 43), (3_000_000_000, 1 << 43)])
+def test_a_header_that_promises_more_or_less_than_there_is(tmp_path, promised, size):
+    """It is compared with the file's size; nothing is read, and no memory asked for, before."""
+    path = tmp_path / "file"
+    header = content_of(OURS | {"a": entry(0, promised, (promised // 8,))})
+    path.write_bytes(header)
+    try:
+        os.truncate(path, len(header) + size)
+    except OSError:
+        pytest.skip("no room for a file of 8 TiB, though it has only holes")
+    complaint = f"damaged checkpoint: its header promises {len(header) + promised:,} bytes, and it has {len(header) + size:,}"
+    with pytest.raises(ValueError, match=f"^{path}: {complaint}$"):
+        load_checkpoint(path)
 
 
 def test_any_damage_is_a_value_error_or_harmless(tmp_path, saved):

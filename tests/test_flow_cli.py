@@ -246,6 +246,10 @@ def test_other_texts_and_lengths(run, tmp_path, checkpoint):
     assert_refuses(run(checkpoint, "--text", "other", "--steps", 400), "text: 300 characters are too few for 4 rows of 400 steps; .*1601.*")
     assert_refuses(run(checkpoint, "--text", "missing"), "missing: No such file or directory")
     assert_refuses(run(checkpoint, "--text", "."), ".: expected a text file, got a directory")
+    (tmp_path / "wide").write_text((tmp_path / "other").read_text(), encoding="utf-16")
+    assert_refuses(run(checkpoint, "--text", "wide"), "wide: not a text file in UTF-8: .*: --encoding utf-16")
+    wide = lines(run(checkpoint, "--text", "wide", "--encoding", "utf-16", "--steps", 30, "--batch", 5, "--no-picture"))
+    assert wide == report | {"text": report["text"].replace("other", "wide")}
     assert_refuses(run(checkpoint, "--seed", 1), "seed: nothing is random about a net that reads a text")
 
 
@@ -383,6 +387,7 @@ BAD_OPTIONS = {
     "--compare --nonlinearity relu": "nonlinearity: a comparison has its own",
     "--compare --serve": "argument --serve: not allowed with argument --compare .*",
     "--text some.txt": "text: only a saved net reads text; which checkpoint.",
+    "--encoding utf-8": "encoding: only a saved net reads text; which checkpoint.",
     "some.safetensors --radius 1": "radius: a saved net has its own",
     "some.safetensors --compare": "some.safetensors: --compare takes no checkpoint",
     "some.safetensors --serve": "some.safetensors: --serve takes no checkpoint",

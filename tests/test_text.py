@@ -21,7 +21,7 @@ def test_the_default_text_is_the_same_every_time():
     assert decode(one.vocabulary, one.tokens[:22]) == 'The "assert" statement'
 
 
-@pytest.mark.parametrize("text", ["a", "banana", "naïve — 漢字 😀\r\n\ttabs", "\x01\x7f\n", "e\u0301"])
+@pytest.mark.parametrize("text", ["a", "banana", "naïve — 漢字 😀\n\ttabs", "\x01\x7f\n", "e\u0301"])
 def test_any_text_comes_back(tmp_path, text):
     corpus = read_corpus(write(tmp_path / "text", text))
     assert decode(corpus.vocabulary, corpus.tokens) == text
@@ -30,6 +30,30 @@ def test_any_text_comes_back(tmp_path, text):
 
 def test_a_byte_order_mark_is_no_character(tmp_path):
     assert read_corpus(write(tmp_path / "text", b"\xef\xbb\xbfabc")).digest == corpus_of("abc", "").digest
+
+
+@pytest.mark.parametrize("ends", ["\r\n", "\r", "\n\r\r\n"])
+def test_line_ends_are_read_as_python_does(tmp_path, ends):
+    path = write(tmp_path / "text", f"one{ends}two\x85three\u2028{ends}")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    corpus = read_corpus(path)
+    assert decode(corpus.vocabulary, corpus.tokens) == text and "\r" not in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"])
+def test_any_encoding_is_the_same_text(tmp_path, encoding):
+    corpus = read_corpus(write(tmp_path / "text", "naïve\r\ncafé".encode(encoding)), encoding)
+    assert corpus.digest == corpus_of("naïve\ncafé", "").digest and corpus.encoding == encoding
+
+
+def test_no_encoding(tmp_path):
+    path = write(tmp_path / "text", "text")
+    for encoding in ("cube", "base64", ""):
+        with pytest.raises(ValueError, match=f"^encoding: expected one that Python knows, such as utf-16 or latin-1, got '{encoding}'$"):
+            read_corpus(path, encoding)
+    with pytest.raises(ValueError, match=r"^encoding: pydoc_data\.topics is not read from a file$"):
+        read_corpus(None, "utf-8")
 
 
 def test_a_pipe_is_read(tmp_path):
@@ -70,10 +94,13 @@ def test_the_least_length_is_told_exactly(batch, steps):
     [
         (b"", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
-        (b"ab\0cd", "not a text file: byte 2 is NUL"),
-        (b"caf\xe9", "not a text file in UTF-8: byte 3 is 0xe9"),
-        (b"\xff\xfea\0", "not a text file: byte 3 is NUL"),
-        (b"\xed\xa0\x80", "not a text file in UTF-8: byte 0 is 0xed"),
+        (b"ab\0cd", "not a text file in UTF-8: character 2 is NUL; --encoding takes another"),
+        (b"caf\xe9", "not a text file in UTF-8: byte 3 is 0xe9; --encoding takes another"),
+        ("text".encode("utf-16"), "not a text file in UTF-8: byte 0 is 0xff; it begins as UTF-16 does: --encoding utf-16"),
+        ("text".encode("utf-32"), "not a text file in UTF-8: byte 0 is 0xff; it begins as UTF-32 does: --encoding utf-32"),
+        ("text".encode("utf-16-le"), "not a text file in UTF-8: character 1 is NUL; it looks like UTF-16: --encoding utf-16-le"),
+        ("text".encode("utf-16-be"), "not a text file in UTF-8: character 0 is NUL; it looks like UTF-16: --encoding utf-16-be"),
+        (b"\xed\xa0\x80", "not a text file in UTF-8: byte 0 is 0xed; --encoding takes another"),
     ],
 )
 def test_no_text(tmp_path, content, complaint):
@@ -85,6 +112,10 @@ def test_no_text(tmp_path, content, complaint):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_corpus(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"^'a\\x00b': no file has such a name$"):
+        read_corpus("a\0b")
+    with pytest.raises(ValueError, match="not a text file in UTF-7; --encoding takes another"):
+        read_corpus(write(tmp_path / "surrogate", b"+2AA-"), "utf-7")
     with pytest.raises(ValueError, match="expected a text file, got a directory"):
         read_corpus(tmp_path)
     with pytest.raises(ValueError, match="expected a text file, got a device"):

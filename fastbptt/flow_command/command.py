@@ -1,13 +1,13 @@
 """``fastbptt flow``: what the gradients of a net do on their way back through time, in words, as a picture, or as a page to play with."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .._checks import DTYPES
-from .._command import fail, given, require, say, working
+from .._command import PictureError, drawing, fail, file_name, file_path, given, require, say, working
+from .._files import require_writable
 from .._notation import format_log10
 from ..functional import NONLINEARITIES
 from ..gradients.linearised import GATES
@@ -30,8 +30,9 @@ def add_flow(commands):
         "or task with its real loss; or of one that is described, with random weights, driven by noise. Prints a report and draws a picture.",
     )
     parser.set_defaults(command=flow)
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
-    parser.add_argument("--text", metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
+    parser.add_argument("checkpoint", nargs="?", type=file_path, metavar="CHECKPOINT", help="a net that fastbptt train has saved")
+    parser.add_argument("--text", type=file_name, metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
+    parser.add_argument("--encoding", metavar="NAME", help="of that text (default: that of the text that the net was trained on)")
 
     def option(group, name, help, default=None, **how):
         default = getattr(DescribedNet, name.replace("-", "_"), None) if default is None else default
@@ -58,12 +59,12 @@ def add_flow(commands):
     what.add_argument("--compare", action="store_true", help="tanh, ReLU started with the identity, gru and lstm, side by side")
     what.add_argument("--serve", action="store_true", help="open a page with sliders, on this machine only, instead of drawing a picture")
     option(results, "port", "of the page; 0 for any that is free", PORT, type=int, metavar="N")
-    option(results, "out", "the picture: .png, .svg or .pdf", PICTURE, type=Path, metavar="PATH")
+    option(results, "out", "the picture: .png, .svg or .pdf; one that is there is replaced", PICTURE, type=file_path, metavar="PATH")
     results.add_argument("--no-picture", action="store_true", help="draw no picture")
 
 
 def flow(options):
-    """The command. What it raises is trouble with what was asked for; returns the exit status."""
+    """The command; returns the exit status. What it raises is trouble with what was asked for, but for a picture that cannot be drawn."""
     try:
         _refuse_contradictions(options)
         if options.serve:
@@ -78,8 +79,8 @@ def flow(options):
             with working("the net, forwards and back"):
                 found = net.flow()
             _look_at(found, f"{net}", picture)
-    except BrokenPipeError:
-        raise
+    except PictureError as error:
+        return fail(error, 1)
     except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
         return fail(error, 2)
     return 0
@@ -95,13 +96,13 @@ def _look_at_saved(options, picture):
         if options.seed is not None:
             raise ValueError("seed: nothing is random about a net that reads a text")
         with working("the net on its text"):
-            tokens, source, unknown = net.tokens(options.text)
+            tokens, source, unknown = net.tokens(options.text, options.encoding)
             found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
         say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
-        if options.text is not None:
-            raise ValueError(f"text: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
+        for what in given(options, ("text", "encoding")):
+            raise ValueError(f"{what}: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
         with working("the net on its task"):
             found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
@@ -122,7 +123,7 @@ def _look_at(found, title, picture):
     if picture is not None:
         from ..pictures import draw_portrait
 
-        with working("the picture"):
+        with working("the picture"), drawing(picture):
             draw_portrait(portrait, picture, title=title)
         say("picture", picture)
 
@@ -147,7 +148,7 @@ def _compare(options, picture):
                     find(portrait)
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
-        with working("the picture"):
+        with working("the picture"), drawing(picture):
             draw_portraits(portraits, picture, title=title)
         say("picture", picture)
 
@@ -196,8 +197,9 @@ def _refuse_contradictions(options):
     what = "a saved net" if options.checkpoint is not None else "a comparison" if options.compare else None
     if options.checkpoint is not None and (options.compare or options.serve):
         raise ValueError(f"{options.checkpoint}: --{'compare' if options.compare else 'serve'} takes no checkpoint")
-    if options.checkpoint is None and options.text is not None:
-        raise ValueError("text: only a saved net reads text; which checkpoint?")
+    if options.checkpoint is None:
+        for name in given(options, ("text", "encoding")):
+            raise ValueError(f"{name}: only a saved net reads text; which checkpoint?")
     if options.port is not None and not options.serve:
         raise ValueError("port: only --serve has one")
     if options.serve and (options.out is not None or options.no_picture):
@@ -215,13 +217,5 @@ def _writable(path):
 
     picture_format(path)
     new_figure(1, 1)
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, got a directory")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    try:
-        probe.touch()
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    probe.unlink()
+    require_writable(path)
     return path

@@ -12,7 +12,7 @@ from ..tasks import TASKS
 from ..train.checkpoint import below, damage_named
 from ..train.model import CELLS
 from ..train.saved_run import load_run
-from ..train.text import DEFAULT_SOURCE, read_corpus
+from ..train.text import DEFAULT_SOURCE, read_corpus, saved_reading
 
 BATCH = 4
 KINDS = ("text", "task")
@@ -66,16 +66,18 @@ class TextNet(SavedNet):
         self.vocabulary = _vocabulary(arrays["vocabulary"])
         self.inputs = self.outputs = len(self.vocabulary)
         self.steps = _checks.size("seq_len", metadata["settings"]["seq_len"])
-        self.source, self.digest = (str(metadata["description"][name]) for name in ("source", "sha256"))
+        self.reading, self.digest = saved_reading(metadata["description"]), str(metadata["description"]["sha256"])
         super().__init__(path, arrays, metadata["settings"])
 
-    def tokens(self, source=None):
+    def tokens(self, source=None, encoding=None):
         """A text as the net reads it.
 
         Parameters
         ----------
         source : str, path or None
             A file; None means the text that the net was trained on.
+        encoding : str or None
+            Its encoding; None means that of the text that the net was trained on.
 
         Returns
         -------
@@ -90,12 +92,15 @@ class TextNet(SavedNet):
         OSError, ValueError
             If it cannot be read, or has changed since the net was trained on it.
         """
+        given = {name: value for name, value in (("source", source), ("encoding", encoding)) if value is not None}
         try:
-            corpus = read_corpus(self.source if source is None else source)
+            corpus = read_corpus(**self.reading | given)
         except OSError:
-            if source is not None or self.source == DEFAULT_SOURCE:
+            if source is not None or self.reading["source"] == DEFAULT_SOURCE:
                 raise
-            raise ValueError(f"{self.source}: {self.path} was trained on this text, which cannot be read; give one with --text") from None
+            raise ValueError(
+                f"{self.reading['source']}: {self.path} was trained on this text, which cannot be read; give one with --text"
+            ) from None
         if source is None and corpus.digest != self.digest:
             raise ValueError(f"{corpus.source}: has changed since {self.path} was trained on it; --text {corpus.source} takes it as it is")
         place = np.minimum(np.searchsorted(self.vocabulary, corpus.vocabulary), len(self.vocabulary) - 1)

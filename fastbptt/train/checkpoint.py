@@ -1,6 +1,7 @@
 """Checkpoints: arrays and settings in one safetensors file, which cannot run code and cannot be half-written."""
 
 import json
+import operator
 import os
 import stat
 from contextlib import contextmanager
@@ -75,22 +76,27 @@ def damage_named(path):
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"{path}: damaged checkpoint: {error} is missing") from None
+        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)} is missing") from None
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {error}") from None
+        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
 
 
 def _read_checked(path):
-    """The file's bytes, once its beginning shows that it can be a checkpoint: a video is not read to its end."""
+    """The file's bytes, once its header shows that they are what it promises: a video, or a file that was cut off, is not read to its end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path}: expected a checkpoint, got a directory or device")
     with open(path, "rb") as file:
         beginning = file.read(9)
-        if beginning[8:] != b"{" or int.from_bytes(beginning[:8], "little") > HEADER_LIMIT:
+        length = int.from_bytes(beginning[:8], "little")
+        if beginning[8:] != b"{" or not 0 < length <= HEADER_LIMIT:
             raise ValueError(f"{path}: not a checkpoint of fastbptt")
-        content = beginning + file.read()
-    _check_header(path, _header(content))
-    return content
+        header = b"{" + file.read(length - 1)
+        promised = 8 + length + _check_header(path, header)
+        size = os.fstat(file.fileno()).st_size
+        if promised != size:
+            raise ValueError(f"{path}: damaged checkpoint: its header promises {promised:,} bytes, and it has {size:,}")
+        file.seek(0)
+        return file.read(promised)
 
 
 def _header(content):
@@ -98,18 +104,23 @@ def _header(content):
 
 
 def _check_header(path, text):
-    """What the safetensors package lets pass: names given twice, element types that NumPy lacks, somebody else's file."""
+    """What the safetensors package lets pass: names given twice, element types that NumPy lacks, somebody else's file.
+
+    Returns how many bytes of arrays are to follow.
+    """
     try:
         header = json.loads(text, object_pairs_hook=_unique)
         ours = METADATA_KEY in header.pop("__metadata__", {})
         dtypes = {name: entry["dtype"] for name, entry in header.items()}
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        ends = [operator.index(entry["data_offsets"][1]) for entry in header.values()]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
     if not ours:
         raise ValueError(f"{path}: not a checkpoint of fastbptt")
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise ValueError(f"{path}: damaged checkpoint: {name} is of type {dtype}, none of {', '.join(DTYPES)}")
+    return max(ends, default=0)
 
 
 def _unique(pairs):

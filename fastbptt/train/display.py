@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from .._command import show
 from .._notation import format_log10
 from .watch import LEFT, RECENT
 
@@ -64,7 +65,7 @@ class Lines(Silence):
         if time.monotonic() - self.shown >= LINE_SECONDS or self.meter.training.done:
             self.shown = time.monotonic()
             readings = "  ".join(f"{name} {value}" for name, value in self.meter.readings().items())
-            print(f"{self.meter.position()}  {readings}", flush=True)
+            show(f"{self.meter.position()}  {readings}")
             if self.watch is not None:
                 self._print_gradients()
 
@@ -73,11 +74,11 @@ class Lines(Silence):
         look = self.watch.look
         if lags := look.lags():
             left = "  ".join(f"{lag}: {format_log10(look.log10_decay[lag])}" for lag in lags)
-            print(f"  gradient left, by steps back  {left}", flush=True)
+            show(f"  gradient left, by steps back  {left}")
         troubles = self.watch.troubles()
         for trouble in troubles:
             if trouble.kind not in self.known:
-                print(f"  warning: {trouble}", flush=True)
+                show(f"  warning: {trouble}")
         self.known = {trouble.kind for trouble in troubles}
 
 
@@ -238,8 +239,3 @@ class Meter:
             "gradient norm": f"{training.norms[-1]:.3g}",
             "clipped": f"{training.clipped / training.updates:.1%}",
         }
-
-
-def printable(text):
-    """The text without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

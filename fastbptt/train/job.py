@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _checks
-from .._command import say
-from .display import Meter, display_for, printable
+from .._command import PictureError, drawing, fail, one_line, say, show
+from .._files import write_atomically
+from .display import Meter, display_for
 from .plot import plot_training
 from .saved_run import save
 from .settings import OPTIMISERS
 from .watch import Watch
 
-CHECKPOINT, PICTURE = "checkpoint.safetensors", "training.png"
+CHECKPOINT, PICTURE, SAMPLE = "checkpoint.safetensors", "training.png", "sample.txt"
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,16 @@ class Output:
         return self.directory / PICTURE
 
     @property
+    def sample_file(self):
+        return self.directory / SAMPLE
+
+    def files(self):
+        """All that are to be written."""
+        return [self.checkpoint, *([self.image] if self.picture else []), *([self.sample_file] if self.sample else [])]
+
+    @property
     def resume_command(self):
         return shlex.join(["fastbptt", "train", "--resume", str(self.checkpoint)])
-
-
-def prepare(directory):
-    """Make the directory, and see that files can be made in it. OSError or ValueError if not."""
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory}: expected a directory, got a file")
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".{CHECKPOINT}.probe"
-    probe.touch()
-    probe.unlink()
 
 
 def run(training, output):
@@ -90,14 +90,14 @@ def run(training, output):
     Returns
     -------
     int
-        The exit status: 0; 128 + the signal's number if one ended the run.
+        The exit status: 0; 128 + the signal's number if one ended the run; 1 if a part of the results could not be written.
 
     Raises
     ------
     FloatingPointError
         If the loss, the gradient or a parameter is not finite. The checkpoint is then that of an earlier update, if there is one.
     OSError
-        If something cannot be written.
+        If the checkpoint cannot be written.
     """
     meter, saver = Meter(training), Saver(training, output)
     watch = Watch(training) if output.live else None
@@ -110,21 +110,21 @@ def run(training, output):
                     training.update()
                     display.update()
                     saver.save_if_due()
-            saver.save()
+                saver.save()
         except FloatingPointError as error:
-            draw(training, output)
-            if watch is not None:
-                error = f"{error}; {watch.look.finding}"
-            raise FloatingPointError(f"{error}; {saver.kept()}; a smaller --lr or --clip may help") from None
+            found = [] if watch is None else [watch.look.finding]
+            advice = "a smaller --lr or --clip may help"
+            raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
     if not interruption.signal:
         try:
-            report(training, output, meter, watch)
-            return 0
+            troubles = report(training, output, meter, watch)
+            return fail("; ".join(troubles), 1) if troubles else 0
         except KeyboardInterrupt:
             interruption.signal = signal.SIGINT
-    draw(training, output)
-    print(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}", flush=True)
-    return 128 + interruption.signal
+    status = 128 + interruption.signal
+    troubles = draw(training, output)
+    show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
+    return fail("; ".join(troubles), status) if troubles else status
 
 
 class Saver:
@@ -139,18 +139,24 @@ class Saver:
             self.save()
 
     def save(self):
-        save(self.training, self.output.checkpoint)
+        try:
+            save(self.training, self.output.checkpoint)
+        except OSError as error:
+            raise OSError(f"{one_line(error)}; {self.kept()}") from None
         self.saved, self.last = self.training.updates, time.monotonic()
 
     def kept(self):
         """What there is to go back to, in words."""
         if self.saved is None:
-            return "no checkpoint was due yet"
+            return "this run has saved no checkpoint yet"
         return f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
 
 
 class Interruption:
-    """Within it, Ctrl-C and SIGTERM only leave word, so that the update at hand is finished; repeated after a second, they interrupt."""
+    """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
+
+    What is ignored, as SIGHUP is under nohup, stays so.
+    """
 
     PATIENCE = 1.0  # seconds; some programs send a signal twice
 
@@ -160,7 +166,7 @@ class Interruption:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
         return self
@@ -190,33 +196,50 @@ def introduce(training, output):
     )
     if training.updates:
         say("resumed", f"after update {training.updates:,}")
-    elif output.checkpoint.exists():
-        say("note", f"the checkpoint of an earlier run in {output.directory} will be replaced")
 
 
 def report(training, output, meter, watch=None):
-    """Judge the net, draw the picture, and print what there is to see."""
+    """Judge the net, print what there is to see, and write it; what could not be written, in words."""
     exam = training.last_exam()
-    draw(training, output, exam)
     say("held-out", training.lesson.verdict(exam))
     if training.units:
         speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
     if watch is not None and watch.look is not None:
         say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
+    unwritten = []
     if sample := training.sample(output.sample, output.temperature):
-        say("sample", f"{output.sample} characters at temperature {output.temperature:g}")
-        print(f"\n{printable(sample)}\n")
-    if output.picture:
+        unwritten = keep(sample, output.sample_file)
+        where = "" if unwritten else f"; also in {output.sample_file}"
+        say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
+        show(f"\n{sample}\n")
+    undrawn = draw(training, output, exam)
+    if output.picture and not undrawn:
         say("picture", output.image)
     say("checkpoint", output.checkpoint)
+    return unwritten + undrawn
+
+
+def keep(sample, path):
+    """Write the sample; in a list, why it could not be."""
+    try:
+        write_atomically(path, sample.encode())
+    except OSError as error:
+        return [one_line(error)]
+    return []
 
 
 def draw(training, output, last_exam=None):
-    """The picture, if it is wanted."""
-    if output.picture:
-        settings = training.settings
-        net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
-        title = "; ".join(filter(None, (training.lesson.title(), net)))
-        curves = training.losses, training.norms, training.omegas
-        plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
+    """The picture, if it is wanted; in a list, why it could not be."""
+    if not output.picture:
+        return []
+    settings = training.settings
+    net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
+    title = "; ".join(filter(None, (training.lesson.title(), net)))
+    curves = training.losses, training.norms, training.omegas
+    try:
+        with drawing(output.image):
+            plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
+    except PictureError as error:
+        return [str(error)]
+    return []

@@ -139,7 +139,7 @@ class Lesson:
         return {}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, source):
+    def from_checkpoint(cls, path, settings, description, **reading):
         """The lesson of a checkpoint.
 
         Parameters
@@ -148,8 +148,8 @@ class Lesson:
             Where the checkpoint is.
         settings : Settings
         description : dict
-        source : str or None
-            Where it is to be read from; None means the same as before.
+        **reading
+            Where and how it is to be read, as arguments of `read_corpus`, where that is to be otherwise than before.
 
         Raises
         ------

@@ -49,7 +49,7 @@ def load_run(path):
     return arrays, metadata
 
 
-def resume(path, source=None, **changes):
+def resume(path, source=None, encoding=None, **changes):
     """Go on with a run that was saved.
 
     Parameters
@@ -58,6 +58,8 @@ def resume(path, source=None, **changes):
         What `save` wrote.
     source : str or None
         The text, if it is one that is learned; None means where it was read from before.
+    encoding : str or None
+        The text's; None means the same as before.
     **changes
         Settings that are asked for. ``updates`` and ``minutes`` may differ from the saved ones: they are the new length of the whole run,
         to which the learning-rate schedule is stretched. All others must be what they were.
@@ -79,7 +81,8 @@ def resume(path, source=None, **changes):
         settings = _saved_settings(lesson_type, metadata["settings"], arrays)
         description = dict(metadata["description"])
     settings = _changed(settings, changes, path, lesson_type.kind)
-    lesson = lesson_type.from_checkpoint(path, settings, description, source)
+    reading = {name: value for name, value in (("source", source), ("encoding", encoding)) if value is not None}
+    lesson = lesson_type.from_checkpoint(path, settings, description, **reading)
     with damage_named(path):
         training = Training(lesson)
         _check_arrays(arrays, training)

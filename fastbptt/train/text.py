@@ -1,5 +1,6 @@
 """Text as a recurrent net reads it: characters as tokens, some held out, the rest cut into parallel streams."""
 
+import codecs
 import hashlib
 import os
 import stat
@@ -11,6 +12,12 @@ import numpy as np
 DEFAULT_SOURCE = "pydoc_data.topics"
 HELD_OUT = 20  # one part in so many is held out
 LEAST_HELD_OUT = 2  # characters: one to read, one to predict
+MARKS = {  # byte order marks that are no UTF-8; those of UTF-16 begin those of UTF-32
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +34,16 @@ class Corpus:
         The text.
     digest : str
         SHA-256 of the text in UTF-8.
+    encoding, newline : str or None
+        How it was read; see `read_corpus`.
     """
 
     source: str
     vocabulary: np.ndarray
     tokens: np.ndarray
     digest: str
+    encoding: str | None = None
+    newline: str | None = None
 
     @property
     def training(self):
@@ -74,13 +85,17 @@ class Corpus:
         return self.training[: batch * length].reshape(batch, length), self.training[1 : batch * length + 1].reshape(batch, length)
 
 
-def read_corpus(source=None):
+def read_corpus(source=None, encoding=None, newline=None):
     """Read a text file, or the English that comes with Python.
 
     Parameters
     ----------
     source : str, path or None
-        A UTF-8 file; ``None`` means the language reference in CPython's `pydoc_data.topics`, half a megabyte.
+        A file; None means the language reference in CPython's `pydoc_data.topics`, half a megabyte.
+    encoding : str or None
+        The file's, by a name that Python knows; None means UTF-8. A byte order mark is no part of the text.
+    newline : {None, ""}
+        As of `open`: None reads all line ends as line feeds, "" leaves them as they are.
 
     Returns
     -------
@@ -91,7 +106,7 @@ def read_corpus(source=None):
     OSError
         If the file cannot be read.
     ValueError
-        If it is no text, or empty.
+        If it is no text in this encoding, or empty.
 
     Examples
     --------
@@ -99,12 +114,22 @@ def read_corpus(source=None):
     >>> decode(corpus.vocabulary, corpus.tokens[:22])
     'The "assert" statement'
     """
-    if source is None or source == DEFAULT_SOURCE:
-        return corpus_of(_python_topics(), DEFAULT_SOURCE)
-    return corpus_of(_read_text(source), os.fspath(source))
+    if source is not None and source != DEFAULT_SOURCE:
+        return corpus_of(_read_text(source, encoding, newline), os.fspath(source), encoding, newline)
+    if encoding is not None:
+        raise ValueError(f"encoding: {DEFAULT_SOURCE} is not read from a file")
+    return corpus_of(_python_topics(), DEFAULT_SOURCE)
 
 
-def corpus_of(text, source):
+def saved_reading(description):
+    """Arguments of `read_corpus`, out of a checkpoint's description. The first checkpoints had no choice: UTF-8, line ends as they are."""
+    encoding, newline = description.get("encoding"), description.get("newline", "")
+    if not isinstance(encoding, str | None) or newline not in (None, ""):
+        raise ValueError(f"no text is read with encoding {encoding!r}, newline {newline!r}")
+    return {"source": str(description["source"]), "encoding": encoding, "newline": newline}
+
+
+def corpus_of(text, source, encoding=None, newline=None):
     """The `Corpus` of a string. ValueError if it is empty."""
     if not text:
         raise ValueError(f"{source}: the file is empty")
@@ -114,7 +139,7 @@ def corpus_of(text, source):
     vocabulary = np.flatnonzero(occurs).astype(np.uint32)
     token_of = np.zeros(len(occurs), np.int32)
     token_of[vocabulary] = np.arange(len(vocabulary))
-    return Corpus(source, vocabulary, token_of[points], hashlib.sha256(text.encode()).hexdigest())
+    return Corpus(source, vocabulary, token_of[points], hashlib.sha256(text.encode()).hexdigest(), encoding, newline)
 
 
 def decode(vocabulary, tokens):
@@ -130,16 +155,43 @@ def _python_topics():
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def _read_text(path):
-    kind = Path(path).stat().st_mode
+def _read_text(path, encoding, newline):
+    content = _read_bytes(path)
+    encoding = "utf-8" if encoding is None else encoding
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+        text.encode()
+    except LookupError:
+        raise ValueError(f"encoding: expected one that Python knows, such as utf-16 or latin-1, got {encoding!r}") from None
+    except UnicodeDecodeError as error:
+        complaint = f": byte {error.start} is {content[error.start]:#04x}"
+    except ValueError:
+        complaint = ""
+    else:
+        if (at := text.find("\0")) < 0:
+            return text.replace("\r\n", "\n").replace("\r", "\n") if newline is None else text
+        complaint = f": character {at} is NUL"
+    raise ValueError(f"{path}: not a text file in {encoding.upper()}{complaint}; {_advice(content)}")
+
+
+def _read_bytes(path):
+    try:
+        kind = Path(path).stat().st_mode
+    except ValueError:
+        raise ValueError(f"{path!r}: no file has such a name") from None
     if stat.S_ISDIR(kind):
         raise ValueError(f"{path}: expected a text file, got a directory")
     if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
         raise ValueError(f"{path}: expected a text file, got a device or socket")
-    content = Path(path).read_bytes()
-    if (at := content.find(0)) >= 0:
-        raise ValueError(f"{path}: not a text file: byte {at} is NUL")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: byte {error.start} is {content[error.start]:#04x}") from None
+    return Path(path).read_bytes()
+
+
+def _advice(content):
+    """What encoding it may be in, by its byte order mark, or because every other byte is NUL, as it is in UTF-16 of most letters."""
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            return f"it begins as UTF-{encoding[-2:]} does: --encoding {encoding}"
+    even, odd = (content[first:10_000:2].count(0) for first in (0, 1))
+    if max(even, odd) > len(content[:10_000]) / 4 and min(even, odd) == 0:
+        return f"it looks like UTF-16: --encoding utf-16-{'le' if odd else 'be'}"
+    return "--encoding takes another"

@@ -8,7 +8,7 @@ from ..losses import perplexity, softmax_cross_entropy
 from .checkpoint import damage_named
 from .lesson import Exam, Lesson, Window
 from .settings import TextSettings
-from .text import DEFAULT_SOURCE, decode, read_corpus
+from .text import DEFAULT_SOURCE, decode, read_corpus, saved_reading
 
 EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
 
@@ -81,22 +81,29 @@ class TextLesson(Lesson):
 
     def description(self):
         corpus = self.corpus
-        return {"source": corpus.source, "sha256": corpus.digest, "characters": len(corpus.tokens), "different": self.inputs}
+        return {
+            "source": corpus.source,
+            "encoding": corpus.encoding,
+            "newline": corpus.newline,
+            "sha256": corpus.digest,
+            "characters": len(corpus.tokens),
+            "different": self.inputs,
+        }
 
     def arrays(self):
         return {"vocabulary": self.corpus.vocabulary}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, source):
+    def from_checkpoint(cls, path, settings, description, **reading):
         with damage_named(path):
-            before, digest = str(description["source"]), str(description["sha256"])
+            before, digest = saved_reading(description), str(description["sha256"])
             expected = f"expected {int(description['characters'])}, {int(description['different'])} different"
         try:
-            corpus = read_corpus(before if source is None else source)
+            corpus = read_corpus(**before | reading)
         except OSError:
-            if source is not None or before == DEFAULT_SOURCE:
+            if "source" in reading or before["source"] == DEFAULT_SOURCE:
                 raise
-            raise ValueError(f"{before}: {path} was trained on this text, which cannot be read; say where it is now") from None
+            raise ValueError(f"{before['source']}: {path} was trained on this text, which cannot be read; say where it is now") from None
         if corpus.digest != digest:
             size = f"{len(corpus.tokens)} characters, {len(corpus.vocabulary)} different"
             raise ValueError(f"{corpus.source}: not the text that {path} was trained on: {size}; {expected}")

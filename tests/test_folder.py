@@ -1,0 +1,146 @@
+"""A run's directory: for one run at a time, and what another run has made there is not replaced unasked."""
+
+import os
+
+import pytest
+from commands import assert_fails
+from processes import run_python
+
+pytest.importorskip("safetensors")
+
+from fastbptt.train.checkpoint import load_checkpoint
+from fastbptt.train.folder import Folder
+
+TEXT = "Of the same text, the same net comes. " * 20
+OPTIONS = ["--hidden", 7, "--batch", 3, "--seq-len", 10, "--sample", 0, "--no-plot"]
+EXISTS = "{}: exists already; --overwrite replaces it, --out leads elsewhere"
+
+
+@pytest.fixture
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "some.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def first(run, text, tmp_path):
+    """The directory of a run that has ended after 3 updates."""
+    assert run("train", text, *OPTIONS, "--updates", 3, "--out", tmp_path / "first").status == 0
+    return tmp_path / "first"
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def updates(directory):
+    return load_checkpoint(directory / "checkpoint.safetensors")[0]["training.losses"].size
+
+
+# --- What is there stays there ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["--live"], ["--seed", 7]])
+def test_an_earlier_run_is_not_replaced(run, text, first, options):
+    before = contents(first)
+    result = run("train", text, *OPTIONS, "--updates", 2, "--out", first, *options)
+    assert_fails(2, EXISTS.format(first / "checkpoint.safetensors"), result)
+    assert result.out == "" and contents(first) == before
+
+
+def test_nor_is_one_on_a_task(run, first):
+    before = contents(first)
+    result = run("train", "--task", "adding", "--no-plot", "--updates", 2, "--out", first)
+    assert_fails(2, EXISTS.format(first / "checkpoint.safetensors"), result)
+    assert contents(first) == before
+
+
+@pytest.mark.parametrize(("name", "options"), [("training.png", []), ("sample.txt", ["--no-plot"])])
+def test_pictures_and_samples_are_not_replaced_either(run, text, tmp_path, name, options):
+    if name == "training.png":
+        pytest.importorskip("matplotlib")
+    (tmp_path / name).write_bytes(b"precious")
+    result = run("train", text, *OPTIONS[:6], "--updates", 2, "--out", tmp_path, *options)
+    assert_fails(2, EXISTS.format(tmp_path / name), result)
+    assert contents(tmp_path) == {name: b"precious"}
+    assert run("train", text, *OPTIONS, "--updates", 2, "--out", tmp_path).status == 0
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_nor_is_a_link_to_one(run, text, tmp_path):
+    (tmp_path / "checkpoint.safetensors").symlink_to("nowhere")
+    assert_fails(2, EXISTS.format(tmp_path / "checkpoint.safetensors"), run("train", text, *OPTIONS, "--out", tmp_path))
+    assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
+
+
+def test_unless_it_may_be(run, text, first):
+    assert run("train", text, *OPTIONS, "--updates", 2, "--out", first, "--overwrite").status == 0
+    assert updates(first) == 2
+
+
+def test_a_run_goes_on_in_its_own_directory_only(run, text, first, tmp_path):
+    second = tmp_path / "second"
+    assert run("train", text, *OPTIONS, "--updates", 2, "--seed", 7, "--out", second).status == 0
+    before = contents(first), contents(second)
+    again = ["train", "--resume", first, "--no-plot", "--sample", 0, "--updates", 5]
+    assert_fails(2, EXISTS.format(second / "checkpoint.safetensors"), run(*again, "--out", second))
+    assert (contents(first), contents(second)) == before
+    assert run(*again, "--out", second, "--overwrite").status == 0
+    assert (updates(first), updates(second)) == (3, 5)
+    (tmp_path / "link").symlink_to("first")
+    assert run(*again, "--out", tmp_path / "link").status == 0
+    assert updates(first) == 5
+
+
+def test_a_checkpoint_of_another_name_is_another_runs(run, first):
+    os.rename(first / "checkpoint.safetensors", first / "best.safetensors")
+    again = ["train", "--resume", first / "best.safetensors", "--no-plot", "--sample", 0, "--updates", 5]
+    assert run(*again).status == 0
+    assert_fails(2, EXISTS.format(first / "checkpoint.safetensors"), run(*again, "--updates", 6))
+    assert updates(first) == 5
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "training.png", "sample.txt"])
+def test_a_directory_in_a_files_place_is_noticed_before_training(run, text, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    (tmp_path / name).mkdir()
+    result = run("train", text, *OPTIONS[:6], "--updates", 2, "--out", tmp_path, "--overwrite")
+    assert_fails(2, f"{tmp_path / name}: expected a file, got a directory", result)
+    assert os.listdir(tmp_path) == [name]
+
+
+# --- One run at a time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--quiet"], ["--resume", "first"]])
+def test_while_a_run_is_at_work(run, text, first, options):
+    before = contents(first)
+    arguments = ["--resume", first, "--no-plot"] if "--resume" in options else [text, *OPTIONS, "--out", first, *options]
+    with Folder(first):
+        assert_fails(2, f"{first}: another run is at work there; --out leads elsewhere", run("train", *arguments))
+    assert contents(first) == before
+
+
+def test_two_that_find_no_directory(tmp_path):
+    """The one that makes it has it."""
+    with Folder(tmp_path / "new") as one, Folder(tmp_path / "new") as two:
+        one.prepare([tmp_path / "new" / "file"])
+        with pytest.raises(ValueError, match="another run is at work there"):
+            two.prepare([tmp_path / "new" / "file"])
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_it_is_free_when_its_process_has_died(tmp_path):
+    code = "import os, sys\nfrom fastbptt.train.folder import Folder\nFolder(sys.argv[1]).__enter__()\nos.kill(os.getpid(), 9)"
+    assert run_python(code, tmp_path, check=False).returncode == -9
+    with Folder(tmp_path) as folder:
+        folder.prepare([])
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_are_no_locks_it_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastbptt._files.fcntl", None)
+    with Folder(tmp_path) as one, Folder(tmp_path) as two:
+        one.prepare([])
+        two.prepare([])
