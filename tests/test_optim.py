@@ -607,8 +607,8 @@ calm = [p.copy() for p in params]
 optimiser, again = (getattr(fastbptt, sys.argv[1])(arrays, **options) for arrays in (params, calm))
 cut = 0
 for n in range(60):
-    signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-5 * n)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-5 * n)
         while True:
             optimiser.step(grads)
     except Alarm:

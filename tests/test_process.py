@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,8 +83,8 @@ def test_a_signal_handler_that_forks(shape):
 fastbptt.set_num_threads(2)
 problem = random_problem("rnn-tanh", *{shape})
 expected, children = problem.forward(fastbptt)[0], []
-signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
-signal.setitimer(signal.ITIMER_REAL, 0.02)
+signal.signal(signal.SIGPROF, lambda *_: children.append(os.fork()))
+signal.setitimer(signal.ITIMER_PROF, 0.02)  # of processor time
 try:
     out = problem.forward(fastbptt)[0]
 except RuntimeError as error:
@@ -197,8 +198,7 @@ def long_call(): layer.backward(y)
 """,
     "losses, one after the other": """
 logits, targets = np.zeros((1000, 20_000), np.float32), np.zeros(1000, int)
-def long_call():
-    while True: fastbptt.softmax_cross_entropy(logits, targets)
+def long_call(): fastbptt.softmax_cross_entropy(logits, targets)
 """,
     "norm of any order": """
 g = np.ones(60_000_000, np.float32)
@@ -207,8 +207,7 @@ def long_call(): fastbptt.total_norm(g, 3)
     "optimiser steps, one after the other": """
 params, grads = np.zeros(10_000_000, np.float32), np.ones(10_000_000, np.float32)
 optimiser = fastbptt.Adam(params)
-def long_call():
-    while True: optimiser.step(grads)
+def long_call(): optimiser.step(grads)
 """,
 }
 INTERRUPTED = """
@@ -221,10 +220,9 @@ rng = np.random.default_rng(0)
 %s
 print("ready", flush=True)
 try:
-    long_call()
-    print("finished", time.monotonic())
+    while True: long_call()
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic())
+    print("interrupted", time.process_time())
 again = problem.results(fastbptt)
 assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
 big = random_problem("rnn-tanh", 100, 20, 30, 65)
@@ -234,10 +232,17 @@ print("and on")
 """
 
 
-@posix
+def processor_time(pid):
+    """Seconds that a process has computed for; behind what is now by a tick at most."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@linux
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", LONG_CALLS)
 def test_ctrl_c_within_half_a_second(name, threads):
+    """Of computing, on each thread: how long that takes depends on what else there is to do."""
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED % LONG_CALLS[name], str(threads)],
         env=environment(**current_level()),
@@ -248,15 +253,14 @@ def test_ctrl_c_within_half_a_second(name, threads):
     try:
         assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
         time.sleep(0.15)
-        sent = time.monotonic()
+        sent = processor_time(child.pid)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 0, out + err[-3000:]
-    (what, when), goodbye = (line.split() for line in out.splitlines())
-    assert what == "interrupted", "the call ended before it could be interrupted, or did not notice"
-    assert float(when) - sent <= 0.5
+    (_, when), goodbye = (line.split() for line in out.splitlines())
+    assert float(when) - sent <= 0.5 * threads
     assert goodbye == ["and", "on"]
 
 
@@ -271,8 +275,8 @@ every = np.full(1_040_001, {value})
 grads = [every[:1_000_000], every[1_000_000:1_000_001], every[1_000_001:]]
 cut = 0
 for n in range(60):
-    signal.setitimer(signal.ITIMER_REAL, 1e-3 + 1e-4 * n)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-3 + 1e-4 * n)
         while True:
             every.fill({value})
             {clip}
@@ -304,9 +308,9 @@ def test_an_exception_in_a_signal_handler_comes_through():
 class Alarm(Exception): pass
 def handler(*_): raise Alarm
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.2)
 x, w = np.zeros((20_000, 1, 1)), np.zeros((1024, 1024))
 try:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
     fastbptt.rnn_forward(x, None, w[:, :1], w)
 except Alarm:
     assert same(call())

@@ -20,6 +20,7 @@ import numpy as np
 from .linearised import product
 
 UNEVEN = 2.0**-13  # a column that is smaller than others by more than this, which costs 4 of 16 digits, is taken with care
+HIDDEN = 2.0**-20  # so is an LSTM's u beside show dc: most often only one unit's, whose c is about to change its sign
 SMALLEST = 2.0**-500  # unit, relative to the largest
 
 
@@ -105,7 +106,7 @@ def _weigh(steps, span):
     kept = _ratio(keep, rows)
     if steps.show is None:
         return columns + kept, np.zeros((T, B), bool)
-    return np.concatenate([columns, kept], axis=-1), (sums[:, :, 3] < UNEVEN * steps.show[span] * rows).any(axis=-1)
+    return np.concatenate([columns, kept], axis=-1), (sums[:, :, 3] < HIDDEN * steps.show[span] * rows).any(axis=-1)
 
 
 def _ratio(a, b):
