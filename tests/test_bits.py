@@ -50,6 +50,18 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
             assert_same_bits("d_x of row 0", whole["d_x"][:, 0], expected["d_x"][:, 0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_sums_of_groups_that_threads_add_up(cell, dtype, threads):
+    """As many groups of rows, and as many weights in each, as there can be: adding them up is work for several threads, too."""
+    problem = random_problem(cell, 33, 64, 80, 80, dtype=dtype)
+    threads(1)
+    expected = problem.results(fastbptt)
+    for n in (2, 3):
+        threads(n)
+        assert_results_same_bits(problem.results(fastbptt), expected)
+
+
 @pytest.mark.one_level
 @pytest.mark.parametrize("n", [16, 17, 40, 256])
 @pytest.mark.parametrize("shape", [(6, 1, 30, 512), (2, 3, 20, 700), (4, 300, 17, 40)], ids=str)
