@@ -4,9 +4,10 @@ A mutation is one change to one line of ``fastbptt/_kernels``, drawn by pattern 
 takes the place whose text, not number, comes first in an order that the seed shuffles. A change elsewhere leaves the draw as it is.
 
 What cannot be compiled, and what gives the same object code, is no mutation, and another is drawn. What can only be slower is left out,
-see `only_speed`. Each of the others is compiled at one instruction-set level, in both precisions, in a copy of the tree, and tested there
-by the tests of its file, up to the first that fails, crashes or hangs. Tests that ask how long something takes are left out: they would see the load of this
-very command. Survivors that are no faults are argued for, one by one, in ``mutants.toml``.
+see `only_speed`. Each of the others is compiled at one instruction-set level in a copy of the tree: in float64, and in float32 if it
+survives. The tests of its file that are run at every level are run up to the first that fails, crashes or hangs. Those that ask how long
+something takes are left out, as they would see the load of this very command. Survivors that are no faults are argued for, one by one, in
+``mutants.toml``. An hour on two cores for a hundred mutations.
 
     python benchmarks/mutants.py
     python benchmarks/mutants.py --seed 1 --count 50 --json one.json
@@ -47,22 +48,23 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 
 # The tests of each file, those that find most first; and those of all other files.
 TESTS = {
-    "clip.pxi": ["clipping", "bits"],
+    "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "jacobians", "regularisation"],
-    "linear.pxi": ["layers", "bits"],
-    "loss.pxi": ["losses", "bits"],
-    "memory.pyx": ["layers", "bits", "gradients", "bad_input", "process"],
+    "linear.pxi": ["layers", "bounds", "bits"],
+    "loss.pxi": ["losses", "bounds", "bits"],
+    "memory.pyx": ["memory", "bits", "gradients", "process"],
     "optimisers.pxi": ["optim", "layers"],
     "pool.pyx": ["bits", "layers", "lyapunov", "process"],
-    "product.pxi": ["gradients", "bits", "early_stop", "layers", "lyapunov"],
-    "simd.h": ["math", "gradients", "bits"],
-    "sums.pxi": ["clipping", "losses", "early_stop", "lyapunov"],
+    "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],
+    "simd.h": ["math", "bounds", "gradients", "bits"],
+    "sums.pxi": ["clipping", "bounds", "losses", "early_stop", "lyapunov"],
     "tangents.pxi": ["lyapunov", "jacobians", "regularisation"],
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
-TESTS_OF_OTHERS = ["gradients", "bits", "early_stop", "layers", "flow", "truncation"]
+TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation"]
 NOT_ABOUT_TIME = "not half_a_second and not cost_nothing"
+SINGLE = "(float32 or single) and "
 
 
 # --- Patterns ---------------------------------------------------------------------------------------------------------
@@ -285,25 +287,41 @@ class Copy:
         assert lines[mutation.number] == mutation.before
         lines[mutation.number] = mutation.after
         path.write_text("\n".join(lines))
-        touched = [path.stem] if path.suffix == ".pyx" else self.kernels
+        modules = [path.stem] if path.suffix == ".pyx" else self.kernels
+        fate = "same code", ""
         try:
-            if [self.compile(name) for name in touched] == [self.modules[name] for name in touched]:
-                return "same code", ""
-            for name in touched:
-                self.link(name)
-            return self.test(TESTS.get(mutation.file, TESTS_OF_OTHERS))
+            for name in modules:
+                if self.compile(name) != self.modules[name]:
+                    self.link(name)
+                    fate = self.test(TESTS.get(mutation.file, TESTS_OF_OTHERS), SINGLE if name.endswith("float32") else "")
+                    if fate[0] != "survived":
+                        break
+            return fate
         except subprocess.CalledProcessError:
             return "does not compile", ""
         finally:
             path.write_text(text)
-            for name in touched:
+            for name in modules:
                 (self.folder / KERNELS / f"{name}.o").write_bytes(self.modules[name])
                 self.link(name)
 
-    def test(self, names):
+    def test(self, names, chosen=""):
         """Whether the kernels as they are now are "caught", "hung" or "survived", and the test at which they were."""
         files = [f"tests/test_{name}.py" for name in names]
-        command = [sys.executable, "-m", "pytest", "-x", "-v", "--no-header", "--tb=no", "-k", NOT_ABOUT_TIME, *files]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-v",
+            "--no-header",
+            "--tb=no",
+            "-m",
+            "not one_level",
+            "-k",
+            NOT_ABOUT_TIME,
+            *files,
+        ]
         variables = {"PYTHONPATH": str(self.folder), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "FASTBPTT_ISA": self.level}
         fewer = {"FASTBPTT_TEST_SHAPES": "40", "FASTBPTT_TEST_POINTS": "40000"}
         options = {"cwd": self.folder, "env": os.environ | variables | fewer, "start_new_session": True}
