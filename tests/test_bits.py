@@ -1,4 +1,4 @@
-"""Results keep their bits: whatever the thread count, on rerun, and for a row whatever batch it stands in."""
+"""Results keep their bits: whatever the thread count, on rerun, for a row whatever batch it stands in, and whatever memory held before."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +9,7 @@ from problems import CELLS, ONE_OF_EACH, assert_results_same_bits, random_proble
 from tolerances import DTYPES, assert_same_bits
 
 import fastbptt
+from fastbptt._kernels import memory
 
 THREADS = [1, 2, 3, 4]
 
@@ -47,6 +48,18 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
             whole = problem.rows([0]).results(fastbptt)
             assert_same_bits("out of row 0", whole["out"][:, 0], expected["out"][:, 0])
             assert_same_bits("d_x of row 0", whole["d_x"][:, 0], expected["d_x"][:, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_sums_of_groups_that_threads_add_up(cell, dtype, threads):
+    """As many groups of rows, and as many weights in each, as there can be: adding them up is work for several threads, too."""
+    problem = random_problem(cell, 33, 64, 80, 80, dtype=dtype)
+    threads(1)
+    expected = problem.results(fastbptt)
+    for n in (2, 3):
+        threads(n)
+        assert_results_same_bits(problem.results(fastbptt), expected)
 
 
 @pytest.mark.one_level
@@ -167,3 +180,77 @@ def test_loss_and_linear_at_any_thread_count(dtype, threads):
     for got in results:
         for name, a, b in zip(("loss", "d_logits", "dx", "grads"), got, results[0]):
             assert_same_bits(name, a, b)
+
+
+# --- Memory that was used before --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dirty_memory(monkeypatch):
+    """A function after which all memory that the package asks for holds NaN: what NumPy gives, and what is recycled, up to 16 MB."""
+
+    def numpy_empty(*arguments, empty=np.empty, **options):
+        array = empty(*arguments, **options)
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        return array
+
+    def make():
+        monkeypatch.setattr(np, "empty", numpy_empty)
+        blocks = [memory.Block(1 << exponent) for exponent in range(12, 25)]
+        for block in blocks:
+            np.frombuffer(block, np.uint8).fill(0xFF)  # all ones: a NaN in both precisions
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_on_dirty_memory(cell, tokens, dtype, dirty_memory, threads):
+    problems = [random_problem(cell, *shape, dtype=dtype, tokens=tokens) for shape in [(5, 3, 4, 7), *SHAPES]]
+    problems += [replace(problem, d_out=problem.d_out * (np.arange(len(problem.x)) > 40)[:, None, None]) for problem in problems[-1:]]
+    problems += [
+        replace(problem, w_hh=problem.w_hh * 0, d_out=None, leak=None if problem.leak is None else 1.0) for problem in problems[1:3]
+    ]
+    expected = [problem.results(fastbptt) for problem in problems]
+    for problem, want in zip(problems, expected):
+        dirty_memory()
+        assert_results_same_bits(problem.results(fastbptt), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_loss_and_linear_on_dirty_memory(dtype, dirty_memory):
+    rng = np.random.default_rng(0)
+    x, targets, counts = rng.standard_normal((50, 7, 60)).astype(dtype), rng.integers(0, 90, (50, 7)), rng.random((50, 7)) < 0.6
+
+    def results():
+        layer = fastbptt.Linear(60, 90, dtype=dtype, rng=0)
+        loss, d_logits = fastbptt.softmax_cross_entropy(layer(x), targets, mask=counts)
+        return np.array(loss), d_logits, layer.backward(d_logits), layer.flat_grads
+
+    expected = results()
+    dirty_memory()
+    for name, got, want in zip(("loss", "d_logits", "dx", "grads"), results(), expected):
+        assert_same_bits(name, got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+def test_what_looks_at_gradients_on_dirty_memory(cell, dtype, dirty_memory):
+    problem = random_problem(cell, 30, 2, 4, 21, dtype=dtype)
+    _, _, tape = problem.forward(fastbptt)
+
+    def results():
+        flow = fastbptt.gradient_flow(tape, problem.d_out)
+        return (
+            flow.log10_state_norm,
+            fastbptt.lyapunov_spectrum(tape, 20),
+            fastbptt.log_singular_values(tape),
+            fastbptt.total_norm(problem.w_hh, 3),
+        )
+
+    expected = results()
+    dirty_memory()
+    for name, got, want in zip(("flow", "spectrum", "singular values", "norm"), results(), expected):
+        assert_same_bits(name, np.asarray(got), np.asarray(want))

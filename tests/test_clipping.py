@@ -91,7 +91,7 @@ def test_a_limit_of_zero_gives_zeros(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf])
-@pytest.mark.parametrize("scale", [HUGE, 1e300, TINY, 1e-300, 5e-324])
+@pytest.mark.parametrize("scale", [HUGE, 1e300, 1e-140, 1e-160, TINY, 1e-300, 5e-324])
 def test_no_overflow_and_no_underflow(scale, p):
     v = np.array([3.0, -4.0, 12.0]) * scale
     expected = {1: 19.0, 2: 13.0, 3: (27 + 64 + 1728) ** (1 / 3), np.inf: 12.0}[p]
@@ -126,11 +126,12 @@ def test_finite_gradients_have_a_finite_norm(p):
     assert np.isfinite(v).all() and (v >= 0).all() and fastbptt.total_norm(v, p) <= 1 + 100 * EPS
 
 
-def test_clipping_further_than_the_range_of_a_factor():
-    """1e200 to 1e-150 is a factor of 1e-350, which no double holds; the direction must survive all the same."""
+@pytest.mark.parametrize("limit", [1e-150, 1e-115])
+def test_clipping_further_than_the_range_of_a_factor(limit):
+    """1e200 to 1e-150 is a factor of 1e-350, which no double holds, and 1e-315 is held with three digits: all must survive all the same."""
     v = np.array([3 * HUGE, -4 * HUGE])
-    fastbptt.clip_grad_norm_(v, 1e-150)
-    np.testing.assert_allclose(v, [0.6e-150, -0.8e-150], rtol=1e-12)
+    fastbptt.clip_grad_norm_(v, limit)
+    np.testing.assert_allclose(v, [0.6 * limit, -0.8 * limit], rtol=1e-14)
 
 
 # --- float32: measured and scaled in double precision -------------------------------------------------------------------

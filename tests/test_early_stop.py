@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, assert_results_close, assert_results_same_bits, random_problem
+from problems import CELLS, ONE_OF_EACH, WEIGHTS, assert_results_close, assert_results_same_bits, random_problem
 from test_gradients import oracle
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
@@ -496,6 +496,35 @@ def test_nonfinite_weights(cell, name, bad, dtype):
     array.flat[0] = bad
     assert_nan_where_the_reference_has_it(replace(problem, **{name: array}))
     assert_nan_where_the_reference_has_it(replace(problem, **{name: array}), need_dx=False)
+
+
+def finite_but(what, dtype):
+    """A net of one unit and one step, without a loss, whose gradients are NaN for one reason alone."""
+    problem = random_problem("gru" if what == "m" else "rnn-tanh", 1, 1, 2, 1, dtype=dtype)
+    zeros = {name: np.zeros_like(getattr(problem, name)) for name in ("x", *WEIGHTS, "d_out")}
+    problem = replace(problem, state=(np.ones((1, 1), dtype),), d_state=None, **zeros)
+    if what == "x":
+        problem.w_ih[...], problem.x[...] = 1, np.inf  # h = tanh(inf) = 1
+    elif what == "h":
+        problem.w_ih[...] = np.inf  # a = 0 * inf
+    elif what == "m":
+        problem.b_hh[2] = np.inf  # n = tanh(inf) = 1
+    elif what == "w_hh":
+        problem.w_hh[...] = np.inf  # h = tanh(inf) = 1
+    return problem
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("what", ["x", "h", "m", "w_hh"])
+def test_zeros_that_meet_the_nonfinite_at_the_last_step(what, dtype):
+    """Without any loss all gradients are 0, and 0 times inf is NaN: the look for it may leave out no array, and not its end."""
+    problem = finite_but(what, dtype)
+    _, _, tape = problem.forward(fastbptt)
+    arrays = {"x": problem.x, "h": tape.h, "w_hh": problem.w_hh} | ({} if tape.m is None else {"m": tape.m})
+    assert [name for name, array in arrays.items() if not np.isfinite(array).all()] == [what]
+    for need_dx in (True, False):
+        got = assert_nan_where_the_reference_has_it(problem, need_dx=need_dx)
+        assert any(np.isnan(array).any() for array in got.values())
 
 
 @EACH_DTYPE

@@ -345,7 +345,17 @@ def test_a_leak_of_a_layer(dtype):
 # From a single number to several blocks of rows and of columns, and enough work for threads.
 @pytest.mark.parametrize(
     "sizes",
-    [((1,), 1, 1), ((5, 3), 4, 7), ((4,), 9, 9), ((), 4, 7), ((2, 3, 4), 5, 6), ((300,), 60, 30), ((700,), 33, 65), ((513,), 530, 70)],
+    [
+        ((1,), 1, 1),
+        ((5, 3), 4, 7),
+        ((4,), 9, 9),
+        ((), 4, 7),
+        ((2, 3, 4), 5, 6),
+        ((300,), 60, 30),
+        ((700,), 33, 65),
+        ((513,), 530, 70),
+        ((3,), 2, 70_000),  # one row is more than is projected at a time
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("bias", [False, True])

@@ -96,6 +96,14 @@ def test_large_logits_do_not_overflow(shift):
     np.testing.assert_allclose(d_logits, expected_d.astype(float), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("V", [1, 2, 5, 17])
+def test_the_largest_logit_at_any_place(V, dtype):
+    logits = np.where(np.eye(V, dtype=bool), dtype.type(1e4), dtype.type(0))
+    loss, d_logits = fastbptt.softmax_cross_entropy(logits, np.arange(V))
+    assert loss == 0 and not d_logits.any()
+
+
 def test_a_certain_mistake():
     loss, d_logits = fastbptt.softmax_cross_entropy(np.array([[0.0, -1e4], [0.0, -np.inf]]), np.array([1, 0]))
     assert loss == 5000.0
