@@ -49,7 +49,7 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 # The tests of each file, those that find most first; and those of all other files.
 TESTS = {
     "clip.pxi": ["clipping", "bounds", "bits"],
-    "elimination.pxi": ["lyapunov", "jacobians", "regularisation"],
+    "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "linear.pxi": ["layers", "bounds", "bits"],
     "loss.pxi": ["losses", "bounds", "bits"],
     "memory.pyx": ["memory", "bits", "gradients", "process"],
@@ -58,7 +58,7 @@ TESTS = {
     "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],
     "simd.h": ["math", "bounds", "gradients", "bits"],
     "sums.pxi": ["clipping", "bounds", "losses", "early_stop", "lyapunov"],
-    "tangents.pxi": ["lyapunov", "jacobians", "regularisation"],
+    "tangents.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
