@@ -51,6 +51,16 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_thread_for_each_vector_of_units(cell, dtype, threads):
+    problem = random_problem(cell, 60, 7, 5, 32, dtype=dtype)
+    threads(1)
+    expected = problem.results(fastbptt)
+    threads(16)
+    assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", ONE_OF_EACH)
 def test_sums_of_groups_that_threads_add_up(cell, dtype, threads):
     """As many groups of rows, and as many weights in each, as there can be: adding them up is work for several threads, too."""
