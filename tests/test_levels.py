@@ -18,6 +18,7 @@ USABLE = [name for name, state in CONFIG["isa_levels"].items() if state == "usab
 KERNEL_TESTS = [
     "test_gradients.py",
     "test_bits.py",
+    "test_bounds.py",
     "test_early_stop.py",
     "test_math.py",
     "test_clipping.py",
