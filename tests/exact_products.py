@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 from problems import CELLS, random_problem
 
-KINDS = ("ordinary", "gates shut", "gates wide open", "large inputs", "uneven rows", "uneven columns", "uneven both ways")
+KINDS = ("ordinary", "gates shut", "gates wide open", "large inputs", "uneven rows", "uneven columns", "uneven both ways", "all at once")
 
 
 def difficult_net(seed):
@@ -16,17 +16,17 @@ def difficult_net(seed):
     kind = KINDS[seed // len(CELLS) % len(KINDS)]
     H, T = int(rng.integers(1, 6)), int(rng.integers(1, 8))
     problem = random_problem(name, T, 1, 3, H, seed=seed, gain=float(rng.uniform(0.5, 2)))
-    if kind.startswith("gates"):
-        bias = rng.choice([0.0, 30.0], len(problem.b_ih)) * (-1 if kind == "gates shut" else 1)
-        return replace(problem, b_ih=bias), f"{name}, {kind}"
-    if kind == "large inputs":
-        return replace(problem, x=problem.x * rng.choice([1.0, 30.0], problem.x.shape)), f"{name}, {kind}"
-    w_hh = problem.w_hh.copy()
-    if kind in ("uneven rows", "uneven both ways"):
-        w_hh *= 10.0 ** rng.uniform(-15, 0, (len(w_hh), 1))
-    if kind in ("uneven columns", "uneven both ways"):
-        w_hh *= 10.0 ** rng.uniform(-15, 0, H)
-    return replace(problem, w_hh=w_hh), f"{name}, {kind}"
+    x, w_hh, b_ih = problem.x, problem.w_hh, problem.b_ih
+    everything = kind == "all at once"
+    if kind.startswith("gates") or everything:
+        b_ih = rng.choice([0.0, 30.0], len(b_ih)) * (1 if kind == "gates wide open" else -1)
+    if kind == "large inputs" or everything:
+        x = x * rng.choice([1.0, 30.0], x.shape)
+    if kind in ("uneven rows", "uneven both ways") or everything:
+        w_hh = w_hh * 10.0 ** rng.uniform(-15, 0, (len(w_hh), 1))
+    if kind in ("uneven columns", "uneven both ways") or everything:
+        w_hh = w_hh * 10.0 ** rng.uniform(-15, 0, H)
+    return replace(problem, x=x, w_hh=w_hh, b_ih=b_ih), f"{name}, {kind}"
 
 
 def exact_jacobians(tape):

@@ -53,8 +53,7 @@ cdef inline void subtract(const Done *done, Py_ssize_t panel, Py_ssize_t count, 
 cdef void eliminate_panel(const Done *done, Py_ssize_t panel, real *v, double *logs, Terms terms, const void *context) noexcept nogil:
     """The tangents v (PANEL, N) become those of q; the logarithms of their pivots' magnitudes are added to ``logs``.
 
-    All panels before are done. ``terms`` tells what v is made of; NULL, if its elements are no sums. What is left in ``done.factors`` are
-    the panel's rows of C, negative.
+    All panels before are done. ``terms`` tells what v is made of; NULL, if its elements are no sums.
     """
     cdef Py_ssize_t held = held_by(done.k, panel), other, i
     for other in range(panel):
@@ -95,7 +94,6 @@ cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, 
     cdef bint lost = abs(pivot) <= rounding < INFINITY
     done.pivot[number] = NO_PIVOT if lost else at
     done.doubt[number] = 0 if lost else <real>(EPSILON * total / abs(pivot))
-    done.factors[number * PANEL + i] = 0 if lost else -pivot
     logarithm[0] += -INFINITY if lost else log(abs(pivot))
     if lost:
         memset(v, 0, done.N * sizeof(real))
@@ -125,14 +123,24 @@ cdef double sum_of_subtracted(const Done *done, Py_ssize_t panel, Py_ssize_t i, 
 
 cdef Py_ssize_t largest_at(const real *row, Py_ssize_t N) noexcept nogil:
     """Where the largest magnitude stands; or else the last NaN."""
-    cdef real largest[16]
-    cdef Py_ssize_t at = 0, i = 0
-    cdef int j
+    cdef real largest
+    cdef Py_ssize_t at = 0, i
     if not all_finite(row, N):
         for i in range(N):
             if abs(row[i]) > abs(row[at]) or row[i] != row[i]:
                 at = i
         return at
+    largest = largest_of(row, N)
+    while abs(row[at]) != largest:
+        at += 1
+    return at
+
+
+cdef real largest_of(const real *row, Py_ssize_t N) noexcept nogil:
+    """The largest magnitude; what NaNs come to is left open."""
+    cdef real largest[16]
+    cdef Py_ssize_t i = 0
+    cdef int j
     for j in range(16):
         largest[j] = 0
     while i + 16 <= N:
@@ -143,9 +151,7 @@ cdef Py_ssize_t largest_at(const real *row, Py_ssize_t N) noexcept nogil:
         largest[j] = abs(row[i + j]) if abs(row[i + j]) > largest[j] else largest[j]
     for j in range(1, 16):
         largest[0] = max(largest[0], largest[j])
-    while abs(row[at]) != largest[0]:
-        at += 1
-    return at
+    return largest[0]
 
 
 cdef inline void pack_row(const real *row, Py_ssize_t N, Panels into, Py_ssize_t i) noexcept nogil:
@@ -177,7 +183,6 @@ cdef struct Frames:
     Py_ssize_t B
     real *v                        # (B, k, N)
     double *logs                   # (B, k)
-    real *c                        # (B, k, k), or NULL
     Done done[MAX_THREADS]
     Watch watch
 
@@ -200,15 +205,11 @@ cdef Py_ssize_t prepare_done(Done *done, Workspace space, Py_ssize_t *pivots, Py
     return panels * PANEL
 
 
-def eliminate(real[:, :, ::1] v, double[:, ::1] logs, real[:, :, ::1] c=None):
-    """v (B, k, N) = C q becomes q; the logarithms of the magnitudes on the diagonal of C are added to logs (B, k).
-
-    c (B, k, k) or None: becomes C, but that nothing is written above its diagonal.
-    """
+def eliminate(real[:, :, ::1] v, double[:, ::1] logs):
+    """v (B, k, N) = C q becomes q; the logarithms of the magnitudes on the diagonal of C are added to logs (B, k)."""
     cdef Frames run
     memset(&run, 0, sizeof(Frames))
     run.B, run.v, run.logs = v.shape[0], &v[0, 0, 0], &logs[0, 0]
-    run.c = &c[0, 0, 0] if c is not None else NULL
     cdef Py_ssize_t k = v.shape[1], N = v.shape[2]
     cdef int workers = tasks_for(thread_limit(), <double>run.B * k * k * N, run.B), i
     cdef Workspace space = Workspace(workers * done_space(k, N), 7 * workers)
@@ -229,18 +230,8 @@ cdef void eliminate_row(void *context, int b, int worker) noexcept nogil:
     for panel in range(panels_of(done.k)):
         first = b * done.k + panel * PANEL
         eliminate_panel(done, panel, run.v + first * done.N, run.logs + first, NULL, NULL)
-        if run.c != NULL:
-            copy_factors(done, panel, run.c + first * done.k)
         if interrupted(&run.watch, worker, <double>PANEL * (panel + 1) * PANEL * done.N):
             return
-
-
-cdef void copy_factors(const Done *done, Py_ssize_t panel, real *c) noexcept nogil:
-    """The panel's rows of C (PANEL, k), up to the diagonal."""
-    cdef Py_ssize_t i, m
-    for i in range(held_by(done.k, panel)):
-        for m in range(panel * PANEL + i + 1):
-            c[i * done.k + m] = -done.factors[(m // PANEL * PANEL + i) * PANEL + m % PANEL]
 
 
 # --- Orthogonalisation ------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ include "loss.pxi"
 include "clip.pxi"
 include "optimisers.pxi"
 include "elimination.pxi"
+include "factorisation.pxi"
 include "tangents.pxi"
 include "vector_functions.pxi"
 

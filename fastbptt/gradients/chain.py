@@ -17,11 +17,12 @@ drown; where it would, it is taken in two factors,
 
 import numpy as np
 
-from .linearised import product
+from .linearised import Linearised, product
 
 UNEVEN = 2.0**-13  # a column that is smaller than others by more than this, which costs 4 of 16 digits, is taken with care
 HIDDEN = 2.0**-20  # so is an LSTM's u beside show dc: most often only one unit's, whose c is about to change its sign
 SMALLEST = 2.0**-500  # unit, relative to the largest
+ROUNDS = 8  # of weighing rows and columns by turns, where they are uneven
 
 
 def chains(steps, start, stop):
@@ -33,12 +34,19 @@ def chains(steps, start, stop):
     chain : Chain
         Of these rows alone.
     """
+    span = slice(start, stop)
     with np.errstate(all="ignore"):
-        columns, hidden = _weigh(steps, slice(start, stop))
+        if steps.keep is None and steps.slopes[span].all():
+            # once each row has been divided by its sum, nothing is left of the slopes: one step stands for all
+            one = Linearised(steps.w_hh, None, np.ones((1, 1, steps.H)), None, None)
+            columns, hidden = np.broadcast_to(_balanced(one, slice(0, 1)), steps.slopes[span].shape), False
+        else:
+            columns, hidden = _weigh(steps, span)
         uneven = (hidden | (columns.min(axis=-1) < UNEVEN * columns.max(axis=-1))).any(axis=0)
-    for rows, careful in ((~uneven, False), (uneven, True)):
-        if rows.any():
-            yield rows, Chain(steps if rows.all() else steps.rows(rows), start, stop, columns[:, rows] if careful else None)
+        for rows, careful in ((~uneven, False), (uneven, True)):
+            if rows.any():
+                some = steps if rows.all() else steps.rows(rows)
+                yield rows, Chain(some, start, stop, _balanced(some, span) if careful else None)
 
 
 class Chain:
@@ -90,20 +98,29 @@ class Chain:
         return self.steps.w_hh, slopes, past, units, show
 
 
-def _weigh(steps, span):
-    """The sums of magnitudes in the columns of each step's first factor, (T, B, N), once its rows have been divided by their own sums; and
-    whether u is much smaller than show dc_t in any unit, (T, B)."""
-    slopes = np.abs(steps.slopes[span])
-    slopes = slopes.reshape(*slopes.shape[:2], -1, steps.H)
-    T, B, gates, H = slopes.shape
+def _balanced(steps, span):
+    """The sizes of columns, after rows and columns have been divided by their sums by turns (Sinkhorn and Knopp 1967)."""
+    columns, _ = _weigh(steps, span)
+    for _ in range(ROUNDS):
+        columns, _ = _weigh(steps, span, np.maximum(columns, SMALLEST * columns.max(axis=-1, keepdims=True)))
+    return columns
+
+
+def _weigh(steps, span, units=None):
+    """The sums of magnitudes in the columns of each step's first factor, (T, B, N), once its rows have been divided by their own sums, in
+    these units; and whether an LSTM's u is much smaller than show dc_t anywhere, (T, B)."""
+    H, w_hh, slopes = steps.H, np.abs(steps.w_hh), np.abs(steps.slopes[span])
+    T, B, N = slopes.shape
+    reach = w_hh.sum(axis=-1) if units is None else product(1 / units[..., :H], w_hh)
+    by_gate = (T, B, N // H, H)
+    sums = (slopes * reach).reshape(by_gate)
     keep = np.zeros((T, B, H)) if steps.keep is None else steps.keep[span]
-    sums = slopes * np.abs(steps.w_hh).sum(axis=-1).reshape(gates, H)  # gate by gate
-    rows = sums[:, :, : gates if steps.show is None else 3].sum(axis=2) + keep
-    of_gate = np.repeat(rows[:, :, None], gates, axis=2)
+    own = keep if units is None else keep / units[..., -H:]
+    rows = sums[:, :, : N // H if steps.show is None else 3].sum(axis=2) + own
+    of_gate = np.repeat(rows[:, :, None], N // H, axis=2)
     if steps.show is not None:
         of_gate[:, :, 3] = sums[:, :, 3]
-    columns = product(_ratio(slopes, of_gate).reshape(T, B, gates * H), np.abs(steps.w_hh_t))
-    kept = _ratio(keep, rows)
+    columns, kept = product(_ratio(slopes, of_gate.reshape(T, B, N)), np.abs(steps.w_hh_t)), _ratio(keep, rows)
     if steps.show is None:
         return columns + kept, np.zeros((T, B), bool)
     return np.concatenate([columns, kept], axis=-1), (sums[:, :, 3] < HIDDEN * steps.show[span] * rows).any(axis=-1)

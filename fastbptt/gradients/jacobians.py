@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _checks
 from .chain import chains
-from .frames import KERNELS, random_frame
+from .frames import KERNELS
 from .linearised import STEEPEST, check_tape, linearise
 
 EPS = np.finfo(np.float64).eps
@@ -92,11 +92,11 @@ def log_singular_values(tape, start=0, stop=None):
 
     Notes
     -----
-    The product is never formed. A frame of tangents is taken from step to step, and each tangent loses what it shares with those before it
-    by elimination, with pivots that suit the next step. That leaves the product as X D Y, with D diagonal, kept in logarithms, and X and Y
-    far from singular. Such a product determines even its smallest singular values to nearly all digits (Demmel, Gu, Eisenstat, Slapnicar,
-    Veselic and Drmac 1999, "Computing the singular value decomposition with high relative accuracy"): a QR decomposition makes it a matrix
-    of graded rows, and one-sided Jacobi rotations (de Rijk 1989), worked out in terms of the ratios of the scales, do the rest.
+    The product is never formed. What the first steps make of unit vectors is kept as X D Y, with D diagonal, in logarithms, and X and Y far
+    from singular; each further step is multiplied to Y, and D Y is brought back to that form by elimination with complete pivoting. Such a
+    product determines even its smallest singular values to nearly all digits (Demmel, Gu, Eisenstat, Slapnicar, Veselic and Drmac 1999,
+    "Computing the singular value decomposition with high relative accuracy"): a QR decomposition makes it a matrix of graded rows, and
+    one-sided Jacobi rotations (de Rijk 1989), worked out in terms of the ratios of the scales, do the rest.
 
     What is left of a difference that is no larger than the rounding of its terms, some N eps of them, counts as 0. So does an f'(a) below
     the floating range (2e-308): that of a tanh beyond |a| = 354.
@@ -125,23 +125,28 @@ def log_singular_values(tape, start=0, stop=None):
 def _log_singular_values_of_chain(chain):
     """As `log_singular_values`, (B, N)."""
     N, B = chain.steps.N, chain.steps.slopes.shape[1]
-    lower, logs, frame = np.broadcast_to(np.eye(N), (B, N, N)), np.zeros((B, N)), chain.enter(random_frame(B, N, N))
+    x, logs = np.broadcast_to(np.eye(N), (B, N, N)), np.zeros((B, N))
+    v = chain.enter(x)
     for i in range(len(chain) + 1):
-        lower, logs, frame = _eliminated(lower, logs, chain.push(i - 1, frame) if i else frame)
-    order = np.argsort(-logs, axis=-1)
-    lower, frame = np.take_along_axis(lower, order[:, None], axis=2), np.take_along_axis(frame, order[..., None], axis=1)
-    r = np.linalg.qr(lower, mode="r")
-    return _log_singular_values_of_rows(*_times_graded(r, frame, np.take_along_axis(logs, order, axis=1)))
+        x, logs, v = _factorised(x, logs, chain.push(i - 1, v) if i else v)
+    order = np.argsort(-logs, axis=-1, kind="stable")
+    x, logs, v = _columns(x, order), np.take_along_axis(logs, order, axis=1), np.take_along_axis(v, order[..., None], axis=1)
+    return _log_singular_values_of_rows(*_times_graded(np.linalg.qr(x, mode="r"), v, logs))
 
 
-def _eliminated(lower, logs, v):
-    """``lower @ diag(exp(logs)) @ v`` in the same form, where no tangent has anything at the pivots of those before it."""
-    v, growth, c = np.ascontiguousarray(v), np.zeros(logs.shape), np.zeros(lower.shape)
-    KERNELS.eliminate(v, growth, c)
+def _factorised(x, logs, v):
+    """``x @ diag(exp(logs)) @ v`` in the same form, where each row of v has nothing at the largest elements of those before it."""
+    v, logs, order = np.array(v, order="C"), logs.copy(), np.empty(logs.shape, np.intp)
+    c, growth = np.zeros(v.shape), np.empty(logs.shape)
+    KERNELS.factorise(v, logs, order, c, growth)
     ratio = (np.log(np.abs(c)) - growth[:, None]) + (logs[..., None] - logs[:, None])
     logs = logs + growth
     kept = (c != 0) & ~np.isneginf(logs)[:, None]
-    return lower @ np.where(kept, np.sign(c) * np.exp(ratio), 0.0), logs, v
+    return _columns(x, order) @ np.where(kept, np.sign(c) * np.exp(ratio), 0.0), logs, v
+
+
+def _columns(x, order):
+    return np.take_along_axis(x, order[:, None], axis=2)
 
 
 class VanishingCondition(NamedTuple):
