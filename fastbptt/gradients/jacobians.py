@@ -99,7 +99,8 @@ def log_singular_values(tape, start=0, stop=None):
     one-sided Jacobi rotations (de Rijk 1989), worked out in terms of the ratios of the scales, do the rest.
 
     What is left of a difference that is no larger than the rounding of its terms, some N eps of them, counts as 0. So does an f'(a) below
-    the floating range (2e-308): that of a tanh beyond |a| = 354.
+    the floating range (2e-308): that of a tanh beyond |a| = 354. Rows and columns of a step may be of any scales within that range. Elements
+    that differ by tens of powers of ten without such a pattern can cost digits of the smallest values.
 
     Examples
     --------
