@@ -20,8 +20,8 @@ def current_level():
     return {"FASTBPTT_ISA": fastbptt.show_config(mode="dicts")["isa"]}
 
 
-def run_python(code, *arguments, timeout=60, check=True, **variables):
-    """Run ``code`` to its end; its standard output, or with ``check=False`` the whole result."""
+def run_python(code, *arguments, timeout=300, check=True, **variables):
+    """Run ``code`` to its end, which is sooner than in ``timeout`` seconds unless it hangs; its standard output, or with ``check=False`` the whole result."""
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=environment(**(current_level() | variables)),
