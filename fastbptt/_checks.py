@@ -151,8 +151,14 @@ def one_of(name, value, allowed):
     return value
 
 
+def scalar(value):
+    """The number that an array without axes is; anything else as it came."""
+    return value[()] if type(value) is np.ndarray and value.ndim == 0 else value
+
+
 def real(name, value):
     """``value`` as a float, which may be inf or NaN."""
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     try:
@@ -208,6 +214,7 @@ def dtype(name, value):
 
 def generator(name, value):
     """What `numpy.random.default_rng` makes of ``value``, which is looked at first: of a matrix, NumPy makes a crash."""
+    value = scalar(value)
     if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)):
         return np.random.default_rng(value)
     if isinstance(value, (int, np.integer)):

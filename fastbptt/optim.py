@@ -33,8 +33,10 @@ class Optimiser:
     """
 
     # Nothing else can be assigned: what is not the name of a hyper-parameter would have no effect.
-    __slots__ = ("_layers", "_keys", "_names", "_params", "_shapes", "_slots", "_steps", "_lr", "_weight_decay", "__weakref__")
+    __slots__ = ("_layers", "_keys", "_names", "_params", "_shapes", "_wanted", "_slots", "_steps", "_lr", "_weight_decay", "__weakref__")
     _needs = ()  # the state arrays that the algorithm always has
+    _options = ()  # those that an option asks for
+    _passing = ()  # of these, those that are let go with the option: what they hold makes sense only if no step is left out
 
     lr = checked("lr", at_least_0, "The learning rate.")
     weight_decay = checked("weight_decay", at_least_0, "What of each parameter is added to its gradient.")
@@ -66,8 +68,8 @@ class Optimiser:
                 raise ValueError(f"{name}: expected a contiguous, aligned and writeable array")
         _checks.require_disjoint(names, self._params)
         self._shapes = [p.shape for p in self._params]
-        self._slots = [{} for _ in self._params]
-        self._slots = self._state_arrays()
+        self._wanted, self._slots = self._wants(), [{} for _ in self._params]
+        self._slots = self._state_arrays(self._wanted)
 
     def zero_grad(self):
         """Set the gradients of all layers to 0, as `Recurrent.zero_grad` does for one.
@@ -98,13 +100,17 @@ class Optimiser:
         for key, p, shape in zip(self._keys, self._params, self._shapes):
             if p.shape != shape or not p.flags.carray:
                 raise ValueError(f"{_checks.item('layers_or_params', key)}: resized or made read-only since the optimiser was made")
-        gradients, slots = self._gradients(grads), self._state_arrays()
-        new = [name for name in slots[0] if not self._steps or name not in self._slots[0]]
-        updates = [
-            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), arrays, new)
+        gradients, wanted = self._gradients(grads), self._wants()
+        changed = wanted != self._wanted
+        slots = self._state_arrays(wanted) if changed else self._slots
+        used = self._slots[0] if self._steps else ()
+        steps = [
+            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), arrays, used)
             for p, g, arrays in zip(self._params, gradients, slots)
         ]
-        in_one_go(call, [*updates, partial(setattr, self, "_slots", slots), partial(setattr, self, "_steps", self._steps + 1)])
+        if changed:
+            steps += [partial(setattr, self, "_wanted", wanted), partial(setattr, self, "_slots", slots)]
+        in_one_go(call, [*steps, partial(setattr, self, "_steps", self._steps + 1)])
 
     def state_dict(self):
         """Copies of all state arrays and the step count, under stable names, for `load_state_dict`."""
@@ -114,18 +120,18 @@ class Optimiser:
     def load_state_dict(self, state):
         """Take back what `state_dict` gave. KeyError, TypeError or ValueError, and no change, if anything does not fit.
 
-        What an option asks for that was switched on between steps, such as momentum, may not have begun yet: then it is not in the state.
+        What an option such as momentum asks for need not be in the state, as before the first step with it; and it may be there although
+        the option is off, as after the last step with it.
         """
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
-        possible = dict.fromkeys((*self._needs, *self._wants(), *self._slots[0]))
-        names = [name for name in possible if name in self._needs or any(f"{name}.{key}" in state for key in self._keys)]
+        names = [*self._needs, *(name for name in self._options if any(f"{name}.{key}" in state for key in self._keys))]
         _checks.require_names("state", state, [*(f"{name}.{key}" for key in self._keys for name in names), "steps"])
         slots = [
             {name: self._fit(f"{name}.{key}", state, (p.size,), p.dtype) for name in names} for key, p in zip(self._keys, self._params)
         ]
         steps = _checks.size("state['steps']", int(self._fit("steps", state, (), np.dtype(np.int64))), 0, 2**62)
-        in_one_go(setattr, repeat(self), ("_slots", "_steps"), (slots, steps))
+        in_one_go(setattr, repeat(self), ("_wanted", "_slots", "_steps"), (None, slots, steps))
 
     @staticmethod
     def _fit(name, state, shape, dtype):
@@ -137,12 +143,13 @@ class Optimiser:
         return _checks.require_shape(where, array, shape).astype(dtype)
 
     def _wants(self):
-        """Further state arrays, which the options of now ask for."""
+        """Those of the optional state arrays that the options of now ask for."""
         return ()
 
-    def _state_arrays(self):
+    def _state_arrays(self, wanted):
         """By parameter and name: those of now, and for what is wanted and not there, zeros. None is kept that no step has used."""
-        names = dict.fromkeys((*self._needs, *self._wants(), *(self._slots[0] if self._steps else ())))
+        kept = [name for name in self._slots[0] if name not in self._passing] if self._steps else ()
+        names = dict.fromkeys((*self._needs, *wanted, *kept))
         return [
             {name: slots[name] if name in slots else np.zeros(p.size, p.dtype) for name in names}
             for p, slots in zip(self._params, self._slots)
@@ -196,6 +203,7 @@ class SGD(Optimiser):
     """
 
     __slots__ = ("_momentum", "_dampening", "_nesterov")
+    _options = ("momentum_buffer",)
 
     momentum = checked("momentum", at_least_0, "How much of the last step is made once more.")
     dampening = checked(
@@ -213,18 +221,18 @@ class SGD(Optimiser):
             raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
         return ("momentum_buffer",) if self.momentum else ()
 
-    def _update(self, kernel, p, g, slots, new):
+    def _update(self, kernel, p, g, slots, used):
         return partial(
             kernel.sgd,
             p,
             g,
-            slots["momentum_buffer"] if self.momentum else None,
-            self.lr,
-            self.momentum,
-            self.dampening,
-            self.weight_decay,
-            self.nesterov,
-            "momentum_buffer" in new,
+            slots["momentum_buffer"] if self._momentum else None,
+            self._lr,
+            self._momentum,
+            self._dampening,
+            self._weight_decay,
+            self._nesterov,
+            "momentum_buffer" not in used,
         )
 
 
@@ -252,6 +260,8 @@ class RMSprop(Optimiser):
 
     __slots__ = ("_alpha", "_eps", "_momentum", "_centered")
     _needs = ("square_avg",)
+    _options = ("grad_avg", "momentum_buffer")
+    _passing = ("grad_avg",)
 
     alpha = checked("alpha", partial(at_least_0, high=1), "The decay of the running means.")
     eps = checked("eps", at_least_0, "What is added to the root.")
@@ -265,19 +275,19 @@ class RMSprop(Optimiser):
     def _wants(self):
         return ("grad_avg",) * self.centered + ("momentum_buffer",) * (self.momentum > 0)
 
-    def _update(self, kernel, p, g, slots, new):
+    def _update(self, kernel, p, g, slots, used):
         return partial(
             kernel.rmsprop,
             p,
             g,
             slots["square_avg"],
-            slots["grad_avg"] if self.centered else None,
-            slots["momentum_buffer"] if self.momentum else None,
-            self.lr,
-            self.alpha,
-            self.eps,
-            self.weight_decay,
-            self.momentum,
+            slots["grad_avg"] if self._centered else None,
+            slots["momentum_buffer"] if self._momentum else None,
+            self._lr,
+            self._alpha,
+            self._eps,
+            self._weight_decay,
+            self._momentum,
         )
 
 
@@ -304,6 +314,7 @@ class Adam(Optimiser):
 
     __slots__ = ("_betas", "_eps", "_amsgrad")
     _needs = ("exp_avg", "exp_avg_sq")
+    _options = ("max_exp_avg_sq",)
 
     betas = checked("betas", two_decays, "The decays of the running means of the gradient and of its square.")
     eps = checked("eps", at_least_0, "What is added to the root.")
@@ -316,17 +327,17 @@ class Adam(Optimiser):
     def _wants(self):
         return ("max_exp_avg_sq",) * self.amsgrad
 
-    def _update(self, kernel, p, g, slots, new):
+    def _update(self, kernel, p, g, slots, used):
         return partial(
             kernel.adam,
             p,
             g,
             slots["exp_avg"],
             slots["exp_avg_sq"],
-            slots["max_exp_avg_sq"] if self.amsgrad else None,
-            self.steps + 1,
-            self.lr,
-            *self.betas,
-            self.eps,
-            self.weight_decay,
+            slots["max_exp_avg_sq"] if self._amsgrad else None,
+            self._steps + 1,
+            self._lr,
+            *self._betas,
+            self._eps,
+            self._weight_decay,
         )

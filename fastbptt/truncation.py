@@ -14,6 +14,8 @@ class TruncatedBPTT(OneThread):
     were. In windows of h' steps, with h' = h, these are plain windows; with h > h' each output's gradient reaches at least h - h' + 1 steps
     back, at the price of h / h' backward steps per step. For plain windows of any lengths, ``reset(state)`` before each of them.
 
+    Of a window that is read in evaluation mode nothing is kept: no gradient goes back through it, nor to anything before it.
+
     As in the original, older steps are gone back through with the states of their time and the weights of now. Like a layer, it serves one
     thread at a time, which runs both the forward and the backward pass.
 
@@ -31,7 +33,7 @@ class TruncatedBPTT(OneThread):
     layer, h, h_prime
         As given; they are fixed.
     state : as the layer returns it, or None
-        The carried state; None is the start of a sequence.
+        The carried state; None is the start of a sequence. To assign to it is to `reset`.
     tape : Tape or None
         The newest window's, until the backward pass has gone through it.
 
@@ -62,9 +64,11 @@ class TruncatedBPTT(OneThread):
     def reset(self, state=None):
         """Start a sequence, from ``state``; nothing that was read before is gone back through."""
         self.layer._without_layer_axis("state", state, None)
-        self.state = state
         self._tapes = ()  # what may be gone back through, oldest first
         self._keep(None)
+        self._state = state
+
+    state = property(attrgetter("_state"), reset)
 
     @property
     def tape(self):
@@ -78,11 +82,13 @@ class TruncatedBPTT(OneThread):
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
         out, state = self.layer.forward(x, self.state)
-        if self.layer.training:
-            tape = self.layer.take_tape()
-            self._tapes = (*within_reach(self._tapes, self.h - steps), tape)
-            self._keep(tape)
-        self.state = state
+        if not self.layer.training:
+            self.reset(state)
+            return out
+        tape = self.layer.take_tape()
+        self._tapes = (*within_reach(self._tapes, self.h - steps), tape)
+        self._keep(tape)
+        self._state = state
         return out
 
     def backward(self, d_out, d_state=None, *, need_dx=True):

@@ -325,8 +325,8 @@ def test_a_seed_is_what_it_is_to_numpy(seed):
     ("seed", "error"),
     [
         (-1, ValueError), (1.5, TypeError), ("x", TypeError), (True, TypeError), ([1, -1], ValueError), ([0.5], TypeError), ([[1], [2]], TypeError),
-        (endless(), TypeError), (matrix([[1, 2]]), TypeError), (np.ones((1, 2), int), TypeError), (np.array(3), TypeError), ({1}, TypeError),
-        (np.ma.arange(3), TypeError), (np.ones(2), TypeError),
+        (endless(), TypeError), (matrix([[1, 2]]), TypeError), (np.ones((1, 2), int), TypeError), (np.array(-3), ValueError), ({1}, TypeError),
+        (np.ma.arange(3), TypeError), (np.ones(2), TypeError), (np.array(1.5), TypeError), (np.array(True), TypeError),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -348,6 +348,21 @@ def test_sizes_beyond_memory(make, sizes):
     names = list(inspect.signature(make).parameters)[:2]
     with pytest.raises((MemoryError, ValueError), match="|".join(names)):
         make(*sizes)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.longdouble, object], ids=lambda kind: kind.__name__)
+def test_a_number_may_be_an_array_without_axes(kind):
+    one = np.array(1, kind)
+    assert fastbptt.perplexity(one) == np.e and fastbptt.perplexity(np.array(np.inf)) == np.inf
+    assert fastbptt.clip_grad_norm_(np.array([3.0, 4.0]), one) == 5
+    optimiser = fastbptt.SGD(np.ones(3), lr=one)
+    np.testing.assert_array_equal(fastbptt.Linear(3, 4, rng=np.array(5)).flat_params, fastbptt.Linear(3, 4, rng=5).flat_params)
+    assert type(optimiser.lr) is float and optimiser.lr == 1
+    for wrong, error in ((np.array(True), TypeError), (np.array(1j), TypeError), (np.array(None), TypeError), (np.ma.array(1.0), TypeError),
+                         (np.ones(1), TypeError), (np.array(-1, kind), ValueError), (np.array(10**400), ValueError)):  # fmt: skip
+        with pytest.raises(error, match=r"^lr: expected a number"):
+            optimiser.lr = wrong
+    assert optimiser.lr == 1
 
 
 def test_long_values_are_cut_short_in_messages():

@@ -343,6 +343,60 @@ def test_saved_after_a_change_it_goes_on_the_same(name, changed, steps):
         np.testing.assert_array_equal(again.state_dict()[key], array)
 
 
+@EACH_LATER
+@pytest.mark.parametrize("between", [0, 1], ids=lambda n: f"{n} steps between")
+def test_saved_after_an_option_was_switched_off_it_goes_on_the_same(name, changed, between):
+    """In an optimiser that never had it; also if the option is switched on again."""
+    params, grads = start()
+    optimiser = getattr(fastbptt, name)(params, lr=0.1, **changed)
+    before = {key: getattr(getattr(fastbptt, name)(np.ones(3)), key) for key in changed}
+    for g in grads[:2]:
+        optimiser.step(g)
+    for key in reversed(changed):
+        setattr(optimiser, key, before[key])
+    for g in grads[2 : 2 + between]:
+        optimiser.step(g)
+    kept = {key: p.copy() for key, p in params.items()}
+    again = getattr(fastbptt, name)(kept, lr=0.1)
+    again.load_state_dict(optimiser.state_dict())
+    for t, g in enumerate(grads[2 + between :]):
+        for one in (optimiser, again):
+            for key, value in changed.items() if t == 1 else ():
+                setattr(one, key, value)
+            one.step(g)
+    for key, p in params.items():
+        np.testing.assert_array_equal(kept[key], p)
+    assert optimiser.state_dict().keys() == again.state_dict().keys()
+    with pytest.raises(KeyError, match=r"^\"state: missing \[\], unexpected \['other.a'\]"):
+        again.load_state_dict(optimiser.state_dict() | {"other.a": np.ones(28)})
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_variance_is_not_below_0(dtype):
+    """Of gradients that are all the same it is 0, up to rounding; then only eps is left to divide by."""
+    w, g = np.zeros(40, dtype), np.linspace(1, 10, 40, dtype=dtype)
+    optimiser = fastbptt.RMSprop(w, lr=1e-12, alpha=0.5, centered=True)
+    for _ in range(200):
+        optimiser.step(g)
+    assert np.isfinite(w).all() and (w < 0).all()
+    optimiser.step(np.full(40, np.nan, dtype))
+    assert np.isnan(w).all()
+
+
+def test_a_mean_that_missed_steps_is_not_taken_up_again():
+    """It would be that of gradients long past, and the variance below 0: of two runs with the same mean square, the steps are the same."""
+    shrunk, plain = np.zeros(3), np.zeros(3)
+    optimiser, other = fastbptt.RMSprop(shrunk, centered=True), fastbptt.RMSprop(plain)
+    for centered, gradient, steps in ((True, 10.0, 50), (False, 1e-3, 500), (True, 1e-3, 2)):
+        optimiser.centered, other.centered = centered, centered and gradient < 1
+        shrunk[:] = plain[:] = 0
+        for _ in range(steps):
+            optimiser.step(np.full(3, gradient))
+            other.step(np.full(3, gradient))
+        assert ("grad_avg.0" in optimiser.state_dict()) == centered
+    np.testing.assert_array_equal(shrunk, plain)
+
+
 def test_the_first_momentum_is_not_dampened():
     w = np.zeros(1)
     optimiser = fastbptt.SGD(w, lr=1.0, dampening=0.5)

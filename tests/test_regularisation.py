@@ -202,3 +202,40 @@ def test_flossing_says_where_an_exponent_has_no_derivative(kept, said):
     if k:
         value, grads = flossing(problem, k=k)
         assert np.isfinite(value) and np.isfinite(grads.w_hh).all()
+
+
+def flossed(w_hh, T, h0=None, **options):
+    """Of a net without input."""
+    H = len(w_hh)
+    x, w_ih = np.zeros((T, 1, 1), w_hh.dtype), np.zeros((H, 1), w_hh.dtype)
+    return fastbptt.gradient_flossing(fastbptt.rnn_forward(x, h0, w_ih, w_hh, **options)[2])
+
+
+def test_a_direction_that_shrinks_beside_one_that_grows_is_not_lost():
+    """The step takes the two apart by 17 orders of magnitude, and each keeps its digits; they change places, so that both exponents are small."""
+    a, b, T = 1e8, 1e-9, 6
+    value, grads = flossed(np.array([[0, a], [b, 0]]), T, nonlinearity="identity")
+    both = np.log(a * b) / 2  # over an even number of steps the product is a power of a b times the identity
+    assert value == pytest.approx(both**2, rel=1e-12)
+    np.testing.assert_allclose(np.diag(grads.w_hh[::-1]), [both / b, both / a], rtol=1e-12)
+    assert np.abs(np.diag(grads.w_hh)).max() < 1e-15 * np.abs(grads.w_hh).max()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_is_not_called_lost(bad, dtype):
+    for w_hh in ([[bad]], [[bad, 1], [1, 2]]):
+        value, grads = flossed(np.array(w_hh, dtype), 3, nonlinearity="identity")
+        assert not np.isfinite(value) and not np.isfinite(grads.w_hh).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_flossing_gives_no_warnings():
+    """Where numbers leave the range of the dtype, they say so themselves."""
+    for w, dtype, h0 in ((1e-40, np.float32, 1.0), (1e30, np.float32, 1.0), (1e200, np.float64, 1e200), (1e-307, np.float64, 1.0)):
+        value, grads = flossed(np.full((1, 1), w, dtype), 5, np.full((1, 1), h0, dtype), nonlinearity="identity")
+        assert value == pytest.approx(np.log(w) ** 2, rel=1e-6) and not np.isfinite(grads.w_hh)
+    for w in (5e-324, 1e-310, 0.0):  # of which no derivative of the logarithm has room
+        with pytest.raises(FloatingPointError, match="tape: step 0 leaves nothing of direction 0 of row 0"):
+            flossed(np.full((1, 1), w), 5)

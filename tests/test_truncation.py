@@ -370,6 +370,53 @@ def test_reading_in_evaluation_mode():
         reader.backward(d_out[:4])
 
 
+@EACH_LAYER
+def test_nothing_goes_back_past_a_window_in_evaluation_mode(make, dtype):
+    """Its steps are not there to go back through: without them, gradients of older windows would be wrong."""
+    layer, x, d_out, h0 = random_run(make=make, dtype=dtype)
+    reader = fastbptt.TruncatedBPTT(layer, 12, 4)
+    reader.reset(h0)
+    read(reader, x[:8], d_out[:8], 4)
+    reader.forward(x[8:12])
+    layer.eval()
+    reader.forward(x[12:16])
+    layer.train()
+    with pytest.raises(RuntimeError, match="no forward pass in training mode"):
+        reader.backward(d_out[12:16])
+    assert reader.tape is None
+    state, cut = reader.state, fresh_like(layer)
+    layer.zero_grad()
+    _, dx = read(reader, x[16:], d_out[16:], 4)
+    cut(x[16:], state)
+    assert_close("dx", dx[4:], cut.backward(d_out[16:])[0][4:], 500 * TOLERANCES[dtype].eps)
+    for name, g in layer.grads.items():
+        assert_close(name, g, cut.grads[name], 500 * TOLERANCES[dtype].eps)
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_a_state_that_is_assigned_starts_a_sequence(make):
+    layer, x, d_out, h0 = random_run(make=make)
+    first_two = tuple(part[:, :2].copy() for part in h0) if isinstance(h0, tuple) else h0[:, :2].copy()
+    for state, rows in ((None, 3), (h0, 3), (first_two, 2), (None, 1)):  # of any number of rows
+        reader = fastbptt.TruncatedBPTT(layer, 20, 4)
+        read(reader, x[:12], d_out[:12], 4)
+        reader.forward(x[:4])
+        layer.zero_grad()
+        reader.state = state
+        assert reader.state is state and reader.tape is None
+        with pytest.raises(RuntimeError, match="no forward pass"):
+            reader.backward(d_out[:4])
+        fresh = fresh_like(layer)
+        out, dx = read(reader, x[12:16, :rows], d_out[12:16, :rows], 4)
+        np.testing.assert_array_equal(out, fresh(x[12:16, :rows], state)[0])
+        np.testing.assert_array_equal(dx, fresh.backward(d_out[12:16, :rows])[0])
+        np.testing.assert_array_equal(layer.flat_grads, fresh.flat_grads)
+    before = reader.state
+    with pytest.raises((TypeError, ValueError), match=r"^state"):
+        reader.state = np.ones((1, 3, 6))
+    assert reader.state is before
+
+
 def test_another_thread_may_not_go_back():
     layer, x, d_out, _ = random_run()
     reader = fastbptt.TruncatedBPTT(layer, 8, 4)

@@ -56,6 +56,7 @@ cdef inlined rmsprop_loop(const bint centered, const bint heavy, Py_ssize_t n, r
         if centered:
             grad_avg[i] = alpha * grad_avg[i] + fresh * d
             v -= grad_avg[i] * grad_avg[i]
+            v = 0 if v < 0 else v    # by rounding; a NaN stays
         step = d / (<real>sqrt(v) + eps)
         if heavy:
             buffer[i] = momentum * buffer[i] + step

@@ -73,10 +73,3 @@ def change_units(frame, units):
     KERNELS.eliminate(frame, logs)
     KERNELS.orthonormalise(frame, last)
     return logs + last
-
-
-def without_rounding(r, v):
-    """The triangular factor of v^T with rows of 0 where nothing but rounding is left on the diagonal, as v^T has not full rank."""
-    size = -np.sort(-np.abs(v).max(axis=1), axis=-1)[:, : v.shape[1]]
-    lost = np.abs(np.diagonal(r, axis1=1, axis2=2)) <= v.shape[-1] * np.finfo(float).eps * size
-    return np.where(lost[..., None], 0.0, r)

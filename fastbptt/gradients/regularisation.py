@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _checks
 from ..functional import Gradients
-from .frames import orthonormalise, random_frame, without_rounding
+from .frames import orthonormalise, random_frame
 from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
 
@@ -126,7 +126,8 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     TypeError, ValueError, RuntimeError
         As `lyapunov_spectrum`; or if the tape is not that of an RNN.
     FloatingPointError
-        If a step leaves nothing of one of the k directions, as where a ReLU is off and k is H: an exponent of -inf has no derivative.
+        If a step leaves nothing of one of the k directions but rounding, or a number below all normal ones, as where a ReLU is off and k
+        is H: an exponent of -inf has no derivative.
 
     Notes
     -----
@@ -151,17 +152,17 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     if burn_in >= T:
         raise ValueError(f"burn_in: expected fewer than the tape's {T} steps, got {_checks.quoted(burn_in)}")
 
-    steps = linearise(tape)
-    h, w_hh, w_ih = (array.astype(np.float64, copy=False) for array in (tape.h, tape.w_hh, tape.w_ih))
-    x = np.eye(w_ih.shape[1])[tape.x] if tape.x.ndim == 2 else tape.x.astype(np.float64, copy=False)
-    leak = 1.0 if tape.leak is None else tape.leak.astype(np.float64)
-    curvature = _curvature(tape, steps.gate_slopes)
     with np.errstate(all="ignore"):
+        steps = linearise(tape)
+        h, w_hh, w_ih = (array.astype(np.float64, copy=False) for array in (tape.h, tape.w_hh, tape.w_ih))
+        x = np.eye(w_ih.shape[1])[tape.x] if tape.x.ndim == 2 else tape.x.astype(np.float64, copy=False)
+        leak = 1.0 if tape.leak is None else tape.leak.astype(np.float64)
+        curvature = _curvature(tape, steps.gate_slopes)
         frames, triangles = [random_frame(B, k, H)], []
         for t in range(T):
             v = steps.jvp(t, frames[-1])
             q, r = orthonormalise(v)
-            _require_rank(t, without_rounding(r, v))
+            _require_rank(t, r, v)
             frames.append(q)
             triangles.append(r)
         growth = np.abs(np.diagonal(triangles[burn_in:], axis1=2, axis2=3))
@@ -185,23 +186,27 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
             dh, through_state = steps.vjp(t, dh)
             dh += da[t] @ w_hh
             da[t] += through_state
-    rows = da.reshape(-1, H)
-    dw_hh += rows.T @ h[:-1].reshape(-1, H)
-    grads = Gradients(
-        da @ w_ih if tape.x.ndim == 3 else None,
-        dh,
-        rows.T @ x.reshape(-1, x.shape[-1]),
-        dw_hh,
-        None if tape.b_ih is None else rows.sum(axis=0),
-        None if tape.b_hh is None else rows.sum(axis=0),
-    )
-    value = float(((exponents - target) ** 2).mean()) if B else 0.0
-    return value, Gradients(*(None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads))
+        rows = da.reshape(-1, H)
+        dw_hh += rows.T @ h[:-1].reshape(-1, H)
+        grads = Gradients(
+            da @ w_ih if tape.x.ndim == 3 else None,
+            dh,
+            rows.T @ x.reshape(-1, x.shape[-1]),
+            dw_hh,
+            None if tape.b_ih is None else rows.sum(axis=0),
+            None if tape.b_hh is None else rows.sum(axis=0),
+        )
+        value = float(((exponents - target) ** 2).mean()) if B else 0.0
+        return value, Gradients(*(None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads))
 
 
-def _require_rank(t, r):
-    """FloatingPointError if a diagonal element of r (B, k, k) is 0."""
-    lost = np.argwhere(np.diagonal(r, axis1=1, axis2=2) == 0)
+def _require_rank(t, r, v):
+    """FloatingPointError if a diagonal element of r (B, k, k), the triangular factor of v^T, is 0, up to the rounding of what was taken away."""
+    v = np.abs(v)
+    k, eps, tiny = v.shape[1], np.finfo(float).eps, np.finfo(float).tiny
+    largest = np.fmin(-np.sort(-v.max(axis=1), axis=-1)[:, :k], v.max(axis=2))  # of the i-th largest row of v^T, and of tangent i
+    left = np.abs(np.diagonal(r, axis1=1, axis2=2))
+    lost = np.argwhere(np.isfinite(largest) & ((left <= v.shape[2] * eps * largest) | (left < tiny)))
     if lost.size:
         b, i = lost[0]
         raise FloatingPointError(
