@@ -229,14 +229,14 @@ def set_up(options, held):
         refuse(options, sample, "a task")
         sample = {"sample": 0}
     output = Output(
-        directory=folder.path,
+        folder=folder,
         picture=not options.no_plot,
         quiet=options.quiet,
         live=options.live,
         **sample,
         **given(options, ("save_every",)),
     )
-    goes_on = checkpoint is not None and output.checkpoint.exists() and output.checkpoint.samefile(checkpoint)
+    goes_on = checkpoint is not None and folder.has(checkpoint) and checkpoint.resolve().name == CHECKPOINT
     folder.prepare(output.files(), overwrite=options.overwrite or goes_on)
     return training, output
 

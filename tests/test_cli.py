@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from commands import assert_fails, command
@@ -21,7 +23,7 @@ pytest.importorskip("safetensors")
 
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.display import Silence
-from fastbptt.train.job import SIGNALS, Interruption
+from fastbptt.train.job import SIGNALS, Interruption, keep
 
 TEXT = "What shows may fail; what counts is saved. " * 20
 NET = ["--hidden", "7", "--batch", "3", "--seq-len", "10"]
@@ -262,7 +264,8 @@ def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatc
 
 
 def test_a_sample_that_cannot_be_written(run, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastbptt.train.job.write_atomically", failing(OSError(28, "No space left on device", "out/sample.txt")))
+    full = SimpleNamespace(path=tmp_path / "out", write=failing(OSError(28, "No space left on device", "out/sample.txt")))
+    monkeypatch.setattr("fastbptt.train.job.keep", lambda sample, output: keep(sample, replace(output, folder=full)))
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
     assert_fails(1, "out/sample.txt: No space left on device", result)
     assert "\nsample      5 characters at temperature 0.8\n" in result.out

@@ -15,7 +15,7 @@ DTYPES = ("F64", "F32", "I64", "I32", "U32")
 METADATA_KEY = "fastbptt"  # one entry only: the format's writer leaves the order of several to chance
 
 
-def save_checkpoint(path, arrays, metadata):
+def save_checkpoint(path, arrays, metadata, write=write_atomically):
     """Write a checkpoint, all of it or nothing.
 
     Parameters
@@ -24,6 +24,8 @@ def save_checkpoint(path, arrays, metadata):
     arrays : dict of ndarray
     metadata : dict
         Anything that JSON can hold. Equal arrays and metadata make equal files.
+    write : callable
+        What writes it, called as ``write(path, content)``.
 
     Raises
     ------
@@ -33,7 +35,7 @@ def save_checkpoint(path, arrays, metadata):
     from safetensors.numpy import save
 
     text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    write_atomically(path, save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, {METADATA_KEY: text}))
+    write(path, save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, {METADATA_KEY: text}))
 
 
 def load_checkpoint(path):

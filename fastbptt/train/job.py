@@ -1,16 +1,16 @@
 """The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
 
+import os
 import shlex
 import signal
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from .. import _checks
 from .._command import PictureError, drawing, fail, one_line, say, show
-from .._files import write_atomically
 from .display import Meter, display_for
+from .folder import Folder
 from .plot import plot_training
 from .saved_run import save
 from .settings import OPTIMISERS
@@ -26,7 +26,7 @@ class Output:
 
     Attributes
     ----------
-    directory : path
+    folder : Folder
     picture : bool
         Whether to draw it.
     sample : int
@@ -45,7 +45,7 @@ class Output:
         If a value cannot be.
     """
 
-    directory: Path
+    folder: Folder
     picture: bool = True
     sample: int = 500
     temperature: float = 0.8
@@ -60,15 +60,15 @@ class Output:
 
     @property
     def checkpoint(self):
-        return self.directory / CHECKPOINT
+        return self.folder.path / CHECKPOINT
 
     @property
     def image(self):
-        return self.directory / PICTURE
+        return self.folder.path / PICTURE
 
     @property
     def sample_file(self):
-        return self.directory / SAMPLE
+        return self.folder.path / SAMPLE
 
     def files(self):
         """All that are to be written."""
@@ -132,7 +132,7 @@ class Saver:
 
     def __init__(self, training, output):
         self.training, self.output = training, output
-        self.saved, self.last = None, time.monotonic()
+        self.saved, self.file, self.last = None, None, time.monotonic()
 
     def save_if_due(self):
         if time.monotonic() - self.last >= self.output.save_every:
@@ -140,16 +140,25 @@ class Saver:
 
     def save(self):
         try:
-            save(self.training, self.output.checkpoint)
+            save(self.training, self.output.checkpoint, self.output.folder.write)
         except OSError as error:
             raise OSError(f"{one_line(error)}; {self.kept()}") from None
-        self.saved, self.last = self.training.updates, time.monotonic()
+        self.saved, self.file, self.last = self.training.updates, self._file_there(), time.monotonic()
 
     def kept(self):
         """What there is to go back to, in words."""
         if self.saved is None:
             return "this run has saved no checkpoint yet"
-        return f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
+        kept = "kept" if self.file is not None and self.file == self._file_there() else "no longer"
+        return f"the checkpoint of update {self.saved} is {kept} in {self.output.checkpoint}"
+
+    def _file_there(self):
+        """What the file that has the checkpoint's name can be known by; None if there is none."""
+        try:
+            found = os.stat(self.output.checkpoint)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 class Interruption:
@@ -209,7 +218,7 @@ def report(training, output, meter, watch=None):
         say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
     unwritten = []
     if sample := training.sample(output.sample, output.temperature):
-        unwritten = keep(sample, output.sample_file)
+        unwritten = keep(sample, output)
         where = "" if unwritten else f"; also in {output.sample_file}"
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
@@ -220,10 +229,10 @@ def report(training, output, meter, watch=None):
     return unwritten + undrawn
 
 
-def keep(sample, path):
+def keep(sample, output):
     """Write the sample; in a list, why it could not be."""
     try:
-        write_atomically(path, sample.encode())
+        output.folder.write(output.sample_file, sample.encode())
     except OSError as error:
         return [one_line(error)]
     return []
@@ -237,9 +246,10 @@ def draw(training, output, last_exam=None):
     net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
     title = "; ".join(filter(None, (training.lesson.title(), net)))
     curves = training.losses, training.norms, training.omegas
+    how = {"clip": settings.clip, "title": title, "write": output.folder.write}
     try:
         with drawing(output.image):
-            plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
+            plot_training(output.image, *curves, **how, **training.lesson.picture(training.exams, last_exam))
     except PictureError as error:
         return [str(error)]
     return []

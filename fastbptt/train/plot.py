@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from .._figures import BLUE, VERMILION, new_figure, save
+from .._files import write_atomically
 
 TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
 POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more
@@ -12,7 +13,19 @@ PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # mark
 
 
 def plot_training(
-    path, losses, norms, omegas=(), *, clip=math.inf, loss_label="loss", level=None, perplexities=False, errors=None, solved=0.0, title=""
+    path,
+    losses,
+    norms,
+    omegas=(),
+    *,
+    clip=math.inf,
+    loss_label="loss",
+    level=None,
+    perplexities=False,
+    errors=None,
+    solved=0.0,
+    title="",
+    write=write_atomically,
 ):
     """Draw the loss and the gradient norm of a training run, update by update, on logarithmic scales.
 
@@ -36,6 +49,8 @@ def plot_training(
     solved : float
         The share that is aimed at.
     title : str
+    write : callable
+        What writes the picture, called as ``write(path, content)``.
 
     Raises
     ------
@@ -76,7 +91,7 @@ def plot_training(
     lower.set_xlabel("update")
     lower.set_xlim(0, max(1, len(losses)))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    save(figure, path)
+    save(figure, path, write)
 
 
 def _curve(axes, values):
