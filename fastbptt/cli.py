@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from . import _kernels
-from ._command import fail, file_name, file_path, given, one_line, require
+from ._command import fail, file_name, file_path, given, memory_for, one_line, require
 from ._streams import Stream, occupy_descriptors
 from ._version import __version__
 
@@ -178,14 +178,17 @@ def train(options):
     """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
     from .train.job import run
 
+    sizes = options, "length", "hidden", "seq_len", "batch", "sample"
     with ExitStack() as held:
         try:
             require_packages(options)
-            training, output = set_up(options, held)
+            with memory_for(*sizes):
+                training, output = set_up(options, held)
         except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
             return fail(error, 2)
         try:
-            return run(training, output)
+            with memory_for(*sizes):
+                return run(training, output)
         except (FloatingPointError, MemoryError, OSError) as error:
             return fail(error, 1)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from processes import current_level, environment
 
 import fastbptt
 from fastbptt import cli
-from fastbptt._command import PictureError, drawing, fail, printable, say
+from fastbptt._command import PictureError, drawing, fail, printable, printable_name, say
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -174,6 +175,48 @@ def test_messages_are_escaped_where_they_leave(capsys):
     out, err = capsys.readouterr()
     assert err == f"fastbptt: error: a{SHOWN.replace(chr(92) + 'r', '')}b\n"
     assert out == f"w{SHOWN} one{SHOWN}\n            two\n"
+
+
+def test_errors_are_of_bounded_length(run, tmp_path, capsys):
+    """Their beginning and end are shown, whoever has written them."""
+    assert fail(ValueError(f"name: {'x' * 10**6}; --option helps"), 2) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch("fastbptt: error: name: x{240,250} [.]{3} x{200,250}; --option helps\n", error), error
+    header = json.dumps({"__metadata__": {"fastbptt": "{}"}, "n" * 900_000: {"dtype": "X", "shape": [1], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    for arguments in (["train", "--resume", tmp_path / "file"], ["flow", tmp_path / "file"], ["train", "--seed", "9" * 5000]):
+        result = run(*arguments)
+        assert result.status == 2 and len(result.err) < 600 and result.err.count("\n") == 1
+
+
+def test_names_with_line_breaks_forge_no_lines(run, tmp_path, monkeypatch):
+    """They are shown in one line, in results as in errors."""
+    monkeypatch.chdir(tmp_path)
+    forged = "a\nheld-out\tperplexity 1"
+    (tmp_path / f"{forged}.txt").write_text(TEXT)
+    results = [
+        run("train", f"{forged}.txt", *OPTIONS, "--out", forged),
+        run("train", f"{forged}.txt", *OPTIONS, "--out", forged),
+        run("flow", f"{forged}/checkpoint.safetensors", "--out", f"{forged}.png"),
+    ]
+    assert [result.status for result in results] == [0, 2, 0]
+    for result in results:
+        assert not re.search("^ *held-out\tperplexity 1", result.out + result.err, re.MULTILINE), result.out
+    assert f"\ncheckpoint  {printable_name(forged)}/checkpoint.safetensors\n" in results[0].out
+    assert results[0].out.count(printable_name(forged)) == results[2].out.count(printable_name(forged)) + 1 == 4
+
+
+@pytest.mark.parametrize("out", ["-x", "-x y", "a b"])
+def test_the_command_that_resumes_is_one(run, text, tmp_path, monkeypatch, out):
+    """Also of a directory whose name looks like an option."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastbptt.train.job.report", failing(KeyboardInterrupt()))
+    result = run("train", text, *OPTIONS, "--no-plot", f"--out={out}")
+    assert result.status == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = shlex.split(result.out.splitlines()[-1].partition("to resume: fastbptt ")[2])
+    assert run(*again, "--no-plot", "--updates", 4).status == 0
 
 
 def damaged(name):

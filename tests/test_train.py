@@ -325,8 +325,12 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
-    monkeypatch.setattr("fastbptt.train.loop.Model", fail)
-    assert_fails(2, "not enough memory: Unable to allocate 7.28 TiB", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
+    asked = ["train", text, *OPTIONS, "--updates", 2, "--out", tmp_path / "out"]
+    sizes = "--hidden 7, --seq-len 10, --batch 3, --sample 0"
+    for status, where in ((1, "fastbptt.train.loop.Training.update"), (2, "fastbptt.train.loop.Model")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            assert_fails(status, f"not enough memory: Unable to allocate 7.28 TiB; with {sizes}", run(*asked))
 
 
 # --- Interrupted ------------------------------------------------------------------------------------------------------
@@ -404,6 +408,8 @@ BAD_OPTIONS = {
     "--temperature -1": "temperature: expected a number at least 0 .*, got -1.0",
     "--temperature nan": "temperature: expected a number at least 0 .*, got nan",
     "--sample -1": "sample: expected an integer of at least 0, got -1",
+    "--sample 99999999999": "sample: expected a number at least 0 and at most 1e.06, got 99999999999",
+    "--sample 99999999999999999999": "sample: expected a number at least 0 and at most 1e.06, got 99999999999999999999",
     "--save-every -1": "save-every: expected a number at least 0, got -1.0",
     "--hid 3": "unrecognized arguments: --hid .*",
     "another.txt": "unrecognized arguments: another.txt .*",

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from .. import _checks
-from .._command import PictureError, drawing, fail, one_line, say, show
+from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
 from .display import Meter, display_for
 from .folder import Folder
 from .plot import plot_training
@@ -54,7 +54,7 @@ class Output:
     live: bool = False
 
     def __post_init__(self):
-        _checks.size("sample", self.sample, 0)
+        _checks.number("sample", _checks.size("sample", self.sample, 0), 0, _checks.LARGEST)
         _checks.number("temperature", self.temperature, 0, _checks.LARGEST)
         _checks.number("save-every", self.save_every, 0)
 
@@ -76,7 +76,8 @@ class Output:
 
     @property
     def resume_command(self):
-        return shlex.join(["fastbptt", "train", "--resume", str(self.checkpoint)])
+        path = str(self.checkpoint)
+        return printable_name(shlex.join(["fastbptt", "train", *([f"--resume={path}"] if path.startswith("-") else ["--resume", path])]))
 
 
 def run(training, output):
@@ -219,13 +220,13 @@ def report(training, output, meter, watch=None):
     unwritten = []
     if sample := training.sample(output.sample, output.temperature):
         unwritten = keep(sample, output)
-        where = "" if unwritten else f"; also in {output.sample_file}"
+        where = "" if unwritten else f"; also in {printable_name(output.sample_file)}"
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
     undrawn = draw(training, output, exam)
     if output.picture and not undrawn:
-        say("picture", output.image)
-    say("checkpoint", output.checkpoint)
+        say("picture", printable_name(output.image))
+    say("checkpoint", printable_name(output.checkpoint))
     return unwritten + undrawn
 
 
