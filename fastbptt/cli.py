@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import _kernels
 from ._command import fail, file_name, file_path, given, memory_for, one_line, require
+from ._signals import status_of
 from ._streams import Stream, occupy_descriptors
 from ._version import __version__
 
@@ -51,8 +52,8 @@ def _obey(argv):
         return options.command(options)
     except SystemExit as stop:
         return stop.code
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return fail("interrupted", status_of(stop))
 
 
 class Parser(argparse.ArgumentParser):

@@ -156,6 +156,37 @@ def test_signals_that_are_ignored_stay_so():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def deadly():
+    """Signals that would end this process fail the test instead."""
+    before = {number: signal.signal(number, lambda number, _: pytest.fail(f"signal {number} ends it")) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("step", ["last_exam", "sample", "draw"])
+def test_a_signal_after_training(run, text, tmp_path, monkeypatch, deadly, number, step):
+    """While the net is judged, and its results are made: everything is saved, and a line says how to go on."""
+    where = "fastbptt.train.job.plot_training" if step == "draw" else f"fastbptt.train.loop.Training.{step}"
+    calls = iter([lambda: os.kill(os.getpid(), number)])
+    monkeypatch.setattr(where, lambda *_, **__: next(calls, int)())
+    result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (128 + number, "")
+    last = f"interrupted at update 3; everything is saved; to resume: fastbptt train --resume {tmp_path}/out/checkpoint.safetensors"
+    assert result.out.splitlines()[-1] == last
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_repeated(run, text, tmp_path, monkeypatch, deadly, number):
+    """The status is its own."""
+    monkeypatch.setattr(Interruption, "PATIENCE", -1.0)
+    monkeypatch.setattr("fastbptt.train.loop.Training.update", lambda _: [os.kill(os.getpid(), number) for _ in range(2)])
+    assert_fails(128 + number, "interrupted", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
+
+
 # --- Nothing steers a terminal ----------------------------------------------------------------------------------------
 
 HOSTILE = "\x1b]0;pwned\x07\x9b31m\r\u202e\u2066"

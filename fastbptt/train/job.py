@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .. import _checks
 from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
+from .._signals import status_of
 from .display import Meter, display_for
 from .folder import Folder
 from .plot import plot_training
@@ -116,16 +117,15 @@ def run(training, output):
             found = [] if watch is None else [watch.look.finding]
             advice = "a smaller --lr or --clip may help"
             raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
-    if not interruption.signal:
         try:
+            interruption.heed()
             troubles = report(training, output, meter, watch)
             return fail("; ".join(troubles), 1) if troubles else 0
-        except KeyboardInterrupt:
-            interruption.signal = signal.SIGINT
-    status = 128 + interruption.signal
-    troubles = draw(training, output)
-    show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
-    return fail("; ".join(troubles), status) if troubles else status
+        except KeyboardInterrupt as stop:
+            status = status_of(stop)
+        troubles = draw(training, output)
+        show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
+        return fail("; ".join(troubles), status) if troubles else status
 
 
 class Saver:
@@ -165,13 +165,14 @@ class Saver:
 class Interruption:
     """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
 
-    What is ignored, as SIGHUP is under nohup, stays so.
+    They do so by a KeyboardInterrupt that has the number of the first one. What is ignored, as SIGHUP is under nohup, stays so.
     """
 
     PATIENCE = 1.0  # seconds; some programs send a signal twice
 
     def __init__(self):
         self.signal = 0
+        self._heeded = False
         self._previous = {}
 
     def __enter__(self):
@@ -185,11 +186,21 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def heed(self):
+        """From now on, the first one interrupts at once, also if it has come already."""
+        self._heeded = True
+        if self.signal:
+            raise KeyboardInterrupt(self.signal)
+
     def _note(self, number, _):
+        now = time.monotonic()
         if not self.signal:
-            self.signal, self._at = number, time.monotonic()
-        elif time.monotonic() - self._at > self.PATIENCE:
-            raise KeyboardInterrupt
+            self.signal, self._at = number, now
+            interrupts = self._heeded
+        else:
+            interrupts = now - self._at > self.PATIENCE
+        if interrupts:
+            raise KeyboardInterrupt(self.signal)
 
 
 def introduce(training, output):
