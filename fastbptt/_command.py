@@ -1,6 +1,7 @@
 """What the commands have in common: what was given, what is needed for it, and how things are said."""
 
 import sys
+import warnings
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from importlib import import_module
@@ -60,9 +61,11 @@ def _importable(name):
 
 @contextmanager
 def drawing(path):
-    """Whatever goes wrong within is a `PictureError` in one line."""
+    """Whatever goes wrong within is a `PictureError` in one line; warnings are for those who program pictures, and are not shown."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except Exception as error:
         reason = one_line(error) if isinstance(error, OSError | MemoryError) else f"{path}: no picture: {_first_line(error)}"
         raise PictureError(reason) from error

@@ -41,6 +41,16 @@ def write_atomically(path, content, directory=None):
         _sync_directory(path.parent, directory)
 
 
+@contextmanager
+def errors_name(path):
+    """Whatever the system refuses within has to do with this file, whether it says so or not, as it does not of reading and writing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
 def require_writable(path):
     """OSError or ValueError, which names the path, if `write_atomically` could not put a file there."""
     path = Path(path)
@@ -76,12 +86,10 @@ def _file_beside(path, directory=None):
     with suppress(OSError):
         _remove_dead(path.parent, directory)
     try:
-        descriptor, temporary = _create(_within(directory, path), directory)
-        with open(descriptor, "wb") as file:
-            yield file, temporary
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        with errors_name(path):
+            descriptor, temporary = _create(_within(directory, path), directory)
+            with open(descriptor, "wb") as file:
+                yield file, temporary
     finally:
         if temporary is not None:
             with suppress(FileNotFoundError):

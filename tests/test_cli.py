@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -328,6 +330,17 @@ def test_a_picture_may_fail_in_any_way(run, text, tmp_path, monkeypatch, line):
     result = run("flow", "--hidden", 5, "--steps", 9)
     assert_fails(1, line.replace("x.png", "fastbptt-flow.png"), result)
     assert "Lyapunov" in result.out and "picture " not in result.out
+
+
+def test_warnings_about_a_picture_are_not_shown(run, text, tmp_path, monkeypatch):
+    """As of a name with letters that the font lacks, or of numbers that overflow. Here, a warning shown is an error."""
+    warn = partial(warnings.warn, "overflow", RuntimeWarning, stacklevel=2)
+    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **__: warn())
+    monkeypatch.setattr("fastbptt.pictures.draw_portrait", lambda *_, **__: warn())
+    result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    result = run("flow", "--hidden", 5, "--steps", 9, "--out", tmp_path / "x.png")
+    assert (result.status, result.err) == (0, "")
 
 
 def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatch):

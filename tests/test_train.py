@@ -466,6 +466,12 @@ def test_an_unwritable_directory(run, text, tmp_path, monkeypatch, out):
     assert (tmp_path / "file").read_bytes() == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that is there and cannot be read")
+def test_a_read_that_fails_names_its_file(run, checkpoint):
+    for arguments in (["train"], ["train", "--resume"], ["train", "--resume", checkpoint], ["flow"], ["flow", checkpoint, "--text"]):
+        assert_fails(2, "/proc/self/mem: Input/output error", run(*arguments, "/proc/self/mem"))
+
+
 @pytest.fixture
 def checkpoint(text, tmp_path):
     """A finished run's."""
@@ -583,6 +589,11 @@ DAMAGE = {
     "another batch": setting("batch", 4),
     "an impossible window": setting("seq_len", 10_000),
     "no text": entry("description", {}),
+    "a text without a name": described("source", ""),
+    "a text of another kind": described("source", ["a"]),
+    "an unknown encoding": described("encoding", "klingon"),
+    "an encoding of no text": described("encoding", "hex"),
+    "an encoding with a NUL": described("encoding", "a\0"),
     "a text in words": entry("description", "the one from last week"),
     "an encoding that is none": described("encoding", 8),
     "line ends that are none": described("newline", "\r"),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .._files import write_atomically
+from .._files import errors_name, write_atomically
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
@@ -87,7 +87,7 @@ def _read_checked(path):
     """The file's bytes, once its header shows that they are what it promises: a video, or a file that was cut off, is not read to its end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path}: expected a checkpoint, got a directory or device")
-    with open(path, "rb") as file:
+    with errors_name(path), open(path, "rb") as file:
         beginning = file.read(9)
         length = int.from_bytes(beginning[:8], "little")
         if beginning[8:] != b"{" or not 0 < length <= HEADER_LIMIT:

@@ -71,7 +71,7 @@ def plot_training(
 
     _curve(upper, losses)
     if level is not None:
-        upper.axhline(level[0], color=VERMILION, linestyle="--", label=level[1])
+        upper.axhline(min(level[0], TOP), color=VERMILION, linestyle="--", label=level[1])
     _finish(upper, losses, loss_label)
     if perplexities:
         _perplexity_axis(upper)
@@ -86,7 +86,7 @@ def plot_training(
     _curve(lower, norms)
     if math.isfinite(clip):
         share = np.mean(norms > clip) if norms.size else 0
-        lower.axhline(clip, color=VERMILION, linestyle="--", label=f"clipped to {clip:g}: {share:.1%} of the updates")
+        lower.axhline(min(clip, TOP), color=VERMILION, linestyle="--", label=f"clipped to {clip:g}: {share:.1%} of the updates")
     _finish(lower, norms, "gradient norm before clipping")
     lower.set_xlabel("update")
     lower.set_xlim(0, max(1, len(losses)))
