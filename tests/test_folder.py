@@ -14,6 +14,7 @@ pytest.importorskip("safetensors")
 from fastbptt.train.checkpoint import load_checkpoint
 from fastbptt.train.folder import Folder
 from fastbptt.train.job import CHECKPOINT
+from fastbptt.train.lesson import Exam
 from fastbptt.train.loop import Training
 
 TEXT = "Of the same text, the same net comes. " * 20
@@ -223,8 +224,35 @@ def test_it_is_moved_after_training(run, text, tmp_path, monkeypatch, another, n
     monkeypatch.setattr(Training, "last_exam", lambda training: (out.rename(moved), another(out)) and judge(training))
     options = ["--sample", 5, "--no-plot"] if name == "sample.txt" else ["--sample", 0]
     result = run("train", text, *OPTIONS[:6], "--updates", 2, "--out", out, *options)
-    assert_fails(1, re.escape(MOVED.format(out, name)), result)
+    lost = f"the checkpoint of update 2 is no longer in {out}/{CHECKPOINT}"
+    assert_fails(1, re.escape(f"{lost}; {MOVED.format(out, name)}"), result)
+    assert "\ncheckpoint " not in result.out
     assert contents(out) == dict.fromkeys(FILES, b"another run's") and set(os.listdir(moved)) == {CHECKPOINT, name}
+
+
+def test_it_is_moved_while_a_run_starts(tmp_path):
+    """What was looked for in one directory is not written to another."""
+    (tmp_path / "out").mkdir()
+    with Folder(tmp_path / "out") as folder:
+        (tmp_path / "out").rename(tmp_path / "moved")
+        (tmp_path / "out").mkdir()
+        with pytest.raises(ValueError, match=f"^{tmp_path}/out: moved or replaced while this run was starting there$"):
+            folder.prepare([tmp_path / "out" / "file"])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_checkpoint_that_goes_after_training(run, text, tmp_path, monkeypatch, interrupted):
+    def remove(_):
+        (tmp_path / CHECKPOINT).unlink()
+        if interrupted:
+            raise KeyboardInterrupt
+        return Exam(2, 1.0)
+
+    monkeypatch.setattr(Training, "last_exam", remove)
+    result = run("train", text, *OPTIONS, "--updates", 2, "--out", tmp_path)
+    lost = f"the checkpoint of update 2 is no longer in {tmp_path}/{CHECKPOINT}"
+    assert_fails(130 if interrupted else 1, f"{'interrupted at update 2; ' if interrupted else ''}{re.escape(lost)}", result)
+    assert "everything is saved" not in result.out and "\ncheckpoint " not in result.out
 
 
 @pytest.mark.parametrize("replace", [False, True])

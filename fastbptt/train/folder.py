@@ -63,6 +63,8 @@ class Folder:
             require_writable(file)
             if not overwrite and os.path.lexists(file):
                 raise ValueError(f"{file}: exists already; --overwrite replaces it, --out leads elsewhere")
+        if not self._leads_here():  # what was seen there was not in the directory that is written to
+            raise ValueError(f"{self.path}: moved or replaced while this run was starting there")
 
     def write(self, path, content):
         """Write a file of the directory, as `write_atomically` does.

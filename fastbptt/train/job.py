@@ -119,11 +119,13 @@ def run(training, output):
             raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
         try:
             interruption.heed()
-            troubles = report(training, output, meter, watch)
+            troubles = report(training, output, meter, saver, watch)
             return fail("; ".join(troubles), 1) if troubles else 0
         except KeyboardInterrupt as stop:
             status = status_of(stop)
         troubles = draw(training, output)
+        if lost := saver.lost():
+            return fail("; ".join([f"interrupted at update {training.updates:,}", *lost, *troubles]), status)
         show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
         return fail("; ".join(troubles), status) if troubles else status
 
@@ -150,8 +152,13 @@ class Saver:
         """What there is to go back to, in words."""
         if self.saved is None:
             return "this run has saved no checkpoint yet"
-        kept = "kept" if self.file is not None and self.file == self._file_there() else "no longer"
-        return f"the checkpoint of update {self.saved} is {kept} in {self.output.checkpoint}"
+        return "".join(self.lost()) or f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
+
+    def lost(self):
+        """In a list, that what was saved is no longer where it was put; as when somebody has moved it."""
+        if self.file is not None and self.file == self._file_there():
+            return []
+        return [f"the checkpoint of update {self.saved} is no longer in {self.output.checkpoint}"]
 
     def _file_there(self):
         """What the file that has the checkpoint's name can be known by; None if there is none."""
@@ -219,7 +226,7 @@ def introduce(training, output):
         say("resumed", f"after update {training.updates:,}")
 
 
-def report(training, output, meter, watch=None):
+def report(training, output, meter, saver, watch=None):
     """Judge the net, print what there is to see, and write it; what could not be written, in words."""
     exam = training.last_exam()
     say("held-out", training.lesson.verdict(exam))
@@ -237,8 +244,10 @@ def report(training, output, meter, watch=None):
     undrawn = draw(training, output, exam)
     if output.picture and not undrawn:
         say("picture", printable_name(output.image))
-    say("checkpoint", printable_name(output.checkpoint))
-    return unwritten + undrawn
+    lost = saver.lost()
+    if not lost:
+        say("checkpoint", printable_name(output.checkpoint))
+    return lost + unwritten + undrawn
 
 
 def keep(sample, output):
