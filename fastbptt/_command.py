@@ -1,6 +1,7 @@
 """What the commands have in common: what was given, what is needed for it, and how things are said."""
 
 import sys
+import warnings
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 # What steers a terminal, or turns the order of its letters: all controls but line breaks and tabs; the marks that override directions.
 _STEERING = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ESCAPES = {point: ascii(chr(point))[1:-1] for point in _STEERING if chr(point) not in "\n\t"}
+LONGEST = 500  # characters of an error's line
 
 
 class PictureError(Exception):
@@ -32,6 +34,16 @@ def given(options, names):
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
+@contextmanager
+def memory_for(options, *names):
+    """Where there is not enough memory, MemoryError says which of the named options, that of sizes, were given."""
+    try:
+        yield
+    except MemoryError as error:
+        sizes = [f"--{name.replace('_', '-')} {value}" for name, value in given(options, names).items()]
+        raise MemoryError("; with ".join(filter(None, (f"{error}", ", ".join(sizes))))) from None
+
+
 def require(extra, *packages):
     """ImportError, in words, if any of an extra's packages is missing; the core of fastbptt needs none of them."""
     missing = [name for name in packages if not _importable(name)]
@@ -49,9 +61,11 @@ def _importable(name):
 
 @contextmanager
 def drawing(path):
-    """Whatever goes wrong within is a `PictureError` in one line."""
+    """Whatever goes wrong within is a `PictureError` in one line; warnings are for those who program pictures, and are not shown."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except Exception as error:
         reason = one_line(error) if isinstance(error, OSError | MemoryError) else f"{path}: no picture: {_first_line(error)}"
         raise PictureError(reason) from error
@@ -85,8 +99,13 @@ def _show_briefly(text):
 
 def fail(error, status):
     """Say in one line what went wrong; return the status."""
-    print(f"fastbptt: error: {printable(one_line(error))}", file=sys.stderr, flush=True)
+    print(f"fastbptt: error: {_shortened(printable(one_line(error)))}", file=sys.stderr, flush=True)
     return status
+
+
+def printable_name(name):
+    """A file's name, or what has one in it, in one line: with escapes for line breaks and tabs, too."""
+    return printable(str(name)).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def printable(text):
@@ -101,6 +120,11 @@ def one_line(error):
     elif isinstance(error, MemoryError):
         error = f"not enough memory: {error}" if str(error) else "not enough memory"
     return " ".join(str(error).split())
+
+
+def _shortened(line):
+    """The line's beginning and end, where what it is about and what can be done stand."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
 
 
 def _first_line(error):

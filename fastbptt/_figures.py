@@ -35,8 +35,8 @@ def new_figure(width, height):
     return figure
 
 
-def save(figure, path):
-    """Write a figure, all of it or nothing; equal figures make equal files.
+def save(figure, path, write=write_atomically):
+    """Write a figure, by a function of its path and content, all of it or nothing; equal figures make equal files.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def save(figure, path):
     kind, picture = picture_format(path), io.BytesIO()
     with rc_context({"svg.hashsalt": "fastbptt"}):
         figure.savefig(picture, format=kind, dpi=DPI, metadata=FORMATS[kind])
-    write_atomically(path, picture.getvalue())
+    write(path, picture.getvalue())
 
 
 def quiet_axes(axes, grid="both"):

@@ -15,7 +15,7 @@ except ImportError:  # on Windows, which goes without locks
 TEMPORARY = re.compile(r"\.fastbptt-[0-9a-f]{16}\.tmp")
 
 
-def write_atomically(path, content):
+def write_atomically(path, content, directory=None):
     """Write bytes to a file so that, whatever happens, either the old content or the new one is found there.
 
     A file that was there keeps its permissions. A symbolic link is replaced, and what it points to left alone.
@@ -24,6 +24,8 @@ def write_atomically(path, content):
     ----------
     path : str or path
     content : bytes
+    directory : int or None
+        The descriptor of an open directory, in which the file is written under its name, wherever its path leads by now.
 
     Raises
     ------
@@ -31,12 +33,22 @@ def write_atomically(path, content):
         If it cannot be written; the error's file name is the path.
     """
     path = Path(path)
-    with _file_beside(path) as (file, temporary):
+    with _file_beside(path, directory) as (file, temporary):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        os.replace(temporary, _within(directory, path), src_dir_fd=directory, dst_dir_fd=directory)
+        _sync_directory(path.parent, directory)
+
+
+@contextmanager
+def errors_name(path):
+    """Whatever the system refuses within has to do with this file, whether it says so or not, as it does not of reading and writing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def require_writable(path):
@@ -68,69 +80,73 @@ def lock(descriptor):
 
 
 @contextmanager
-def _file_beside(path):
+def _file_beside(path, directory=None):
     """A new file in the path's directory and its name, of which nothing is left in the end; those that dead processes left go, too."""
     temporary = None
     with suppress(OSError):
-        _remove_dead(path.parent)
+        _remove_dead(path.parent, directory)
     try:
-        descriptor, temporary = _create(path)
-        with open(descriptor, "wb") as file:
-            yield file, temporary
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        with errors_name(path):
+            descriptor, temporary = _create(_within(directory, path), directory)
+            with open(descriptor, "wb") as file:
+                yield file, temporary
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
 
 
-def _create(path):
+def _within(directory, path):
+    """What a file is called: in an open directory by its name alone."""
+    return path if directory is None else Path(path.name)
+
+
+def _create(path, directory):
     """A file for what is to stand at the path, with the permissions that it has there: its descriptor, locked, and its name."""
-    mode = _permissions(path)
+    mode = _permissions(path, directory)
     while True:
         temporary = path.with_name(f".fastbptt-{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode, dir_fd=directory)
         if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
             break
         os.close(descriptor)  # taken for a dead one before it was locked
     if mode is not None:
-        os.chmod(temporary, mode)
+        os.chmod(temporary, mode, dir_fd=directory)
     return descriptor, temporary
 
 
-def _permissions(path):
+def _permissions(path, directory):
     """Of the file at the path; None if there is none."""
     try:
-        status = os.stat(path)
+        status = os.stat(path, dir_fd=directory)
     except OSError:
         return None
     return stat.S_IMODE(status.st_mode) & 0o777 if stat.S_ISREG(status.st_mode) else None
 
 
-def _remove_dead(directory):
+def _remove_dead(parent, directory):
     """Remove the temporary files that nobody has locked: their processes ended before they could."""
     if fcntl is None:
         return
-    for name in os.listdir(directory):
+    for name in os.listdir(parent if directory is None else directory):
         if TEMPORARY.fullmatch(name):
             with suppress(OSError):
-                _remove_if_dead(directory / name)
+                _remove_if_dead(_within(directory, parent / name), directory)
 
 
-def _remove_if_dead(temporary):
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _remove_if_dead(temporary, directory):
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     try:
         if lock(descriptor):
-            temporary.unlink()
+            os.unlink(temporary, dir_fd=directory)
     finally:
         os.close(descriptor)
 
 
-def _sync_directory(directory):
+def _sync_directory(parent, directory):
     """Make a rename last; where the directory cannot be opened, that is left to the system."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(parent, os.O_RDONLY) if directory is None else os.dup(directory)
     except PermissionError:
         return
     try:

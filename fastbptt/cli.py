@@ -10,7 +10,8 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from . import _kernels
-from ._command import fail, file_name, file_path, given, one_line, require
+from ._command import fail, file_name, file_path, given, memory_for, one_line, require
+from ._signals import status_of
 from ._streams import Stream, occupy_descriptors
 from ._version import __version__
 
@@ -51,8 +52,8 @@ def _obey(argv):
         return options.command(options)
     except SystemExit as stop:
         return stop.code
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return fail("interrupted", status_of(stop))
 
 
 class Parser(argparse.ArgumentParser):
@@ -178,14 +179,17 @@ def train(options):
     """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
     from .train.job import run
 
+    sizes = options, "length", "hidden", "seq_len", "batch", "sample"
     with ExitStack() as held:
         try:
             require_packages(options)
-            training, output = set_up(options, held)
+            with memory_for(*sizes):
+                training, output = set_up(options, held)
         except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
             return fail(error, 2)
         try:
-            return run(training, output)
+            with memory_for(*sizes):
+                return run(training, output)
         except (FloatingPointError, MemoryError, OSError) as error:
             return fail(error, 1)
 
@@ -229,14 +233,14 @@ def set_up(options, held):
         refuse(options, sample, "a task")
         sample = {"sample": 0}
     output = Output(
-        directory=folder.path,
+        folder=folder,
         picture=not options.no_plot,
         quiet=options.quiet,
         live=options.live,
         **sample,
         **given(options, ("save_every",)),
     )
-    goes_on = checkpoint is not None and output.checkpoint.exists() and output.checkpoint.samefile(checkpoint)
+    goes_on = checkpoint is not None and folder.has(checkpoint) and checkpoint.resolve().name == CHECKPOINT
     folder.prepare(output.files(), overwrite=options.overwrite or goes_on)
     return training, output
 

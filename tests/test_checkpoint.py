@@ -163,7 +163,7 @@ def test_a_missing_file(tmp_path):
 def test_a_full_disk_leaves_the_previous_file(saved, monkeypatch, call):
     before = saved.read_bytes()
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, fail)

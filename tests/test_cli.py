@@ -4,9 +4,14 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from commands import assert_fails, command
@@ -14,14 +19,14 @@ from processes import current_level, environment
 
 import fastbptt
 from fastbptt import cli
-from fastbptt._command import PictureError, drawing, fail, printable, say
+from fastbptt._command import PictureError, drawing, fail, printable, printable_name, say
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.display import Silence
-from fastbptt.train.job import SIGNALS, Interruption
+from fastbptt.train.job import SIGNALS, Interruption, keep
 
 TEXT = "What shows may fail; what counts is saved. " * 20
 NET = ["--hidden", "7", "--batch", "3", "--seq-len", "10"]
@@ -153,6 +158,37 @@ def test_signals_that_are_ignored_stay_so():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def deadly():
+    """Signals that would end this process fail the test instead."""
+    before = {number: signal.signal(number, lambda number, _: pytest.fail(f"signal {number} ends it")) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("step", ["last_exam", "sample", "draw"])
+def test_a_signal_after_training(run, text, tmp_path, monkeypatch, deadly, number, step):
+    """While the net is judged, and its results are made: everything is saved, and a line says how to go on."""
+    where = "fastbptt.train.job.plot_training" if step == "draw" else f"fastbptt.train.loop.Training.{step}"
+    calls = iter([lambda: os.kill(os.getpid(), number)])
+    monkeypatch.setattr(where, lambda *_, **__: next(calls, int)())
+    result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (128 + number, "")
+    last = f"interrupted at update 3; everything is saved; to resume: fastbptt train --resume {tmp_path}/out/checkpoint.safetensors"
+    assert result.out.splitlines()[-1] == last
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_repeated(run, text, tmp_path, monkeypatch, deadly, number):
+    """The status is its own."""
+    monkeypatch.setattr(Interruption, "PATIENCE", -1.0)
+    monkeypatch.setattr("fastbptt.train.loop.Training.update", lambda _: [os.kill(os.getpid(), number) for _ in range(2)])
+    assert_fails(128 + number, "interrupted", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
+
+
 # --- Nothing steers a terminal ----------------------------------------------------------------------------------------
 
 HOSTILE = "\x1b]0;pwned\x07\x9b31m\r\u202e\u2066"
@@ -172,6 +208,48 @@ def test_messages_are_escaped_where_they_leave(capsys):
     out, err = capsys.readouterr()
     assert err == f"fastbptt: error: a{SHOWN.replace(chr(92) + 'r', '')}b\n"
     assert out == f"w{SHOWN} one{SHOWN}\n            two\n"
+
+
+def test_errors_are_of_bounded_length(run, tmp_path, capsys):
+    """Their beginning and end are shown, whoever has written them."""
+    assert fail(ValueError(f"name: {'x' * 10**6}; --option helps"), 2) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch("fastbptt: error: name: x{240,250} [.]{3} x{200,250}; --option helps\n", error), error
+    header = json.dumps({"__metadata__": {"fastbptt": "{}"}, "n" * 900_000: {"dtype": "X", "shape": [1], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    for arguments in (["train", "--resume", tmp_path / "file"], ["flow", tmp_path / "file"], ["train", "--seed", "9" * 5000]):
+        result = run(*arguments)
+        assert result.status == 2 and len(result.err) < 600 and result.err.count("\n") == 1
+
+
+def test_names_with_line_breaks_forge_no_lines(run, tmp_path, monkeypatch):
+    """They are shown in one line, in results as in errors."""
+    monkeypatch.chdir(tmp_path)
+    forged = "a\nheld-out\tperplexity 1"
+    (tmp_path / f"{forged}.txt").write_text(TEXT)
+    results = [
+        run("train", f"{forged}.txt", *OPTIONS, "--out", forged),
+        run("train", f"{forged}.txt", *OPTIONS, "--out", forged),
+        run("flow", f"{forged}/checkpoint.safetensors", "--out", f"{forged}.png"),
+    ]
+    assert [result.status for result in results] == [0, 2, 0]
+    for result in results:
+        assert not re.search("^ *held-out\tperplexity 1", result.out + result.err, re.MULTILINE), result.out
+    assert f"\ncheckpoint  {printable_name(forged)}/checkpoint.safetensors\n" in results[0].out
+    assert results[0].out.count(printable_name(forged)) == results[2].out.count(printable_name(forged)) + 1 == 4
+
+
+@pytest.mark.parametrize("out", ["-x", "-x y", "a b"])
+def test_the_command_that_resumes_is_one(run, text, tmp_path, monkeypatch, out):
+    """Also of a directory whose name looks like an option."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastbptt.train.job.report", failing(KeyboardInterrupt()))
+    result = run("train", text, *OPTIONS, "--no-plot", f"--out={out}")
+    assert result.status == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = shlex.split(result.out.splitlines()[-1].partition("to resume: fastbptt ")[2])
+    assert run(*again, "--no-plot", "--updates", 4).status == 0
 
 
 def damaged(name):
@@ -254,6 +332,17 @@ def test_a_picture_may_fail_in_any_way(run, text, tmp_path, monkeypatch, line):
     assert "Lyapunov" in result.out and "picture " not in result.out
 
 
+def test_warnings_about_a_picture_are_not_shown(run, text, tmp_path, monkeypatch):
+    """As of a name with letters that the font lacks, or of numbers that overflow. Here, a warning shown is an error."""
+    warn = partial(warnings.warn, "overflow", RuntimeWarning, stacklevel=2)
+    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **__: warn())
+    monkeypatch.setattr("fastbptt.pictures.draw_portrait", lambda *_, **__: warn())
+    result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    result = run("flow", "--hidden", 5, "--steps", 9, "--out", tmp_path / "x.png")
+    assert (result.status, result.err) == (0, "")
+
+
 def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatch):
     monkeypatch.setattr("fastbptt.train.job.plot_training", failing(RuntimeError("no fonts")))
     linear = ["--cell", "rnn", "--nonlinearity", "identity", "--lr", 1e6, "--updates", 500]
@@ -262,7 +351,8 @@ def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatc
 
 
 def test_a_sample_that_cannot_be_written(run, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastbptt.train.job.write_atomically", failing(OSError(28, "No space left on device", "out/sample.txt")))
+    full = SimpleNamespace(path=tmp_path / "out", write=failing(OSError(28, "No space left on device", "out/sample.txt")))
+    monkeypatch.setattr("fastbptt.train.job.keep", lambda sample, output: keep(sample, replace(output, folder=full)))
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
     assert_fails(1, "out/sample.txt: No space left on device", result)
     assert "\nsample      5 characters at temperature 0.8\n" in result.out

@@ -40,7 +40,7 @@ def test_a_new_file_has_the_permissions_of_any(tmp_path, umask):
 def test_a_secret_is_never_open_to_others(tmp_path, monkeypatch):
     """Not for a moment: what is opened once can be read later."""
     opened = []
-    monkeypatch.setattr(os, "open", lambda *arguments, open=os.open: opened.append(arguments) or open(*arguments))
+    monkeypatch.setattr(os, "open", lambda *arguments, open=os.open, **within: opened.append(arguments) or open(*arguments, **within))
     path = tmp_path / "file"
     path.touch(0o600)
     opened.clear()
@@ -109,7 +109,7 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_an_error_names_the_file(tmp_path, monkeypatch, call):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), LEFT)
 
     if call == "write":

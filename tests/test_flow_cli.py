@@ -80,7 +80,7 @@ def test_an_error_stands_alone_on_its_line(run, monkeypatch):
     monkeypatch.setattr(DescribedNet, "tape", fail)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run(*QUICK).status == 2
-    assert re.fullmatch(r"working [^\r]*\r *\rfastbptt: error: not enough memory\n", terminal.getvalue())
+    assert re.fullmatch(r"working [^\r]*\r *\rfastbptt: error: not enough memory: --hidden .*\n", terminal.getvalue())
 
 
 @pytest.mark.parametrize("gone", ["none", "closed", "hung up"])
@@ -279,6 +279,7 @@ def test_a_net_that_was_trained_on_a_task(run, capsys, tmp_path, task):
     assert 20 <= int(re.search(r"after (\d+) steps", lines(run(checkpoint, "--no-picture"))["gradient"])[1]) < 50
     assert_refuses(run(checkpoint, "--text", "some"), f"text: .* was trained on the task {task}, not on a text")
     assert_refuses(run(checkpoint, "--steps", 0), "length: expected .*, got 0")
+    assert_refuses(run(checkpoint, "--batch", 10**20), "batch: expected a number at least 1 and at most 1e.06, got 10{20}")
 
 
 def test_the_losses_of_a_task(tmp_path):
@@ -418,6 +419,8 @@ def test_a_net_that_does_not_fit_the_memory(run, monkeypatch):
 
     monkeypatch.setattr(DescribedNet, "tape", fail)
     assert_refuses(run(), "not enough memory: Unable to allocate 7 TiB")
+    sizes = "--hidden 900000", "--steps 7", "--batch 3"
+    assert_refuses(run(*" ".join(sizes).split()), f"not enough memory: Unable to allocate 7 TiB; with {', '.join(sizes)}")
 
 
 @pytest.mark.parametrize(

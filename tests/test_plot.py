@@ -15,6 +15,7 @@ CASES = {
     "one update": ([4.0], [1.0], 1.0, 2.0),
     "none": ([], [], 1.0, None),
     "nothing to learn": (np.zeros(700), np.zeros(700), 1.0, 0.0),
+    "a bound that is not reached": ([4.0, 1e3, 1e250], [1.0, 1e50, 1e250], 1e300, 1e290),
     "an explosion": ([4.0, 1e3, 1e20, 1e308], [1.0, 1e100, 1e300, 1.7e308], math.inf, 1e10),
     "a vanishing gradient": ([4.0, 4.0, 4.0], [1.0, 1e-200, 5e-324], 1e-300, 4.0),
 }

@@ -356,6 +356,37 @@ def test_silent_connections_do_not_keep_others_out(visitors, monkeypatch):
     assert visitors.computed == [5, 6]
 
 
+def test_addresses_that_are_none(visitors, capsys):
+    visitors.release.set()
+    for address in ("http://[bad/flow", "http://[::1/start"):
+        connection = visitors.connect()
+        connection.sendall(f"GET {address} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert heard(connection)[0] == 400
+    assert heard(visitors.ask(5)) == (200, '{"steps": 5}')
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_connection_that_fails_is_not_told_on_the_terminal(visitors, monkeypatch, capsys):
+    visitors.release.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(serve._Handler, "handle", lambda _: 1 / 0)
+        assert visitors.ask(5).recv(1) == b""
+    assert heard(visitors.ask(6)) == (200, '{"steps": 6}')
+    assert capsys.readouterr() == ("", "")
+
+
+def test_answers_that_are_not_taken_do_not_keep_others_out(visitors, monkeypatch):
+    """Others come in when those are given up, which here takes no time to speak of."""
+    monkeypatch.setattr(serve, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(serve._Handler, "timeout", None)
+    monkeypatch.setattr(serve, "_plotly", lambda: bytes(1 << 26))  # more than the system keeps for a client
+    visitors.release.set()
+    for _ in range(serve.MOST_CONNECTIONS):
+        visitors.connect().sendall(b"GET /plotly.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    visitors.connect()
+    wait_until(lambda: visitors.server._free._value >= serve.MOST_CONNECTIONS - 1)
+
+
 # --- In a browser -----------------------------------------------------------------------------------------------------
 
 FLAGS = [

@@ -325,8 +325,12 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
-    monkeypatch.setattr("fastbptt.train.loop.Model", fail)
-    assert_fails(2, "not enough memory: Unable to allocate 7.28 TiB", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
+    asked = ["train", text, *OPTIONS, "--updates", 2, "--out", tmp_path / "out"]
+    sizes = "--hidden 7, --seq-len 10, --batch 3, --sample 0"
+    for status, where in ((1, "fastbptt.train.loop.Training.update"), (2, "fastbptt.train.loop.Model")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            assert_fails(status, f"not enough memory: Unable to allocate 7.28 TiB; with {sizes}", run(*asked))
 
 
 # --- Interrupted ------------------------------------------------------------------------------------------------------
@@ -334,10 +338,10 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted_and_resumed(run, text, tmp_path, number, status):
+    """It would take hours to its end, so it is interrupted before, whenever the signal comes."""
     pytest.importorskip("matplotlib")
-    options = [text, *OPTIONS[:8], "--updates", 6000, "--sample", 0]
-    process = started(*options, "--out", tmp_path / "part", "--save-every", 0.1)
-    time.sleep(0.1)
+    options = [text, *OPTIONS[:8], "--schedule", "constant", "--sample", 0]
+    process = started(*options, "--updates", 10**8, "--out", tmp_path / "part", "--save-every", 0.1)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (status, "")
@@ -346,9 +350,10 @@ def test_interrupted_and_resumed(run, text, tmp_path, number, status):
     assert sorted(os.listdir(tmp_path / "part")) == ["checkpoint.safetensors", "training.png"]
 
     reached = load_checkpoint(tmp_path / "part" / "checkpoint.safetensors")[0]["training.losses"].size
-    assert f"update {reached:,};" in line and 0 < reached < 6000
-    resumed = run(*shlex.split(line.split("to resume: fastbptt ")[1]), "--no-plot", "--sample", 0)
-    whole = run("train", *options, "--out", tmp_path / "whole", "--no-plot")
+    assert f"update {reached:,};" in line and reached > 0
+    length = ["--updates", reached + 500, "--no-plot"]
+    resumed = run(*shlex.split(line.split("to resume: fastbptt ")[1]), *length, "--sample", 0)
+    whole = run("train", *options, *length, "--out", tmp_path / "whole")
     assert (resumed.status, whole.status) == (0, 0)
     assert f"resumed     after update {reached:,}" in resumed.out
     part, whole = ((tmp_path / name / "checkpoint.safetensors").read_bytes() for name in ("part", "whole"))
@@ -358,7 +363,7 @@ def test_interrupted_and_resumed(run, text, tmp_path, number, status):
 def test_killed_and_resumed(run, text, tmp_path):
     """Killed while it saves after every update, it leaves a checkpoint to go on from, whenever that is."""
     out = tmp_path / "part"
-    process = started(text, *OPTIONS, "--updates", 100_000, "--out", out, "--save-every", 0)
+    process = started(text, *OPTIONS, "--updates", 10**8, "--out", out, "--save-every", 0)
     for _ in range(4):
         time.sleep(np.random.default_rng().uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
@@ -404,6 +409,8 @@ BAD_OPTIONS = {
     "--temperature -1": "temperature: expected a number at least 0 .*, got -1.0",
     "--temperature nan": "temperature: expected a number at least 0 .*, got nan",
     "--sample -1": "sample: expected an integer of at least 0, got -1",
+    "--sample 99999999999": "sample: expected a number at least 0 and at most 1e.06, got 99999999999",
+    "--sample 99999999999999999999": "sample: expected a number at least 0 and at most 1e.06, got 99999999999999999999",
     "--save-every -1": "save-every: expected a number at least 0, got -1.0",
     "--hid 3": "unrecognized arguments: --hid .*",
     "another.txt": "unrecognized arguments: another.txt .*",
@@ -458,6 +465,12 @@ def test_an_unwritable_directory(run, text, tmp_path, monkeypatch, out):
         pytest.skip("root writes everywhere")
     assert_fails(2, f"{out}: .*(directory|denied).*", run("train", text, *OPTIONS, "--out", out))
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that is there and cannot be read")
+def test_a_read_that_fails_names_its_file(run, checkpoint):
+    for arguments in (["train"], ["train", "--resume"], ["train", "--resume", checkpoint], ["flow"], ["flow", checkpoint, "--text"]):
+        assert_fails(2, "/proc/self/mem: Input/output error", run(*arguments, "/proc/self/mem"))
 
 
 @pytest.fixture
@@ -577,6 +590,11 @@ DAMAGE = {
     "another batch": setting("batch", 4),
     "an impossible window": setting("seq_len", 10_000),
     "no text": entry("description", {}),
+    "a text without a name": described("source", ""),
+    "a text of another kind": described("source", ["a"]),
+    "an unknown encoding": described("encoding", "klingon"),
+    "an encoding of no text": described("encoding", "hex"),
+    "an encoding with a NUL": described("encoding", "a\0"),
     "a text in words": entry("description", "the one from last week"),
     "an encoding that is none": described("encoding", 8),
     "line ends that are none": described("newline", "\r"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .._checks import DTYPES
-from .._command import PictureError, drawing, fail, file_name, file_path, given, require, say, working
+from .._command import PictureError, drawing, fail, file_name, file_path, given, memory_for, printable_name, require, say, working
 from .._files import require_writable
 from .._notation import format_log10
 from ..functional import NONLINEARITIES
@@ -66,23 +66,28 @@ def add_flow(commands):
 def flow(options):
     """The command; returns the exit status. What it raises is trouble with what was asked for, but for a picture that cannot be drawn."""
     try:
-        _refuse_contradictions(options)
-        if options.serve:
-            return _serve(options)
-        picture = None if options.no_picture else _writable(options.out or PICTURE)
-        if options.compare:
-            _compare(options, picture)
-        elif options.checkpoint is not None:
-            _look_at_saved(options, picture)
-        else:
-            net = DescribedNet(**given(options, DESCRIBED))
-            with working("the net, forwards and back"):
-                found = net.flow()
-            _look_at(found, f"{net}", picture)
+        with memory_for(options, "hidden", "steps", "batch"):
+            return _flow(options)
     except PictureError as error:
         return fail(error, 1)
     except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
         return fail(error, 2)
+
+
+def _flow(options):
+    _refuse_contradictions(options)
+    if options.serve:
+        return _serve(options)
+    picture = None if options.no_picture else _writable(options.out or PICTURE)
+    if options.compare:
+        _compare(options, picture)
+    elif options.checkpoint is not None:
+        _look_at_saved(options, picture)
+    else:
+        net = DescribedNet(**given(options, DESCRIBED))
+        with working("the net, forwards and back"):
+            found = net.flow()
+        _look_at(found, f"{net}", picture)
     return 0
 
 
@@ -99,14 +104,14 @@ def _look_at_saved(options, picture):
             tokens, source, unknown = net.tokens(options.text, options.encoding)
             found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
-        say("text", f"{source}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
+        say("text", f"{printable_name(source)}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
         for what in given(options, ("text", "encoding")):
             raise ValueError(f"{what}: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
         with working("the net on its task"):
             found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
-    _look_at(found, str(net), picture)
+    _look_at(found, printable_name(net), picture)
 
 
 def _look_at(found, title, picture):
@@ -125,7 +130,7 @@ def _look_at(found, title, picture):
 
         with working("the picture"), drawing(picture):
             draw_portrait(portrait, picture, title=title)
-        say("picture", picture)
+        say("picture", printable_name(picture))
 
 
 def _compare(options, picture):
@@ -150,7 +155,7 @@ def _compare(options, picture):
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
         with working("the picture"), drawing(picture):
             draw_portraits(portraits, picture, title=title)
-        say("picture", picture)
+        say("picture", printable_name(picture))
 
 
 def _weights(portrait):

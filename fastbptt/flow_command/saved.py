@@ -172,7 +172,8 @@ class TaskNet(SavedNet):
             If the task has no such length.
         """
         task = self.task if length is None else self._task(length)
-        x, targets = task.batch(_checks.size("seed", seed, 0), _checks.size("batch", batch), self.rnn.dtype)
+        _checks.number("batch", _checks.size("batch", batch), 1, _checks.LARGEST)
+        x, targets = task.batch(_checks.size("seed", seed, 0), batch, self.rnn.dtype)
         return self._flow(x, None, task.loss, targets)
 
 

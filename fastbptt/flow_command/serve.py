@@ -34,6 +34,7 @@ HOST = "127.0.0.1"
 BATCH = 16
 MOST_HIDDEN = 256  # units: few enough for the curve to follow the slider
 MOST_CONNECTIONS = 64  # at a time, each with a thread
+ANSWER_SECONDS = 5  # for a client to take an answer: to another program of this machine, it takes a fraction of one
 TICKET = "fastbptt.ticket"  # its name in the environment of a request
 NETS = {
     "tanh": ("rnn", "tanh"),
@@ -217,6 +218,9 @@ class Server(ThreadedWSGIServer):
         """It is silent no more: its ticket, if it was until now."""
         return self._silent.pop(connection, None)
 
+    def handle_error(self, *_):
+        """What is wrong with a connection is the client's to see, and not on the terminal of the one who serves."""
+
     def shutdown_request(self, connection):
         self.heard(connection)
         super().shutdown_request(connection)
@@ -229,13 +233,19 @@ class _Handler(WSGIRequestHandler):
     def run_wsgi(self):
         self.ticket = self.server.heard(self.connection)
         if self.ticket is not None:
-            super().run_wsgi()
+            self.connection.settimeout(ANSWER_SECONDS)
+            try:
+                super().run_wsgi()
+            except ValueError:  # an address that is none, for which there is no environment to answer it in
+                self.send_error(BadRequest.code)
 
     def make_environ(self):
         return super().make_environ() | {TICKET: self.ticket}
 
     def log(self, *_):
         pass
+
+    log_request = log  # which would take the address apart
 
 
 def _hang_up(connection):

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .._files import write_atomically
+from .._files import errors_name, write_atomically
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
 METADATA_KEY = "fastbptt"  # one entry only: the format's writer leaves the order of several to chance
 
 
-def save_checkpoint(path, arrays, metadata):
+def save_checkpoint(path, arrays, metadata, write=write_atomically):
     """Write a checkpoint, all of it or nothing.
 
     Parameters
@@ -24,6 +24,8 @@ def save_checkpoint(path, arrays, metadata):
     arrays : dict of ndarray
     metadata : dict
         Anything that JSON can hold. Equal arrays and metadata make equal files.
+    write : callable
+        What writes it, called as ``write(path, content)``.
 
     Raises
     ------
@@ -33,7 +35,7 @@ def save_checkpoint(path, arrays, metadata):
     from safetensors.numpy import save
 
     text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    write_atomically(path, save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, {METADATA_KEY: text}))
+    write(path, save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, {METADATA_KEY: text}))
 
 
 def load_checkpoint(path):
@@ -85,7 +87,7 @@ def _read_checked(path):
     """The file's bytes, once its header shows that they are what it promises: a video, or a file that was cut off, is not read to its end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path}: expected a checkpoint, got a directory or device")
-    with open(path, "rb") as file:
+    with errors_name(path), open(path, "rb") as file:
         beginning = file.read(9)
         length = int.from_bytes(beginning[:8], "little")
         if beginning[8:] != b"{" or not 0 < length <= HEADER_LIMIT:

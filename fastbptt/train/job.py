@@ -1,16 +1,17 @@
 """The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
 
+import os
 import shlex
 import signal
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from .. import _checks
-from .._command import PictureError, drawing, fail, one_line, say, show
-from .._files import write_atomically
+from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
+from .._signals import status_of
 from .display import Meter, display_for
+from .folder import Folder
 from .plot import plot_training
 from .saved_run import save
 from .settings import OPTIMISERS
@@ -26,7 +27,7 @@ class Output:
 
     Attributes
     ----------
-    directory : path
+    folder : Folder
     picture : bool
         Whether to draw it.
     sample : int
@@ -45,7 +46,7 @@ class Output:
         If a value cannot be.
     """
 
-    directory: Path
+    folder: Folder
     picture: bool = True
     sample: int = 500
     temperature: float = 0.8
@@ -54,21 +55,21 @@ class Output:
     live: bool = False
 
     def __post_init__(self):
-        _checks.size("sample", self.sample, 0)
+        _checks.number("sample", _checks.size("sample", self.sample, 0), 0, _checks.LARGEST)
         _checks.number("temperature", self.temperature, 0, _checks.LARGEST)
         _checks.number("save-every", self.save_every, 0)
 
     @property
     def checkpoint(self):
-        return self.directory / CHECKPOINT
+        return self.folder.path / CHECKPOINT
 
     @property
     def image(self):
-        return self.directory / PICTURE
+        return self.folder.path / PICTURE
 
     @property
     def sample_file(self):
-        return self.directory / SAMPLE
+        return self.folder.path / SAMPLE
 
     def files(self):
         """All that are to be written."""
@@ -76,7 +77,8 @@ class Output:
 
     @property
     def resume_command(self):
-        return shlex.join(["fastbptt", "train", "--resume", str(self.checkpoint)])
+        path = str(self.checkpoint)
+        return printable_name(shlex.join(["fastbptt", "train", *([f"--resume={path}"] if path.startswith("-") else ["--resume", path])]))
 
 
 def run(training, output):
@@ -115,16 +117,17 @@ def run(training, output):
             found = [] if watch is None else [watch.look.finding]
             advice = "a smaller --lr or --clip may help"
             raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
-    if not interruption.signal:
         try:
-            troubles = report(training, output, meter, watch)
+            interruption.heed()
+            troubles = report(training, output, meter, saver, watch)
             return fail("; ".join(troubles), 1) if troubles else 0
-        except KeyboardInterrupt:
-            interruption.signal = signal.SIGINT
-    status = 128 + interruption.signal
-    troubles = draw(training, output)
-    show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
-    return fail("; ".join(troubles), status) if troubles else status
+        except KeyboardInterrupt as stop:
+            status = status_of(stop)
+        troubles = draw(training, output)
+        if lost := saver.lost():
+            return fail("; ".join([f"interrupted at update {training.updates:,}", *lost, *troubles]), status)
+        show(f"interrupted at update {training.updates:,}; everything is saved; to resume: {output.resume_command}")
+        return fail("; ".join(troubles), status) if troubles else status
 
 
 class Saver:
@@ -132,7 +135,7 @@ class Saver:
 
     def __init__(self, training, output):
         self.training, self.output = training, output
-        self.saved, self.last = None, time.monotonic()
+        self.saved, self.file, self.last = None, None, time.monotonic()
 
     def save_if_due(self):
         if time.monotonic() - self.last >= self.output.save_every:
@@ -140,28 +143,43 @@ class Saver:
 
     def save(self):
         try:
-            save(self.training, self.output.checkpoint)
+            save(self.training, self.output.checkpoint, self.output.folder.write)
         except OSError as error:
             raise OSError(f"{one_line(error)}; {self.kept()}") from None
-        self.saved, self.last = self.training.updates, time.monotonic()
+        self.saved, self.file, self.last = self.training.updates, self._file_there(), time.monotonic()
 
     def kept(self):
         """What there is to go back to, in words."""
         if self.saved is None:
             return "this run has saved no checkpoint yet"
-        return f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
+        return "".join(self.lost()) or f"the checkpoint of update {self.saved} is kept in {self.output.checkpoint}"
+
+    def lost(self):
+        """In a list, that what was saved is no longer where it was put; as when somebody has moved it."""
+        if self.file is not None and self.file == self._file_there():
+            return []
+        return [f"the checkpoint of update {self.saved} is no longer in {self.output.checkpoint}"]
+
+    def _file_there(self):
+        """What the file that has the checkpoint's name can be known by; None if there is none."""
+        try:
+            found = os.stat(self.output.checkpoint)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 class Interruption:
     """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
 
-    What is ignored, as SIGHUP is under nohup, stays so.
+    They do so by a KeyboardInterrupt that has the number of the first one. What is ignored, as SIGHUP is under nohup, stays so.
     """
 
     PATIENCE = 1.0  # seconds; some programs send a signal twice
 
     def __init__(self):
         self.signal = 0
+        self._heeded = False
         self._previous = {}
 
     def __enter__(self):
@@ -175,11 +193,21 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def heed(self):
+        """From now on, the first one interrupts at once, also if it has come already."""
+        self._heeded = True
+        if self.signal:
+            raise KeyboardInterrupt(self.signal)
+
     def _note(self, number, _):
+        now = time.monotonic()
         if not self.signal:
-            self.signal, self._at = number, time.monotonic()
-        elif time.monotonic() - self._at > self.PATIENCE:
-            raise KeyboardInterrupt
+            self.signal, self._at = number, now
+            interrupts = self._heeded
+        else:
+            interrupts = now - self._at > self.PATIENCE
+        if interrupts:
+            raise KeyboardInterrupt(self.signal)
 
 
 def introduce(training, output):
@@ -198,7 +226,7 @@ def introduce(training, output):
         say("resumed", f"after update {training.updates:,}")
 
 
-def report(training, output, meter, watch=None):
+def report(training, output, meter, saver, watch=None):
     """Judge the net, print what there is to see, and write it; what could not be written, in words."""
     exam = training.last_exam()
     say("held-out", training.lesson.verdict(exam))
@@ -209,21 +237,23 @@ def report(training, output, meter, watch=None):
         say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
     unwritten = []
     if sample := training.sample(output.sample, output.temperature):
-        unwritten = keep(sample, output.sample_file)
-        where = "" if unwritten else f"; also in {output.sample_file}"
+        unwritten = keep(sample, output)
+        where = "" if unwritten else f"; also in {printable_name(output.sample_file)}"
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
     undrawn = draw(training, output, exam)
     if output.picture and not undrawn:
-        say("picture", output.image)
-    say("checkpoint", output.checkpoint)
-    return unwritten + undrawn
+        say("picture", printable_name(output.image))
+    lost = saver.lost()
+    if not lost:
+        say("checkpoint", printable_name(output.checkpoint))
+    return lost + unwritten + undrawn
 
 
-def keep(sample, path):
+def keep(sample, output):
     """Write the sample; in a list, why it could not be."""
     try:
-        write_atomically(path, sample.encode())
+        output.folder.write(output.sample_file, sample.encode())
     except OSError as error:
         return [one_line(error)]
     return []
@@ -237,9 +267,10 @@ def draw(training, output, last_exam=None):
     net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
     title = "; ".join(filter(None, (training.lesson.title(), net)))
     curves = training.losses, training.norms, training.omegas
+    how = {"clip": settings.clip, "title": title, "write": output.folder.write}
     try:
         with drawing(output.image):
-            plot_training(output.image, *curves, clip=settings.clip, title=title, **training.lesson.picture(training.exams, last_exam))
+            plot_training(output.image, *curves, **how, **training.lesson.picture(training.exams, last_exam))
     except PictureError as error:
         return [str(error)]
     return []

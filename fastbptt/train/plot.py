@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from .._figures import BLUE, VERMILION, new_figure, save
+from .._files import write_atomically
 
 TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
 POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more
@@ -12,7 +13,19 @@ PERPLEXITIES = (1.1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 500)  # mark
 
 
 def plot_training(
-    path, losses, norms, omegas=(), *, clip=math.inf, loss_label="loss", level=None, perplexities=False, errors=None, solved=0.0, title=""
+    path,
+    losses,
+    norms,
+    omegas=(),
+    *,
+    clip=math.inf,
+    loss_label="loss",
+    level=None,
+    perplexities=False,
+    errors=None,
+    solved=0.0,
+    title="",
+    write=write_atomically,
 ):
     """Draw the loss and the gradient norm of a training run, update by update, on logarithmic scales.
 
@@ -36,6 +49,8 @@ def plot_training(
     solved : float
         The share that is aimed at.
     title : str
+    write : callable
+        What writes the picture, called as ``write(path, content)``.
 
     Raises
     ------
@@ -56,7 +71,7 @@ def plot_training(
 
     _curve(upper, losses)
     if level is not None:
-        upper.axhline(level[0], color=VERMILION, linestyle="--", label=level[1])
+        upper.axhline(min(level[0], TOP), color=VERMILION, linestyle="--", label=level[1])
     _finish(upper, losses, loss_label)
     if perplexities:
         _perplexity_axis(upper)
@@ -71,12 +86,12 @@ def plot_training(
     _curve(lower, norms)
     if math.isfinite(clip):
         share = np.mean(norms > clip) if norms.size else 0
-        lower.axhline(clip, color=VERMILION, linestyle="--", label=f"clipped to {clip:g}: {share:.1%} of the updates")
+        lower.axhline(min(clip, TOP), color=VERMILION, linestyle="--", label=f"clipped to {clip:g}: {share:.1%} of the updates")
     _finish(lower, norms, "gradient norm before clipping")
     lower.set_xlabel("update")
     lower.set_xlim(0, max(1, len(losses)))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    save(figure, path)
+    save(figure, path, write)
 
 
 def _curve(axes, values):

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from .. import _checks
+from .._files import write_atomically
 from .checkpoint import below, damage_named, load_checkpoint, save_checkpoint
 from .lesson import Exam
 from .loop import Training
@@ -18,13 +19,15 @@ STATES = ("training.h", "training.c")
 EXAMS = "training.exams"  # (exams, 4): what an `Exam` has
 
 
-def save(training, path):
+def save(training, path, write=write_atomically):
     """Write a run's checkpoint.
 
     Parameters
     ----------
     training : Training
     path : str or path
+    write : callable
+        What writes it, called as ``write(path, content)``.
 
     Raises
     ------
@@ -37,7 +40,7 @@ def save(training, path):
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise FloatingPointError(f"update {training.updates}: {name} is not finite")
-    save_checkpoint(path, arrays, _metadata(training))
+    save_checkpoint(path, arrays, _metadata(training), write)
 
 
 def load_run(path):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import _checks
+from .._files import errors_name
+
 DEFAULT_SOURCE = "pydoc_data.topics"
 HELD_OUT = 20  # one part in so many is held out
 LEAST_HELD_OUT = 2  # characters: one to read, one to predict
@@ -123,10 +126,12 @@ def read_corpus(source=None, encoding=None, newline=None):
 
 def saved_reading(description):
     """Arguments of `read_corpus`, out of a checkpoint's description. The first checkpoints had no choice: UTF-8, line ends as they are."""
-    encoding, newline = description.get("encoding"), description.get("newline", "")
-    if not isinstance(encoding, str | None) or newline not in (None, ""):
-        raise ValueError(f"no text is read with encoding {encoding!r}, newline {newline!r}")
-    return {"source": str(description["source"]), "encoding": encoding, "newline": newline}
+    source, encoding, newline = description["source"], description.get("encoding"), description.get("newline", "")
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"no text has the name {_checks.quoted(source)}")
+    if not (encoding is None or _is_known(encoding)) or newline not in (None, ""):
+        raise ValueError(f"no text is read with encoding {_checks.quoted(encoding)}, newline {_checks.quoted(newline)}")
+    return {"source": source, "encoding": encoding, "newline": newline}
 
 
 def corpus_of(text, source, encoding=None, newline=None):
@@ -145,6 +150,13 @@ def corpus_of(text, source, encoding=None, newline=None):
 def decode(vocabulary, tokens):
     """The string that tokens stand for."""
     return vocabulary[tokens].astype("<u4").tobytes().decode("utf-32-le")
+
+
+def _is_known(encoding):
+    try:
+        return isinstance(encoding, str) and bool("a".encode(encoding))
+    except (LookupError, ValueError):
+        return False
 
 
 def _python_topics():
@@ -183,7 +195,8 @@ def _read_bytes(path):
         raise ValueError(f"{path}: expected a text file, got a directory")
     if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
         raise ValueError(f"{path}: expected a text file, got a device or socket")
-    return Path(path).read_bytes()
+    with errors_name(path):
+        return Path(path).read_bytes()
 
 
 def _advice(content):

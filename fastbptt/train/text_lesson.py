@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from .._command import printable_name
 from ..losses import perplexity, softmax_cross_entropy
 from .checkpoint import damage_named
 from .lesson import Exam, Lesson, Window
@@ -64,7 +65,7 @@ class TextLesson(Lesson):
     def introduction(self):
         corpus = self.corpus
         size = f"{len(corpus.tokens):,} characters, {self.inputs} different"
-        return "text", f"{corpus.source}: {size}; the last {len(corpus.held_out):,} are held out"
+        return "text", f"{printable_name(corpus.source)}: {size}; the last {len(corpus.held_out):,} are held out"
 
     def portions(self):
         return f"{self.settings.batch} streams in windows of {self.steps}"
