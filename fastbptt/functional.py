@@ -456,6 +456,7 @@ def check_leak(leak, H, dtype):
     """One leak for every unit, or None."""
     if leak is None:
         return None
+    leak = _checks.scalar(leak)
     if isinstance(leak, np.ndarray):
         leak = _checks.array("leak", leak, (H,), dtype).copy()
         if not ((leak > 0) & (leak <= 1)).all():

@@ -126,6 +126,41 @@ def test_finite_gradients_have_a_finite_norm(p):
     assert np.isfinite(v).all() and (v >= 0).all() and fastbptt.total_norm(v, p) <= 1 + 100 * EPS
 
 
+@pytest.mark.parametrize(
+    ("value", "n", "p", "expected"),
+    [
+        (1e-300, 3, 0.001, 1.32207081948080667e177),  # 3^1000 = 1.32e477
+        (1e-300, 2, 0.0005, 1.14813069527425455e302),  # 2^2000 = 1.15e602
+        (5e-324, 2, 1 / 2097, 2.0**1023),  # 5e-324 = 2^-1074
+        (2.5, 1, 1e-300, 2.5),
+    ],
+)
+def test_norms_of_a_small_order(value, n, p, expected):
+    """That of n equal elements is one of them times n^(1/p), which may be beyond the range of a double where the norm is not."""
+    v = np.full(n, value)
+    assert fastbptt.total_norm(v, p) == pytest.approx(expected, rel=1e-11)
+    fastbptt.clip_grad_norm_(v, expected / 16, p)
+    np.testing.assert_allclose(v, value / 16, rtol=1e-11)
+
+
+def test_norms_beyond_all_range():
+    """1e-300 * 3^1e6 is clipped for what it is, though the largest double is all that can be returned; that leaves nothing."""
+    v = np.full(3, 1e-300)
+    assert fastbptt.clip_grad_norm_(v, 1.0, 1e-6) == np.finfo(float).max
+    assert not v.any()
+    v = np.ones(2)
+    assert fastbptt.clip_grad_norm_(v, 2.0**1000, 1 / 1030) == np.finfo(float).max
+    np.testing.assert_allclose(v, 2.0**-30, rtol=1e-11)
+
+
+def test_small_elements_count_in_norms_of_a_small_order():
+    """However small beside the largest: (1 + (1e-400)^0.01)^100 is (1 + 1e-4)^100."""
+    v = np.array([1e200, 1e-200])
+    assert fastbptt.total_norm(v, 0.01) == pytest.approx(1e200 * 1.0001**100, rel=1e-12)
+    fastbptt.clip_grad_norm_(v, 1e100, 0.01)
+    np.testing.assert_allclose(v, np.array([1e100, 1e-300]) / 1.0001**100, rtol=1e-12)
+
+
 @pytest.mark.parametrize("limit", [1e-150, 1e-115])
 def test_clipping_further_than_the_range_of_a_factor(limit):
     """1e200 to 1e-150 is a factor of 1e-350, which no double holds, and 1e-315 is held with three digits: all must survive all the same."""

@@ -358,6 +358,7 @@ def test_a_number_may_be_an_array_without_axes(kind):
     optimiser = fastbptt.SGD(np.ones(3), lr=one)
     np.testing.assert_array_equal(fastbptt.Linear(3, 4, rng=np.array(5)).flat_params, fastbptt.Linear(3, 4, rng=5).flat_params)
     assert type(optimiser.lr) is float and optimiser.lr == 1
+    assert (fastbptt.RNN(3, 4, leak=one).leak == 1).all()
     for wrong, error in ((np.array(True), TypeError), (np.array(1j), TypeError), (np.array(None), TypeError), (np.ma.array(1.0), TypeError),
                          (np.ones(1), TypeError), (np.array(-1, kind), ValueError), (np.array(10**400), ValueError)):  # fmt: skip
         with pytest.raises(error, match=r"^lr: expected a number"):

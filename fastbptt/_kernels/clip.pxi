@@ -154,11 +154,11 @@ cdef double chunk_squares(real *at, Py_ssize_t n, double unused, double p) noexc
     return add_up(square, at, n)
 
 
-cdef double chunk_scaled_powers(real *at, Py_ssize_t n, double largest, double p) noexcept nogil:
+cdef double chunk_scaled_powers(real *at, Py_ssize_t n, double scale, double p) noexcept nogil:
     cdef double total = 0
     cdef Py_ssize_t i
     for i in range(n):
-        total += pow(fabs(at[i]) / largest, p)
+        total += pow(fabs(at[i]) / scale, p)
     return total
 
 
@@ -205,7 +205,7 @@ cdef double chunk_clip(real *at, Py_ssize_t n, double limit, double p) noexcept 
 
 cdef int measure(Arrays arrays, double p, double *factor, double *root) except -1:
     """The p-norm as factor * root, which may overflow or vanish where the two do not."""
-    cdef double total, largest
+    cdef double total, largest, scale
     factor[0] = 1
     if p == 1 or p == 2:
         arrays.read(chunk_squares if p == 2 else chunk_magnitudes)
@@ -217,9 +217,13 @@ cdef int measure(Arrays arrays, double p, double *factor, double *root) except -
     largest = arrays.largest()
     root[0] = largest
     if p < INFINITY and 0 < largest < INFINITY:
-        arrays.read(chunk_scaled_powers, largest, p, POW_WORK)
+        scale = largest if p > 0.5 else 1    # where it is 1, no power leaves the range, and a ratio that did would still count
+        arrays.read(chunk_scaled_powers, scale, p, POW_WORK)
+        total = arrays.total() / pow(largest / scale, p)
         factor[0] = largest
-        root[0] = min(pow(arrays.total(), 1 / p), DBL_MAX)
+        root[0] = pow(total, 1 / p)
+        if root[0] == INFINITY:              # the norm may be in range all the same: it is taken by halves of its logarithm
+            factor[0] = root[0] = min(exp((log(largest) + log(total) / p) / 2), DBL_MAX)
     return 0
 
 

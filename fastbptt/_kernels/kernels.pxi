@@ -2,7 +2,7 @@
 # `simd.h` says what `real` and `vec` are in each.
 
 from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
-from libc.math cimport INFINITY, fabs, floor, log, pow, signbit, sqrt
+from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
