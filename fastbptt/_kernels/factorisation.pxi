@@ -16,7 +16,8 @@ cdef struct Factorisation:
 
 
 def factorise(real[:, :, ::1] v, double[:, ::1] logs, Py_ssize_t[:, ::1] order, real[:, :, ::1] c, double[:, ::1] growth):
-    """v = c q, for v (B, N, N) whose rows are to be scaled by exp(logs), up to their order: v becomes q, in the order in which rows were done.
+    """v = c q, up to the order of the rows, for v (B, N, N) whose rows are to be scaled by exp(logs): v becomes q, its rows in the order in
+    which they were done.
 
     order (B, N): which rows of v these were; logs (B, N) come into that order, too. c (B, N, N), zeros on entry, becomes lower triangular;
     growth (B, N): the logarithms of the magnitudes on its diagonal. A row of which nothing but rounding is left becomes 0, its logarithm
