@@ -1,6 +1,7 @@
 """Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
 
 import functools
+import signal
 
 import pytest
 from commands import Run
@@ -14,6 +15,18 @@ def threads():
     before = fastbptt.get_num_threads()
     yield fastbptt.set_num_threads
     fastbptt.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """In tests, and in the processes that they start, signals mean what they usually do: nohup and background jobs ignore some of them."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    ignored = [number for name in usual if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number.name])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
