@@ -36,17 +36,21 @@ def chains(steps, start, stop):
     """
     span = slice(start, stop)
     with np.errstate(all="ignore"):
-        if steps.keep is None and steps.slopes[span].all():
-            # once each row has been divided by its sum, nothing is left of the slopes: one step stands for all
-            one = Linearised(steps.w_hh, None, np.ones((1, 1, steps.H)), None, None)
-            columns, hidden = np.broadcast_to(_balanced(one, slice(0, 1)), steps.slopes[span].shape), False
+        # once each row has been divided by its sum, nothing is left of a plain RNN's slopes: one step stands for all
+        alike = steps.keep is None and steps.slopes[span].all()
+        if alike:
+            one, hidden = Linearised(steps.w_hh, None, np.ones((1, 1, steps.H)), None, None), False
+            columns = np.broadcast_to(_balanced(one, slice(0, 1), _weigh(one, slice(0, 1))[0]), steps.slopes[span].shape)
         else:
             columns, hidden = _weigh(steps, span)
         uneven = (hidden | (columns.min(axis=-1) < UNEVEN * columns.max(axis=-1))).any(axis=0)
-        for rows, careful in ((~uneven, False), (uneven, True)):
-            if rows.any():
-                some = steps if rows.all() else steps.rows(rows)
-                yield rows, Chain(some, start, stop, _balanced(some, span) if careful else None)
+        if not uneven.all():
+            even = steps if not uneven.any() else steps.rows(~uneven)
+            yield ~uneven, Chain(even, start, stop)
+        if uneven.any():
+            some = steps if uneven.all() else steps.rows(uneven)
+            sizes = columns[:, uneven]
+            yield uneven, Chain(some, start, stop, sizes if alike else _balanced(some, span, sizes))
 
 
 class Chain:
@@ -98,9 +102,8 @@ class Chain:
         return self.steps.w_hh, slopes, past, units, show
 
 
-def _balanced(steps, span):
+def _balanced(steps, span, columns):
     """The sizes of columns, after rows and columns have been divided by their sums by turns (Sinkhorn and Knopp 1967)."""
-    columns, _ = _weigh(steps, span)
     for _ in range(ROUNDS):
         columns, _ = _weigh(steps, span, np.maximum(columns, SMALLEST * columns.max(axis=-1, keepdims=True)))
     return columns
