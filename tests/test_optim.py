@@ -90,6 +90,13 @@ def test_the_formula(name, plain, options):
         assert np.abs(p - start()[0][key]).max() > 1e-3
 
 
+def step_theirs(torch, optimiser, parameters, grads):
+    """A step of PyTorch's optimiser, of parameters and NumPy gradients by name."""
+    for key, parameter in parameters.items():
+        parameter.grad = torch.from_numpy(grads[key].copy())
+    optimiser.step()
+
+
 @pytest.mark.one_level
 @EACH_CASE
 def test_against_torch(name, plain, options, torch):
@@ -99,9 +106,7 @@ def test_against_torch(name, plain, options, torch):
     optimiser = getattr(fastbptt, name)(params, **options)
     for g in grads:
         optimiser.step(g)
-        for key, parameter in theirs.items():
-            parameter.grad = torch.from_numpy(g[key].copy())
-        their_optimiser.step()
+        step_theirs(torch, their_optimiser, theirs, g)
     for key, p in params.items():
         np.testing.assert_allclose(p, theirs[key].detach().numpy(), rtol=1e-12, atol=1e-13, err_msg=key)
 
@@ -137,9 +142,7 @@ def test_single_precision_against_torch(name, plain, options, torch):
     optimiser = getattr(fastbptt, name)(params, **options)
     for g in grads:
         optimiser.step(g)
-        for key, parameter in theirs.items():
-            parameter.grad = torch.from_numpy(g[key].copy())
-        their_optimiser.step()
+        step_theirs(torch, their_optimiser, theirs, g)
     for key, p in params.items():
         np.testing.assert_allclose(p, theirs[key].detach().numpy(), rtol=1.3e-6, atol=1e-5, err_msg=key)
 
@@ -249,9 +252,7 @@ def test_hyper_parameters_may_change_as_torchs_do(name, key, momentum, torch):
             their_optimiser.param_groups[0][key] = values[t]
             assert getattr(optimiser, key) == values[t]
         optimiser.step(g)
-        for k, parameter in theirs.items():
-            parameter.grad = torch.from_numpy(g[k].copy())
-        their_optimiser.step()
+        step_theirs(torch, their_optimiser, theirs, g)
     for k, p in params.items():
         np.testing.assert_allclose(p, theirs[k].detach().numpy(), rtol=1e-12, atol=1e-13, err_msg=k)
 

@@ -151,6 +151,15 @@ def test_a_loss_of_the_last_state(make, dtype):
         assert_close(name, g, full.grads[name], 500 * TOLERANCES[dtype].eps)
 
 
+def go_back_by_hand(layer, x, d_out, states, start, end, h):
+    """Add the gradients of the outputs from start to end, taken back through the last h steps before the end and cut there."""
+    first = max(0, end - h)
+    layer(x[first:end], states[first])
+    d = d_out[first:end].copy()
+    d[: start - first] = 0
+    layer.backward(d)
+
+
 @EACH_LAYER
 @pytest.mark.parametrize(("h", "h_prime", "window"), [(8, 4, 4), (9, 4, 4), (7, 3, 3), (10, 4, 3), (6, 1, 1), (12, 8, 5), (5, 3, 2)])
 def test_gradients_are_the_sum_of_those_cut_h_steps_back(h, h_prime, window, make, dtype):
@@ -165,11 +174,7 @@ def test_gradients_are_the_sum_of_those_cut_h_steps_back(h, h_prime, window, mak
         states.append(stepper(x[t : t + 1], states[-1])[1])
     for start in range(0, 24, window):
         end = min(24, start + window)
-        first = max(0, end - h)
-        cut(x[first:end], states[first])
-        d = d_out[first:end].copy()
-        d[: start - first] = 0
-        cut.backward(d)
+        go_back_by_hand(cut, x, d_out, states, start, end, h)
     for name, g in layer.grads.items():
         assert_close(name, g, cut.grads[name], 500 * TOLERANCES[dtype].eps)
     full = fresh_like(layer)
@@ -210,11 +215,7 @@ def test_any_windows_of_any_reach(seed):
         if rng.random() < 0.3:
             continue
         reader.backward(d_out[start:end])
-        first = max(0, end - h)
-        cut(x[first:end], states[first])
-        d = d_out[first:end].copy()
-        d[: start - first] = 0
-        cut.backward(d)
+        go_back_by_hand(cut, x, d_out, states, start, end, h)
     for name, g in layer.grads.items():
         assert_close(name, g, cut.grads[name], 1e-11)
 
