@@ -50,6 +50,7 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 TESTS = {
     "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
+    "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
     "linear.pxi": ["layers", "bounds", "bits"],
     "loss.pxi": ["losses", "bounds", "bits"],
     "memory.pyx": ["memory", "bits", "gradients", "process"],
