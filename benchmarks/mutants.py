@@ -63,7 +63,7 @@ TESTS = {
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
-TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation"]
+TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "ragged"]
 NOT_ABOUT_TIME = "not half_a_second and not cost_nothing and not leaves_memory_alone"
 SINGLE = "(float32 or single) and "
 
@@ -107,10 +107,10 @@ PATTERNS = {
         (r" % ", " // "),
     ],
     "gate": [
-        (r" \+ r\.H", " + 2 * r.H"),
-        (r" \+ 2 \* r\.H", " + r.H"),
-        (r" \+ 2 \* r\.H", " + 3 * r.H"),
-        (r" \+ 3 \* r\.H", " + 2 * r.H"),
+        (r" \+ s\.H", " + 2 * s.H"),
+        (r" \+ 2 \* s\.H", " + s.H"),
+        (r" \+ 2 \* s\.H", " + 3 * s.H"),
+        (r" \+ 3 \* s\.H", " + 2 * s.H"),
     ],
     "statement": [
         (r"^\s*(?P<this>(?!cdef |\s)[\w.\[\], +*/%&()-]+ [-+*/]?= .+)$", "pass"),
@@ -143,7 +143,8 @@ PAIRS = {
 }
 
 SPEED_FUNCTION = re.compile(
-    "prefetch.*|is_stream|recurrent_work|patch_work|tasks_by_units|share|share_rows|share_gradients|row_groups|many_tokens|tasks_for"
+    "prefetch.*|is_stream|(recurrent|patch|projection)_work|tasks_by_units|share|share_rows|share_gradients|row_groups|rows_in_block|"
+    "kind_of_tokens|tasks_for"
 )
 SPEED_LINE = re.compile(
     r"prefetch|is_stream|interrupted\(&|interrupted\(watch|give_way|spin_pause|spins|patience|tasks_for\(|(step_work|projection) =|"

@@ -1,6 +1,6 @@
 # The cells: for each, what the time loop must know of it, and the element-wise half of a step, forward and backward.
 #
-# A step is given one row of a patch at a time, as a `Row`: pointers to the patch's first unit, and `n` units. The arithmetic stands in the
+# A step is given one row of a patch at a time, as a `Span`: pointers to the patch's first unit, and `n` units. The arithmetic stands in the
 # functions named `..._units`, written for one vector of units; those named `..._row` run along the row, and end it with the part of a
 # vector that is left (`k` < LANES units, `whole` = 0).
 #
@@ -41,17 +41,17 @@ cdef inlined put(const bint whole, real *p, Py_ssize_t k, vec v) noexcept nogil:
         store_part(p, v, k)
 
 
-ctypedef void (*Units)(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil
+ctypedef void (*Units)(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil
 
 
-cdef inlined along_row(Units units, const Row *r) noexcept nogil:
+cdef inlined along_row(Units units, const Span *s) noexcept nogil:
     """Which units is known where this is called, and so pasted in."""
     cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
-        units(1, r, i, LANES)
+    while i + LANES <= s.n:
+        units(1, s, i, LANES)
         i += LANES
-    if i < r.n:
-        units(0, r, i, r.n - i)
+    if i < s.n:
+        units(0, s, i, s.n - i)
 
 
 cdef inline vec through_sigmoid(vec s, vec ds) noexcept nogil:
@@ -86,131 +86,131 @@ cdef inline vec through_activation(const int f, vec h, vec dh) noexcept nogil:
     return dh
 
 
-cdef inlined rnn_forward_units(const int f, const bint leaky, const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
-    cdef vec value = activate(f, get(whole, r.a + i, k)), leak
-    put(whole, r.a + i, k, value)
+cdef inlined rnn_forward_units(const int f, const bint leaky, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec value = activate(f, get(whole, s.a + i, k)), leak
+    put(whole, s.a + i, k, value)
     if leaky:
-        leak = get(whole, r.leak + i, k)
-        put(whole, r.h + i, k, (1 - leak) * get(whole, r.h_prev + i, k) + leak * value)
+        leak = get(whole, s.leak + i, k)
+        put(whole, s.h + i, k, (1 - leak) * get(whole, s.h_prev + i, k) + leak * value)
 
 
-cdef inlined rnn_backward_units(const int f, const bint leaky, const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
-    cdef vec value = get(whole, r.a + i, k), dh = get(whole, r.dh + i, k), d_prev = get(whole, r.d_prev + i, k), leak
+cdef inlined rnn_backward_units(const int f, const bint leaky, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec value = get(whole, s.a + i, k), dh = get(whole, s.dh + i, k), d_prev = get(whole, s.d_prev + i, k), leak
     if leaky:
         # reverse of: h_t = (1 - leak) h_{t-1} + leak f
-        leak = get(whole, r.leak + i, k)
+        leak = get(whole, s.leak + i, k)
         d_prev = d_prev + (1 - leak) * dh
         dh = leak * dh
     # reverse of: f = f(a)
-    put(whole, r.da + i, k, through_activation(f, value, dh))
-    put(whole, r.dh + i, k, d_prev)
+    put(whole, s.da + i, k, through_activation(f, value, dh))
+    put(whole, s.dh + i, k, d_prev)
 
 
-cdef inlined rnn_row(const int f, const bint leaky, const bint backward, const Row *r) noexcept nogil:
+cdef inlined rnn_row(const int f, const bint leaky, const bint backward, const Span *s) noexcept nogil:
     cdef Py_ssize_t i = 0
-    while i + LANES <= r.n:
+    while i + LANES <= s.n:
         if backward:
-            rnn_backward_units(f, leaky, 1, r, i, LANES)
+            rnn_backward_units(f, leaky, 1, s, i, LANES)
         else:
-            rnn_forward_units(f, leaky, 1, r, i, LANES)
+            rnn_forward_units(f, leaky, 1, s, i, LANES)
         i += LANES
-    if i < r.n:
+    if i < s.n:
         if backward:
-            rnn_backward_units(f, leaky, 0, r, i, r.n - i)
+            rnn_backward_units(f, leaky, 0, s, i, s.n - i)
         else:
-            rnn_forward_units(f, leaky, 0, r, i, r.n - i)
+            rnn_forward_units(f, leaky, 0, s, i, s.n - i)
 
 
-cdef inlined rnn_row_of(const bint leaky, const bint backward, int f, const Row *r) noexcept nogil:
-    if f == TANH: rnn_row(TANH, leaky, backward, r)
-    elif f == RELU: rnn_row(RELU, leaky, backward, r)
-    elif f == SIGMOID: rnn_row(SIGMOID, leaky, backward, r)
-    else: rnn_row(IDENTITY, leaky, backward, r)
+cdef inlined rnn_row_of(const bint leaky, const bint backward, int f, const Span *s) noexcept nogil:
+    if f == TANH: rnn_row(TANH, leaky, backward, s)
+    elif f == RELU: rnn_row(RELU, leaky, backward, s)
+    elif f == SIGMOID: rnn_row(SIGMOID, leaky, backward, s)
+    else: rnn_row(IDENTITY, leaky, backward, s)
 
 
-cdef void rnn_forward_row(const Row *r) noexcept nogil:
-    if r.leak == NULL: rnn_row_of(0, 0, r.activation, r)
-    else: rnn_row_of(1, 0, r.activation, r)
+cdef void rnn_forward_row(const Span *s) noexcept nogil:
+    if s.leak == NULL: rnn_row_of(0, 0, s.activation, s)
+    else: rnn_row_of(1, 0, s.activation, s)
 
 
-cdef void rnn_backward_row(const Row *r) noexcept nogil:
-    if r.leak == NULL: rnn_row_of(0, 1, r.activation, r)
-    else: rnn_row_of(1, 1, r.activation, r)
+cdef void rnn_backward_row(const Span *s) noexcept nogil:
+    if s.leak == NULL: rnn_row_of(0, 1, s.activation, s)
+    else: rnn_row_of(1, 1, s.activation, s)
 
 
 # --- GRU: r z n, with m = W_hn h_{t-1} + b_hn kept apart: n = tanh(a_n + r m), h_t = (1 - z) n + z h_{t-1} --------------
 
-cdef inlined gru_forward_units(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
-    cdef real *a = r.a + i
+cdef inlined gru_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef real *a = s.a + i
     cdef vec reset = vector_sigmoid(get(whole, a, k))
-    cdef vec z = vector_sigmoid(get(whole, a + r.H, k))
-    cdef vec n = vector_tanh(get(whole, a + 2 * r.H, k) + reset * get(whole, r.m + i, k))
+    cdef vec z = vector_sigmoid(get(whole, a + s.H, k))
+    cdef vec n = vector_tanh(get(whole, a + 2 * s.H, k) + reset * get(whole, s.m + i, k))
     put(whole, a, k, reset)
-    put(whole, a + r.H, k, z)
-    put(whole, a + 2 * r.H, k, n)
-    put(whole, r.h + i, k, (1 - z) * n + z * get(whole, r.h_prev + i, k))
+    put(whole, a + s.H, k, z)
+    put(whole, a + 2 * s.H, k, n)
+    put(whole, s.h + i, k, (1 - z) * n + z * get(whole, s.h_prev + i, k))
 
 
-cdef inlined gru_backward_units(const bint whole, const Row *r, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
-    cdef const real *a = r.a + i
-    cdef vec reset = get(whole, a, k), z = get(whole, a + r.H, k), n = get(whole, a + 2 * r.H, k)
-    cdef vec dh = get(whole, r.dh + i, k), m = get(whole, r.m + i, k)
+cdef inlined gru_backward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = s.a + i
+    cdef vec reset = get(whole, a, k), z = get(whole, a + s.H, k), n = get(whole, a + 2 * s.H, k)
+    cdef vec dh = get(whole, s.dh + i, k), m = get(whole, s.m + i, k)
     # reverse of: h_t = (1 - z) n + z h_{t-1}
-    cdef vec da_z = through_sigmoid(z, dh * (get(whole, r.h_prev + i, k) - n))
+    cdef vec da_z = through_sigmoid(z, dh * (get(whole, s.h_prev + i, k) - n))
     cdef vec da_n = through_tanh(n, dh * (1 - z))
-    put(whole, r.dh + i, k, dh * z + get(whole, r.d_prev + i, k))
+    put(whole, s.dh + i, k, dh * z + get(whole, s.d_prev + i, k))
     # reverse of: n = tanh(a_n + r m)
     cdef vec da_r = through_sigmoid(reset, da_n * m)
-    put(whole, r.da + i, k, da_r)
-    put(whole, r.da + i + r.H, k, da_z)
-    put(whole, r.da + i + 2 * r.H, k, da_n)
-    put(whole, r.da_h + i, k, da_r)
-    put(whole, r.da_h + i + r.H, k, da_z)
-    put(whole, r.da_h + i + 2 * r.H, k, da_n * reset)
+    put(whole, s.da + i, k, da_r)
+    put(whole, s.da + i + s.H, k, da_z)
+    put(whole, s.da + i + 2 * s.H, k, da_n)
+    put(whole, s.da_h + i, k, da_r)
+    put(whole, s.da_h + i + s.H, k, da_z)
+    put(whole, s.da_h + i + 2 * s.H, k, da_n * reset)
 
 
-cdef void gru_forward_row(const Row *r) noexcept nogil:
-    along_row(<Units>gru_forward_units, r)
+cdef void gru_forward_row(const Span *s) noexcept nogil:
+    along_row(<Units>gru_forward_units, s)
 
 
-cdef void gru_backward_row(const Row *r) noexcept nogil:
-    along_row(<Units>gru_backward_units, r)
+cdef void gru_backward_row(const Span *s) noexcept nogil:
+    along_row(<Units>gru_backward_units, s)
 
 
 # --- LSTM: i f g o; c_t = f c_{t-1} + i g, h_t = o tanh(c_t) -----------------------------------------------------------
 
-cdef inlined lstm_forward_units(const bint whole, const Row *r, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-    cdef real *a = r.a + j
-    cdef vec i = vector_sigmoid(get(whole, a, k)), f = vector_sigmoid(get(whole, a + r.H, k))
-    cdef vec g = vector_tanh(get(whole, a + 2 * r.H, k)), o = vector_sigmoid(get(whole, a + 3 * r.H, k))
-    cdef vec c = f * get(whole, r.c_prev + j, k) + i * g
+cdef inlined lstm_forward_units(const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+    cdef real *a = s.a + j
+    cdef vec i = vector_sigmoid(get(whole, a, k)), f = vector_sigmoid(get(whole, a + s.H, k))
+    cdef vec g = vector_tanh(get(whole, a + 2 * s.H, k)), o = vector_sigmoid(get(whole, a + 3 * s.H, k))
+    cdef vec c = f * get(whole, s.c_prev + j, k) + i * g
     put(whole, a, k, i)
-    put(whole, a + r.H, k, f)
-    put(whole, a + 2 * r.H, k, g)
-    put(whole, a + 3 * r.H, k, o)
-    put(whole, r.c + j, k, c)
-    put(whole, r.h + j, k, o * vector_tanh(c))
+    put(whole, a + s.H, k, f)
+    put(whole, a + 2 * s.H, k, g)
+    put(whole, a + 3 * s.H, k, o)
+    put(whole, s.c + j, k, c)
+    put(whole, s.h + j, k, o * vector_tanh(c))
 
 
-cdef inlined lstm_backward_units(const bint whole, const Row *r, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-    cdef const real *a = r.a + j
-    cdef real *da = r.da + j
-    cdef vec i = get(whole, a, k), f = get(whole, a + r.H, k), g = get(whole, a + 2 * r.H, k), o = get(whole, a + 3 * r.H, k)
-    cdef vec tanh_c = vector_tanh(get(whole, r.c + j, k)), dh = get(whole, r.dh + j, k)
+cdef inlined lstm_backward_units(const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = s.a + j
+    cdef real *da = s.da + j
+    cdef vec i = get(whole, a, k), f = get(whole, a + s.H, k), g = get(whole, a + 2 * s.H, k), o = get(whole, a + 3 * s.H, k)
+    cdef vec tanh_c = vector_tanh(get(whole, s.c + j, k)), dh = get(whole, s.dh + j, k)
     # reverse of: h_t = o tanh(c_t)
-    cdef vec dc = get(whole, r.dc + j, k) + through_tanh(tanh_c, dh * o)
-    put(whole, da + 3 * r.H, k, through_sigmoid(o, dh * tanh_c))
+    cdef vec dc = get(whole, s.dc + j, k) + through_tanh(tanh_c, dh * o)
+    put(whole, da + 3 * s.H, k, through_sigmoid(o, dh * tanh_c))
     # reverse of: c_t = f c_{t-1} + i g
     put(whole, da, k, through_sigmoid(i, dc * g))
-    put(whole, da + r.H, k, through_sigmoid(f, dc * get(whole, r.c_prev + j, k)))
-    put(whole, da + 2 * r.H, k, through_tanh(g, dc * i))
-    put(whole, r.dc + j, k, dc * f)
-    put(whole, r.dh + j, k, get(whole, r.d_prev + j, k))
+    put(whole, da + s.H, k, through_sigmoid(f, dc * get(whole, s.c_prev + j, k)))
+    put(whole, da + 2 * s.H, k, through_tanh(g, dc * i))
+    put(whole, s.dc + j, k, dc * f)
+    put(whole, s.dh + j, k, get(whole, s.d_prev + j, k))
 
 
-cdef void lstm_forward_row(const Row *r) noexcept nogil:
-    along_row(<Units>lstm_forward_units, r)
+cdef void lstm_forward_row(const Span *s) noexcept nogil:
+    along_row(<Units>lstm_forward_units, s)
 
 
-cdef void lstm_backward_row(const Row *r) noexcept nogil:
-    along_row(<Units>lstm_backward_units, r)
+cdef void lstm_backward_row(const Span *s) noexcept nogil:
+    along_row(<Units>lstm_backward_units, s)

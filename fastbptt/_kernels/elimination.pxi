@@ -180,46 +180,47 @@ cdef void extend_inverse(Panels inverse, Py_ssize_t i, Panels q, Py_ssize_t at) 
 # --- Frames of a batch ------------------------------------------------------------------------------------------------
 
 cdef struct Frames:
-    Py_ssize_t B
+    Py_ssize_t B, k, N
     real *v                        # (B, k, N)
     double *logs                   # (B, k)
+    int workers
     Done done[MAX_THREADS]
     Watch watch
 
 
-cdef Py_ssize_t done_space(Py_ssize_t k, Py_ssize_t N) noexcept nogil:
-    cdef Py_ssize_t panels = panels_of(k)
-    return panels * (packed_size(N, PANEL) + packed_size(PANEL, PANEL) + PANEL * PANEL + PANEL) + PANEL * PANEL
-
-
-cdef Py_ssize_t prepare_done(Done *done, Workspace space, Py_ssize_t *pivots, Py_ssize_t k, Py_ssize_t N) noexcept nogil:
-    """For elimination; returns how many ``pivots`` are taken."""
+cdef void lay_out_done(Done *done, Space *space, Py_ssize_t k, Py_ssize_t N) noexcept nogil:
+    """For elimination."""
     cdef Py_ssize_t panels = panels_of(k)
     done.k, done.N = k, N
-    done.pivot = pivots
-    done.doubt = space.take(panels * PANEL)
-    done.q = space.take_stack(panels, N, PANEL)
-    done.inverse = space.take_stack(panels, PANEL, PANEL)
-    done.there = space.take(PANEL * PANEL)
-    done.factors = space.take(panels * PANEL * PANEL)
-    return panels * PANEL
+    done.pivot = take_indices(space, panels * PANEL)
+    done.doubt = take(space, panels * PANEL)
+    done.q = take_stack(space, panels, N, PANEL)
+    done.inverse = take_stack(space, panels, PANEL, PANEL)
+    done.there = take(space, PANEL * PANEL)
+    done.factors = take(space, panels * PANEL * PANEL)
 
 
 def eliminate(real[:, :, ::1] v, double[:, ::1] logs):
     """v (B, k, N) = C q becomes q; the logarithms of the magnitudes on the diagonal of C are added to logs (B, k)."""
     cdef Frames run
     memset(&run, 0, sizeof(Frames))
-    run.B, run.v, run.logs = v.shape[0], &v[0, 0, 0], &logs[0, 0]
-    cdef Py_ssize_t k = v.shape[1], N = v.shape[2]
-    cdef int workers = tasks_for(thread_limit(), <double>run.B * k * k * N, run.B), i
-    cdef Workspace space = Workspace(workers * done_space(k, N), 7 * workers)
-    cdef Block pivots = Block(workers * panels_of(k) * PANEL * sizeof(Py_ssize_t))
-    cdef Py_ssize_t *free = <Py_ssize_t *>pivots.at
+    bind_frames(&run, v, logs)
+    cdef Block room = make_room(lay_out_elimination, &run)
     with nogil:
-        for i in range(workers):
-            free += prepare_done(&run.done[i], space, free, k, N)
-        parallel(eliminate_row, &run, <int>run.B, workers, &run.watch)
+        parallel(eliminate_row, &run, <int>run.B, run.workers, &run.watch)
     raise_if_interrupted(&run.watch)
+
+
+cdef void bind_frames(Frames *run, real[:, :, ::1] v, double[:, ::1] logs):
+    run.B, run.k, run.N, run.v, run.logs = v.shape[0], v.shape[1], v.shape[2], &v[0, 0, 0], &logs[0, 0]
+    run.workers = tasks_for(thread_limit(), <double>run.B * run.k * run.k * run.N, run.B)
+
+
+cdef void lay_out_elimination(void *call, Space *space) noexcept nogil:
+    cdef Frames *run = <Frames *>call
+    cdef int i
+    for i in range(run.workers):
+        lay_out_done(&run.done[i], space, run.k, run.N)
 
 
 cdef void eliminate_row(void *context, int b, int worker) noexcept nogil:
@@ -247,18 +248,23 @@ def orthonormalise(real[:, :, ::1] v, double[:, ::1] logs):
     """
     cdef Frames run
     memset(&run, 0, sizeof(Frames))
-    run.B, run.v, run.logs = v.shape[0], &v[0, 0, 0], &logs[0, 0]
-    cdef Py_ssize_t k = v.shape[1], N = v.shape[2], panels = panels_of(k)
-    cdef int workers = tasks_for(thread_limit(), <double>run.B * k * k * N, run.B), i
-    cdef Workspace space = Workspace(workers * (panels * (packed_size(N, PANEL) + packed_size(PANEL, N)) + PANEL * PANEL), 5 * workers)
-    for i in range(workers):
-        run.done[i].k, run.done[i].N = k, N
-        run.done[i].q = space.take_stack(panels, N, PANEL)
-        run.done[i].q_t = space.take_stack(panels, PANEL, N)
-        run.done[i].factors = space.take(PANEL * PANEL)
+    bind_frames(&run, v, logs)
+    cdef Block room = make_room(lay_out_orthogonalisation, &run)
     with nogil:
-        parallel(orthonormalise_row, &run, <int>run.B, workers, &run.watch)
+        parallel(orthonormalise_row, &run, <int>run.B, run.workers, &run.watch)
     raise_if_interrupted(&run.watch)
+
+
+cdef void lay_out_orthogonalisation(void *call, Space *space) noexcept nogil:
+    cdef Frames *run = <Frames *>call
+    cdef Done *done
+    cdef int i
+    for i in range(run.workers):
+        done = &run.done[i]
+        done.k, done.N = run.k, run.N
+        done.q = take_stack(space, panels_of(run.k), run.N, PANEL)
+        done.q_t = take_stack(space, panels_of(run.k), PANEL, run.N)
+        done.factors = take(space, PANEL * PANEL)
 
 
 cdef void orthonormalise_row(void *context, int b, int worker) noexcept nogil:

@@ -11,6 +11,7 @@ cdef struct Factorisation:
     Py_ssize_t *order              # (B, N)
     real *c                        # (B, N, N)
     double *growth                 # (B, N)
+    int workers
     real *terms                    # (N, N) for each worker: the magnitudes of all that each element has lost
     Watch watch
 
@@ -27,12 +28,16 @@ def factorise(real[:, :, ::1] v, double[:, ::1] logs, Py_ssize_t[:, ::1] order, 
     memset(&run, 0, sizeof(Factorisation))
     run.B, run.N = v.shape[0], v.shape[1]
     run.v, run.logs, run.order, run.c, run.growth = &v[0, 0, 0], &logs[0, 0], &order[0, 0], &c[0, 0, 0], &growth[0, 0]
-    cdef int workers = tasks_for(thread_limit(), <double>run.B * run.N * run.N * run.N, run.B)
-    cdef Workspace space = Workspace(workers * run.N * run.N, 1)
+    run.workers = tasks_for(thread_limit(), <double>run.B * run.N * run.N * run.N, run.B)
+    cdef Block room = make_room(lay_out_factorisation, &run)
     with nogil:
-        run.terms = space.take(workers * run.N * run.N)
-        parallel(factorise_matrix, &run, <int>run.B, workers, &run.watch)
+        parallel(factorise_matrix, &run, <int>run.B, run.workers, &run.watch)
     raise_if_interrupted(&run.watch)
+
+
+cdef void lay_out_factorisation(void *call, Space *space) noexcept nogil:
+    cdef Factorisation *run = <Factorisation *>call
+    run.terms = take(space, run.workers * run.N * run.N)
 
 
 cdef void factorise_matrix(void *context, int b, int worker) noexcept nogil:

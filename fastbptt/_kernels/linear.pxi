@@ -1,42 +1,78 @@
-# A linear layer is the time loop's projection, and the gradients it collects, without the recurrence: a Run with H = 0.
+# A linear layer: the projection of a recurrent one, and the gradients through it.
+
+cdef struct Linear:                # the backward pass
+    Py_ssize_t M, N, I
+    const real *x                  # (M, I)
+    const real *d_out              # (M, N)
+    Panels w
+    real *dx                       # (M, I) or NULL
+    real *dw
+    real *db
+    const real *zeros              # I elements
+    real *scratch
+    Sharing sharing
+    Watch watch
+
 
 def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b, real[:, ::1] out):
     """out (M, N) = x (M, I) w^T + b"""
-    cdef Run run = linear_run(x, w)
-    cdef Workspace space = Workspace(forward_space(&run), 4)
-    run.a = &out[0, 0]
+    cdef Projection p
+    cdef Watch watch
+    memset(&p, 0, sizeof(Projection))
+    memset(&watch, 0, sizeof(Watch))
+    p.rows, p.N, p.I = x.shape[0], w.shape[0], w.shape[1]
+    p.x, p.a, p.watch = &x[0, 0], &out[0, 0], &watch
+    p.sharing.threads = thread_limit()
+    cdef Block room = make_room(lay_out_linear, &p)
     with nogil:
-        prepare_forward(&run, space, &w[0, 0], NULL, &b[0] if b is not None else NULL, NULL)
-        share(&run, <double>run.T * run.N * run.I, run.T, PROJECTED_ROWS)
-        run.projected = max(1, FORWARD_BLOCK // (run.N * <Py_ssize_t>sizeof(real)))
-        parallel(project_steps, &run, run.tasks, run.workers, &run.watch)
-    raise_if_interrupted(&run.watch)
+        pack_input(&p.weights, &w[0, 0], p.N, p.I)
+        if b is not None:
+            memcpy(p.weights.bias, &b[0], p.N * sizeof(real))
+        else:
+            memset(p.weights.bias, 0, p.N * sizeof(real))
+        project_all(&p)
+    raise_if_interrupted(&watch)
+
+
+cdef void lay_out_linear(void *call, Space *space) noexcept nogil:
+    cdef Projection *p = <Projection *>call
+    lay_out_input(&p.weights, p.N, p.I, space)
 
 
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):
     """dx (M, I) = d_out w unless it is None; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows"""
-    cdef Run run = linear_run(x, w)
-    run.dx = &dx[0, 0] if dx is not None else NULL
-    run.sums.dw_ih = &dw[0, 0]
-    run.sums.db_ih = &db[0]
-    run.groups = 1
-    cdef Workspace space = Workspace(backward_space(&run), 7)
+    cdef Linear run
+    memset(&run, 0, sizeof(Linear))
+    run.M, run.N, run.I = x.shape[0], w.shape[0], w.shape[1]
+    run.x, run.d_out, run.dx = &x[0, 0], &d_out[0, 0], &dx[0, 0] if dx is not None else NULL
+    run.dw, run.db = &dw[0, 0], &db[0]
+    run.sharing.threads = thread_limit()
+    cdef Block room = make_room(lay_out_linear_backward, &run)
     with nogil:
-        prepare_backward(&run, space, &w[0, 0], NULL)
-        run.block = last_block(&run, 0, 1, <real *>&d_out[0, 0], <real *>&d_out[0, 0])
-        run.block.t0 = run.block.low = 0
-        share_gradients(&run, run.T)
-        parallel(collect_part, &run, run.tasks, run.workers, &run.watch)
+        if run.dx != NULL:
+            pack_backward(run.w, &w[0, 0], run.N, run.I)
+            memset(<void *>run.zeros, 0, run.I * sizeof(real))
+        share_gradients(&run.sharing, run.M, run.N, run.I, 0, True, run.dx != NULL)
+        parallel(collect_linear, &run, run.sharing.tasks, run.sharing.workers, &run.watch)
     raise_if_interrupted(&run.watch)
 
 
-cdef Run linear_run(const real[:, ::1] x, const real[:, ::1] w):
-    cdef Run run
-    memset(&run, 0, sizeof(Run))
-    run.threads = thread_limit()
-    run.T = x.shape[0]
-    run.B = 1
-    run.I = w.shape[1]
-    run.N = w.shape[0]
-    run.x = &x[0, 0]
-    return run
+cdef void lay_out_linear_backward(void *call, Space *space) noexcept nogil:
+    cdef Linear *run = <Linear *>call
+    if run.dx != NULL:
+        run.w = take_panels(space, run.I, run.N)
+        run.zeros = take(space, run.I)
+    run.scratch = take(space, gradient_scratch(run.sharing.threads, gradient_parts(run.I, 0)))
+
+
+cdef void collect_linear(void *context, int part, int worker) noexcept nogil:
+    """A part of dx, by rows, and of dw and db, by columns."""
+    cdef Linear *run = <Linear *>context
+    cdef Py_ssize_t M = run.M, N = run.N, I = run.I, panels = ceil_div(I, LANES)
+    cdef int parts = run.sharing.tasks
+    if run.dx != NULL:
+        add_input_gradient(run.d_out, N, 1, M, M * part // parts, M * (part + 1) // parts, run.w, I, run.zeros, rows(run.dx, 0, I),
+                           &run.watch, worker)
+    add_weight_gradient(run.d_out, N, M, sequence(rows(run.x, 0, I), M), I, panels * part // parts, panels * (part + 1) // parts, run.dw,
+                        run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH, &run.watch, worker)
+    add_column_sums(run.d_out, N, M, N * part // parts, N * (part + 1) // parts, run.db)

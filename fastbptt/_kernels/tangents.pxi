@@ -43,6 +43,7 @@ cdef struct Tangents:
     real *v                        # (B, k, N)
     double *logs                   # (eliminations, B, k)
     int parts                      # threads that share the groups
+    int crew                       # threads with means of their own
     Py_ssize_t row                 # the row of the batch that they are at
     # one for each thread or part; the last part is as many steps behind the first as there are others
     Done done[MAX_THREADS]
@@ -83,11 +84,12 @@ def carry(const real[:, ::1] w, const real[:, :, :, :, ::1] slopes, const real[:
     run.parts = tasks_for(threads, step_work, min(run.groups, <int>MAX_PARTS))
     if run.parts * steps <= workers * (steps + run.parts - 1):  # in the first and the last steps, some parts have nothing to do
         run.parts = 1
-    cdef int crew = max(workers, run.parts)
-    cdef Workspace space = Workspace(packed_gates(run.gates, run.H) + crew * tangents_space(&run), 1 + 10 * crew)
-    cdef Block indices = Block(crew * indices_of_tangents(&run) * sizeof(Py_ssize_t))
+    run.crew = max(workers, run.parts)
+    cdef Block room = make_room(lay_out_tangents, &run)
+    cdef Py_ssize_t gate
     with nogil:
-        prepare_tangents(&run, space, <Py_ssize_t *>indices.at, crew, &w[0, 0])
+        for gate in range(run.gates):
+            pack_transposed(&w[gate * run.H, 0], run.H, run.H, run.H, panels_from(run.w, gate * ceil_div(run.H, LANES)).at, run.w.panel)
         if run.parts == 1:
             parallel(carry_row, &run, <int>run.B, workers, &run.watch)
         else:
@@ -96,34 +98,20 @@ def carry(const real[:, ::1] w, const real[:, :, :, :, ::1] slopes, const real[:
     raise_if_interrupted(&run.watch)
 
 
-cdef inline Py_ssize_t packed_gates(int gates, Py_ssize_t H) noexcept nogil:
-    return gates * packed_size(H, H)
-
-
-cdef Py_ssize_t tangents_space(const Tangents *run) noexcept nogil:
-    return packed_gates(run.halves, run.H) + done_space(run.k, run.N) + PANEL * (run.N + run.H)
-
-
-cdef Py_ssize_t indices_of_tangents(const Tangents *run) noexcept nogil:
-    return panels_of(run.k) * (PANEL + 1) + run.groups * run.H
-
-
-cdef void prepare_tangents(Tangents *run, Workspace space, Py_ssize_t *indices, int crew, const real *w) noexcept nogil:
-    cdef Py_ssize_t panels = panels_of(run.k), gate_panels = ceil_div(run.H, LANES)
+cdef void lay_out_tangents(void *call, Space *space) noexcept nogil:
+    cdef Tangents *run = <Tangents *>call
+    cdef Py_ssize_t columns = ceil_div(run.H, LANES) * LANES   # of a gate or a half, padded to whole panels
     cdef int i
     cdef Pushing *p
-    run.w = space.take_panels(run.gates * gate_panels * LANES, run.H)
-    for i in range(run.gates):
-        pack_transposed(w + i * run.H * run.H, run.H, run.H, run.H, panels_from(run.w, i * gate_panels).at, run.w.panel)
-    for i in range(crew):
+    run.w = take_panels(space, run.gates * columns, run.H)
+    for i in range(run.crew):
         p = &run.pushing[i]
-        indices += prepare_done(&run.done[i], space, indices, run.k, run.N)
-        p.order = indices
-        p.start = p.order + run.groups * run.H
-        p.jacobian = space.take_panels(run.halves * gate_panels * LANES, run.H)
-        p.before = space.take(PANEL * run.N)
-        p.ordered = space.take(PANEL * run.H)
-        indices += run.groups * run.H + panels
+        lay_out_done(&run.done[i], space, run.k, run.N)
+        p.order = take_indices(space, run.groups * run.H)
+        p.start = take_indices(space, panels_of(run.k))
+        p.jacobian = take_panels(space, run.halves * columns, run.H)
+        p.before = take(space, PANEL * run.N)
+        p.ordered = take(space, PANEL * run.H)
 
 
 cdef void carry_row(void *context, int row, int worker) noexcept nogil:

@@ -1,8 +1,8 @@
-# Sums over the rows of a block: dW += dA^T S and db += sum of dA, which a recurrent layer and a linear one share.
+# Gradients through a = s W^T + b, which a recurrent layer and a linear one share: dW += dA^T S, db += sum of dA, and dS = dA W.
 #
 # Cut by columns of the result, never along the sum. Rows are summed in their order, a chunk at a time, and the chunk's sum is added:
 # so rounding grows with the length of a chunk and the number of chunks, and not with the product of the two. Chunks are counted from
-# the last row: if the first ones hold nothing but zeros and are left out, the bits stay the same.
+# the last row, as blocks of time are.
 
 cdef enum:
     GRADIENT_K = 256               # rows in a chunk
@@ -17,12 +17,40 @@ cdef inline Py_ssize_t next_chunk(Py_ssize_t K) noexcept nogil:
     return (K - 1) % GRADIENT_K + 1
 
 
-cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Rows S, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t panel0,
-                              Py_ssize_t panel1, real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
-    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk.
+cdef struct Sequence:              # the rows that those of dA meet
+    Rows rows                      # row k is its row (k // inner, k % inner)
+    Py_ssize_t inner
+    const Time *time               # or, where it is not NULL, row k is the k-th of those active at step t and after it, in its slot
+    Py_ssize_t t
 
-    Row k of S is its row (k // inner, k % inner).
-    """
+
+cdef inline Sequence sequence(Rows source, Py_ssize_t inner) noexcept nogil:
+    cdef Sequence S
+    S.rows, S.inner, S.time, S.t = source, inner, NULL, 0
+    return S
+
+
+cdef void pack_sequence(const Sequence *S, Py_ssize_t n, Py_ssize_t k, Py_ssize_t K, Py_ssize_t N, Panels packed) noexcept nogil:
+    """Rows k..k+K of columns n..n+N."""
+    cdef Rows source = rows(S.rows.at + n, S.rows.outer, S.rows.inner)
+    cdef Py_ssize_t t = S.t, done = 0, held
+    if S.time == NULL:
+        pack_rows(source, S.inner, k, K, N, LANES, packed.at, packed.panel)
+        return
+    while done < K:
+        held = min(K - done, active(S.time, t) - k)        # of step t, from its k-th row on
+        if held > 0:
+            pack_rows(rows(source.at + slot(S.time, t) * source.inner, 0, source.inner), PY_SSIZE_T_MAX, k, held, N, LANES,
+                      packed.at + done * packed.row, packed.panel)
+            done += held
+            k += held
+        k -= active(S.time, t)
+        t += 1
+
+
+cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequence S, Py_ssize_t N, Py_ssize_t panel0, Py_ssize_t panel1,
+                              real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
+    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk."""
     cdef Py_ssize_t n = panel0 * LANES, n_end = min(N, panel1 * LANES), k, m, columns, chunk, strip
     cdef real *slivers = scratch
     cdef Panels B
@@ -34,7 +62,7 @@ cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Rows S
         while k < K:
             chunk = next_chunk(K - k)
             B.panel = panel_stride(chunk)
-            pack_rows(rows(S.at + n, S.outer, S.inner), inner, k, chunk, columns, LANES, B.at, B.panel)
+            pack_sequence(&S, n, k, chunk, columns, B)
             m = 0
             while m < M:
                 strip = min(M - m, <Py_ssize_t>GRADIENT_ROWS)
@@ -75,3 +103,44 @@ cdef inline vec column_sum(const bint whole, const real *a, Py_ssize_t row, Py_s
     for k in range(K):
         total = total + (load(a + k * row) if whole else load_part(a + k * row, n))
     return total
+
+
+cdef void add_input_gradient(const real *dA, Py_ssize_t N, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t i0, Py_ssize_t i1, Panels W,
+                             Py_ssize_t I, const real *zeros, Rows dS, Watch *watch, int worker) noexcept nogil:
+    """dS (K, I) = dA (K, N) W for rows i0..i1 of each ``inner``, GRADIENT_K rows at a time."""
+    cdef Py_ssize_t o = 0, i, step = max(1, GRADIENT_K // inner)
+    while o < outer:
+        i = i0
+        while i < i1:
+            if interrupted(watch, worker, <double>GRADIENT_K * N * I):
+                return
+            product(min(step, outer - o), min(i1 - i, <Py_ssize_t>GRADIENT_K), I, N, rows(dA + (o * inner + i) * N, inner * N, N), 1, W,
+                    rows(zeros, 0, 0), rows(dS.at + o * dS.outer + i * dS.inner, dS.outer, dS.inner))
+            i += GRADIENT_K
+        o += step
+
+
+cdef void add_token_gradient(const real *dA, Py_ssize_t N, Py_ssize_t K, const int64_t *tokens, Py_ssize_t outer, Py_ssize_t inner,
+                             Py_ssize_t n0, Py_ssize_t n1, real *dW) noexcept nogil:
+    """dW^T[token of row k] += da_k, for columns n0..n1: the product with one-hot rows, which are nowhere built."""
+    cdef Py_ssize_t k, n
+    cdef real *dw
+    for k in range(K):
+        dw = dW + tokens[k // inner * outer + k % inner] * N
+        for n in range(n0, n1):
+            dw[n] += dA[k * N + n]
+
+
+cdef inline void share_gradients(Sharing *sharing, Py_ssize_t K, Py_ssize_t N, Py_ssize_t I, Py_ssize_t P, bint vectors,
+                                 bint to_inputs) noexcept nogil:
+    """Cut the sums over K rows into tasks, by their columns: those of I inputs and P states."""
+    cdef Py_ssize_t columns = P + (I if vectors else 1) + (I if to_inputs else 0)
+    share(sharing, <double>K * N * columns, gradient_parts(I, P), GRADIENT_PANELS)
+
+
+cdef inline Py_ssize_t gradient_parts(Py_ssize_t I, Py_ssize_t P) noexcept nogil:
+    return ceil_div(max(I, P), LANES)
+
+
+cdef inline Py_ssize_t gradient_scratch(int threads, Py_ssize_t parts) noexcept nogil:
+    return tasks_for(threads, INFINITY, parts) * <Py_ssize_t>GRADIENT_SCRATCH

@@ -1,0 +1,197 @@
+# The time loop, backward: the gradient of the state, taken back from step to step.
+#
+#   da, da_h      the gradients of the two halves of a, x W_ih^T + b_ih and h W_hh^T + b_hh: one array, unless a reset follows the product
+#   dh (B, P)     the gradient of the state, carried back; for an LSTM also dc (B, H)
+#
+# Time is taken in blocks, the last first: da exists for one of them, and its sums find in the cache what the recurrence has written.
+
+cdef struct TimeBlock:             # steps t0..t1 of rows b0..b1, with their da
+    Py_ssize_t t0, t1, b0, b1
+    Py_ssize_t loss                # a step with a loss, if there is any before the block; T: not looked for
+    real *da                       # (rows of these steps, N)
+    real *da_h
+
+cdef struct Backward:
+    Problem problem
+    Panels w_hh                    # N rows, P columns
+    const real *zeros              # B * P elements
+    const real *d_out              # as out, or NULL
+    real *dh
+    real *dc
+    real *all_dh                   # as h: where dL/dh_t is to be kept, or NULL
+    real *all_dc
+    Sharing sharing
+    TimeBlock block                # the one at hand, if all rows go together
+    Watch watch
+
+cdef enum:
+    BACKWARD_ROWS = 512            # (step, row) pairs in a block, at least
+
+
+# --- Blocks of time ---------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t rows_held(const Time *time, Py_ssize_t B) noexcept nogil:
+    """(step, row) pairs in a block of B rows, at most."""
+    return B * min(time.T, ceil_div(BACKWARD_ROWS, B))
+
+
+cdef inline TimeBlock last_block(const Time *time, Py_ssize_t b0, Py_ssize_t b1, real *da, real *da_h) noexcept nogil:
+    """What stands behind the last step: nothing, yet."""
+    cdef TimeBlock block
+    block.t0 = block.t1 = block.loss = time.T
+    block.b0, block.b1 = b0, b1
+    block.da, block.da_h = da, da_h
+    return block
+
+
+cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) noexcept nogil:
+    """On to the block before, of ``held`` (step, row) pairs at most; False if there is none."""
+    cdef Py_ssize_t t1 = block.t0, t0 = t1 - 1
+    if t1 == 0:
+        return False
+    if time.first == NULL:
+        t0 = max(0, t1 - held // (block.b1 - block.b0))
+    else:
+        while t0 > 0 and time.first[t1] - time.first[t0 - 1] <= held:
+            t0 -= 1
+    block.t0, block.t1 = t0, t1
+    return True
+
+
+cdef inline Patch whole_block(const Problem *problem, const TimeBlock *block) noexcept nogil:
+    cdef Patch patch
+    patch.b0, patch.b1 = block.b0, block.b1
+    patch.u0, patch.u1 = 0, problem.H
+    return patch
+
+
+cdef inline Py_ssize_t rows_of_block(const Time *time, const TimeBlock *block) noexcept nogil:
+    """(step, row) pairs."""
+    return da_row(time, block, block.t1, block.b0)
+
+
+cdef inline Py_ssize_t da_row(const Time *time, const TimeBlock *block, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
+    """Where in the block's da row b of step t stands."""
+    if time.first == NULL:
+        return (t - block.t0) * (block.b1 - block.b0) + b - block.b0
+    return time.first[t] - time.first[block.t0] + b
+
+
+# --- Through a block --------------------------------------------------------------------------------------------------
+
+cdef void back_through_block(Backward *run) noexcept nogil:
+    """Fill the da of the block at hand, for all rows."""
+    cdef TimeBlock *block = &run.block
+    cdef int by_units = tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
+    if by_units > 1:
+        run.sharing.tasks = by_units
+        parallel_steps(back_part, run, block.t1 - block.t0 + 1, by_units, &run.watch)
+    else:
+        share_rows(&run.sharing, &run.problem, recurrent_work(&run.problem, block.t0, block.t1))
+        parallel(back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+
+
+cdef void back_rows(void *context, int task, int worker) noexcept nogil:
+    cdef Backward *run = <Backward *>context
+    recur_back(run, &run.block, rows_of_task(&run.problem, task, run.sharing.tasks), worker)
+
+
+cdef void recur_back(Backward *run, const TimeBlock *block, Patch patch, int worker) noexcept nogil:
+    """The patch's rows, through the block: fill their da."""
+    cdef Py_ssize_t t = block.t1 - 1
+    while t >= block.t0:
+        back_to_state(run, block, t, patch)
+        step_backward(run, block, t, patch)
+        t -= 1
+        if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
+            return
+    leave_block(run, block, patch)
+
+
+cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A part's units of the block's i-th step back, for all rows."""
+    cdef Backward *run = <Backward *>context
+    cdef const TimeBlock *block = &run.block
+    cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
+    cdef Py_ssize_t t = block.t1 - 1 - i
+    if t < block.t0:
+        leave_block(run, block, patch)
+        return
+    back_to_state(run, block, t, patch)
+    step_backward(run, block, t, patch)
+    interrupted(&run.watch, worker, patch_work(&run.problem, patch))
+
+
+cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+    """dh becomes the gradient of the state after step t."""
+    if t < block.t1 - 1:
+        through_product(run, block, t, patch)
+    add_last_outputs(run, t, patch)
+    if run.all_dh != NULL:
+        keep_state_gradient(run, t + 1, active_part(&run.problem.time, t, patch))
+
+
+cdef inline void leave_block(Backward *run, const TimeBlock *block, Patch patch) noexcept nogil:
+    """Take the gradient of the block's first step to the state before it."""
+    through_product(run, block, block.t0 - 1, patch)
+    if run.all_dh != NULL and block.t0 == 0:
+        keep_state_gradient(run, 0, patch)
+
+
+cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+    """da_{t+1} -> dh_t"""
+    cdef Py_ssize_t N = run.problem.N, P = run.problem.P
+    patch = active_part(&run.problem.time, t + 1, patch)
+    cdef Rows dh = rows(run.dh + patch.b0 * P + patch.u0, 0, P)
+    cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
+    # reverse of: a_{t+1} += h_t W_hh^T
+    product(1, patch.b1 - patch.b0, patch.u1 - patch.u0, N, da, 1, panels_from(run.w_hh, patch.u0 // LANES), dh, dh)
+
+
+cdef void add_last_outputs(Backward *run, Py_ssize_t t, Patch patch) noexcept nogil:
+    """dh += d_out_t for the rows that end with step t. All others have had it from the step after it."""
+    cdef const Time *time = &run.problem.time
+    cdef Py_ssize_t P = run.problem.P, b = patch.b0, u
+    cdef const real *d_out
+    cdef real *dh
+    if run.d_out == NULL:
+        return
+    if t + 1 < time.T:
+        b = max(b, active(time, t + 1))
+    while b < min(patch.b1, active(time, t)):
+        d_out = run.d_out + (first_row(time, t) + b) * P
+        dh = run.dh + b * P
+        for u in range(patch.u0, patch.u1):
+            dh[u] += d_out[u]
+        b += 1
+
+
+cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+    """The cell's step t, for every row of the patch."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t N = problem.N, P = problem.P, b = patch.b0, at
+    cdef Span span = any_span(problem, patch)
+    cdef const real *d_before = run.zeros if t == 0 or run.d_out == NULL else run.d_out + first_row(&problem.time, t - 1) * P
+    patch = active_part(&problem.time, t, patch)
+    if rows_touch(problem, patch):
+        span.n *= patch.b1 - b
+        patch.b1 = min(patch.b1, b + 1)
+    while b < patch.b1:
+        put_span(&span, problem, t, b, patch.u0)
+        at = da_row(&problem.time, block, t, b) * N + patch.u0
+        span.d_prev = d_before + b * P + patch.u0
+        span.dh = run.dh + b * P + patch.u0
+        span.dc = run.dc + b * problem.H + patch.u0 if run.dc != NULL else NULL
+        span.da = block.da + at
+        span.da_h = block.da_h + at
+        problem.backward(&span)
+        b += 1
+
+
+cdef void keep_state_gradient(const Backward *run, Py_ssize_t t, Patch patch) noexcept nogil:
+    """dL/dh_t, and dL/dc_t, of the patch."""
+    cdef Py_ssize_t b, row = slot(&run.problem.time, t), units = patch.u1 - patch.u0, P = run.problem.P, H = run.problem.H
+    for b in range(patch.b0, patch.b1):
+        memcpy(run.all_dh + (row + b) * P + patch.u0, run.dh + b * P + patch.u0, units * sizeof(real))
+        if run.dc != NULL:
+            memcpy(run.all_dc + (row + b) * H + patch.u0, run.dc + b * H + patch.u0, units * sizeof(real))

@@ -1,0 +1,56 @@
+# Where no loss is left before a step, and the gradient of the state has become exactly 0, all that remains of a backward pass is 0: it ends
+# there, with the same bits (but that a sum of nothing else than -0 may be +0 in the longer pass). This is decided between blocks of time;
+# the arrays are looked at only when the gradient of the state is 0, so a pass in which it never is pays nothing.
+
+cdef bint nothing_left(const Backward *run, TimeBlock *block, bint to_inputs) noexcept nogil:
+    """Whether the steps before the block have gradients of 0 alone; ``to_inputs`` tells if dx is among them."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t P = problem.P, H = problem.H, held = block.b1 - block.b0
+    if not all_zero_bits(run.dh + block.b0 * P, held * P):
+        return False
+    if run.dc != NULL and not all_zero_bits(run.dc + block.b0 * H, held * H):
+        return False
+    if block.loss >= block.t0:     # the last one that was found has been passed
+        block.loss = last_loss(run, block)
+        if block.loss < 0 and not remains_finite(problem, block, to_inputs):
+            block.loss = 0         # a gradient of 0 becomes NaN on the way: the pass must go on to its end
+    return block.loss < 0
+
+
+cdef Py_ssize_t last_loss(const Backward *run, const TimeBlock *block) noexcept nogil:
+    """The last step before the block with a d_out other than 0; -1 if there is none."""
+    cdef Py_ssize_t t = block.t0 - 1, P = run.problem.P
+    cdef Patch part
+    if run.d_out == NULL:
+        return -1
+    while t >= 0:
+        part = active_part(&run.problem.time, t, whole_block(&run.problem, block))
+        if not all_zero_bits(run.d_out + (first_row(&run.problem.time, t) + part.b0) * P, (part.b1 - part.b0) * P):
+            return t
+        t -= 1
+    return -1
+
+
+cdef bint remains_finite(const Problem *problem, const TimeBlock *block, bint to_inputs) noexcept nogil:
+    """Whether all that a gradient of 0 meets before the block is finite: 0 times inf or NaN is NaN."""
+    cdef const Time *time = &problem.time
+    cdef Py_ssize_t t
+    cdef Patch part
+    for t in range(block.t0 + 1):  # the states before a step, and at its end
+        part = whole_block(problem, block)
+        if t > 0:
+            part = active_part(time, t - 1, part)
+        if not finite_rows(problem.h, slot(time, t), part, problem.P) or not finite_rows(problem.c, slot(time, t), part, problem.H):
+            return False
+    for t in range(block.t0):
+        part = active_part(time, t, whole_block(problem, block))
+        if not finite_rows(problem.x, first_row(time, t), part, problem.I):
+            return False
+        if not finite_rows(problem.m, first_row(time, t), part, problem.H):
+            return False
+    return all_finite(problem.w_hh, problem.N * problem.P) and not (to_inputs and not all_finite(problem.w_ih, problem.N * problem.I))
+
+
+cdef inline bint finite_rows(const real *array, Py_ssize_t first, Patch part, Py_ssize_t width) noexcept nogil:
+    """Of an array that may not be there."""
+    return array == NULL or all_finite(array + (first + part.b0) * width, (part.b1 - part.b0) * width)

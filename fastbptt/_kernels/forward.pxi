@@ -1,0 +1,97 @@
+# The time loop, forward. Time is taken in blocks, so that the recurrence finds in the cache what the projection has written.
+
+cdef struct Forward:
+    Problem problem
+    const ForwardWeights *weights
+    Projection projection
+    Sharing sharing
+    Watch watch
+
+
+cdef void run_forward(Forward *run) noexcept nogil:
+    """Fill a, h behind slot 0 and what else the cell has, from the initial state."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t T = problem.time.T
+    cdef int by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
+    run.projection.rows = first_row(&problem.time, T)
+    run.projection.N, run.projection.I = problem.N, problem.I
+    run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
+    run.projection.weights = run.weights.input
+    run.projection.sharing = run.sharing
+    run.projection.watch = &run.watch
+    run.sharing.tasks = 1
+    if by_units == 1:
+        share_rows(&run.sharing, problem, projection_work(&run.projection, run.projection.rows) + recurrent_work(problem, 0, T))
+    if run.sharing.tasks > 1:
+        parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+    else:
+        project_all(&run.projection)   # rows are few, but threads can still share the projection
+        run.sharing.tasks = by_units
+        parallel_steps(recur_part, run, T, by_units, &run.watch)
+
+
+cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
+    """A task's rows, for all time."""
+    cdef Forward *run = <Forward *>context
+    cdef const Problem *problem = &run.problem
+    cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
+    cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = max(1, rows_in_block(&run.projection) // held)
+    while t < problem.time.T:
+        t_end = min(problem.time.T, t + block)
+        project_steps(run, t, t_end, patch)
+        while t < t_end:
+            recur(problem, run.weights, t, patch)
+            t += 1
+            if interrupted(&run.watch, worker, patch_work(problem, patch) + <double>held * problem.N * problem.I):
+                return
+
+
+cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, Patch patch) noexcept nogil:
+    cdef const Time *time = &run.problem.time
+    cdef Patch part
+    if time.first == NULL:
+        project(&run.projection, first_row(time, t) + patch.b0, t_end - t, time.B, patch.b1 - patch.b0)
+        return
+    while t < t_end:
+        part = active_part(time, t, patch)
+        project(&run.projection, first_row(time, t) + part.b0, 1, 0, part.b1 - part.b0)
+        t += 1
+
+
+cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept nogil:
+    """A part's units of one step, for all rows."""
+    cdef Forward *run = <Forward *>context
+    cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
+    recur(&run.problem, run.weights, t, patch)
+    interrupted(&run.watch, worker, patch_work(&run.problem, patch))
+
+
+cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_t t, Patch patch) noexcept nogil:
+    """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell. Gates whose panels touch are one product."""
+    patch = active_part(&problem.time, t, patch)
+    cdef Py_ssize_t H = problem.H, P = problem.P, N = problem.N, units = patch.u1 - patch.u0, held = patch.b1 - patch.b0
+    cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
+    cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * P, 0, P), a
+    cdef Py_ssize_t gate_panels = ceil_div(H, LANES), gate = 0, summed = problem.gates - problem.reset_after
+    cdef Py_ssize_t together = summed if units == gate_panels * LANES else 1
+    while gate < summed:
+        a = rows(problem.a + row * N + gate * H + patch.u0, 0, N)
+        product(1, held, together * units, P, h_prev, 1, panels_from(weights.w_hh, gate * gate_panels + patch.u0 // LANES), a, a)
+        gate += together
+    if problem.reset_after:
+        product(1, held, units, P, h_prev, 1, panels_from(weights.w_hh, gate * gate_panels + patch.u0 // LANES),
+                rows(weights.m_bias + patch.u0, 0, 0), rows(problem.m + row * H + patch.u0, 0, H))
+    step_forward(problem, t, patch)
+
+
+cdef void step_forward(const Problem *problem, Py_ssize_t t, Patch patch) noexcept nogil:
+    """The cell's step t, for every row of the patch."""
+    cdef Span span = any_span(problem, patch)
+    cdef Py_ssize_t b = patch.b0
+    if rows_touch(problem, patch):
+        span.n *= patch.b1 - b
+        patch.b1 = min(patch.b1, b + 1)
+    while b < patch.b1:
+        put_span(&span, problem, t, b, patch.u0)
+        problem.forward(&span)
+        b += 1

@@ -1,0 +1,203 @@
+# All gradients of a recurrent layer: back through the blocks of time, and of each block's da the sums over it, dW and db, and dx.
+#
+# Where weights are few, groups of rows go back through time by themselves, each with sums of its own, which are added up at the end.
+
+cdef struct Sums:                  # over steps and rows
+    real *dw_ih                    # (N, I); of tokens: (I, N)
+    real *dw_hh                    # (N, P)
+    real *db_ih                    # (N,)
+    real *db_hh                    # (N,), or NULL: the same as db_ih
+
+cdef struct Gradients:
+    Backward back
+    Panels w_ih                    # N rows, I columns
+    real *dx                       # (R, I) or NULL
+    const real *zeros              # I elements
+    Sums sums                      # the results
+    Sharing sharing
+    int groups                     # of rows, each with sums of its own; 1: none
+    real *group_sums
+    Py_ssize_t held_rows           # (step, row) pairs in a block, at most
+    real *da                       # a block's; if rows are grouped, one for each worker
+    real *da_h
+    real *scratch                  # GRADIENT_SCRATCH for each worker
+
+cdef enum:
+    GROUPED_WEIGHTS = 1 << 16      # weights, at most, where groups of rows have sums of their own,
+    GROUP_ROWS = 4                 # rows, at least, in a group,
+    GROUP_STEPS = 128              # (step, row) pairs, at least, of a group,
+    MAX_GROUPS = 16                # and groups, at most
+
+
+cdef void run_backward(Gradients *run) noexcept nogil:
+    """From d_out and dh = d_state; block by block, the last first."""
+    cdef Watch *watch = &run.back.watch
+    if run.groups > 1:
+        run.sharing.workers = tasks_for(run.sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
+        parallel(back_through_group, run, run.groups, run.sharing.workers, watch)
+        share(&run.sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
+        parallel(add_up_groups, run, run.sharing.tasks, run.sharing.workers, watch)
+    else:
+        back_by_blocks(run)
+
+
+cdef void back_by_blocks(Gradients *run) noexcept nogil:
+    """Block by block, for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
+    cdef Backward *back = &run.back
+    cdef const Time *time = &back.problem.time
+    back.block = last_block(time, 0, time.B, run.da, run.da_h)
+    while step_back(time, &back.block, run.held_rows) and not back.watch.stop:
+        back_through_block(back)
+        share_gradients(&run.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
+                        back.problem.x != NULL, run.dx != NULL)
+        if not back.watch.stop:
+            parallel(collect_part, run, run.sharing.tasks, run.sharing.workers, &back.watch)
+        if nothing_left(back, &back.block, run.dx != NULL):
+            break
+    clear_dx(run, &back.block)
+
+
+cdef void collect_part(void *context, int task, int worker) noexcept nogil:
+    cdef Gradients *run = <Gradients *>context
+    collect(run, &run.back.block, run.sums, task, run.sharing.tasks, worker)
+
+
+cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
+    """dx = 0 before the step at which the pass ended."""
+    cdef const Problem *problem = &run.back.problem
+    cdef Patch part
+    cdef Py_ssize_t t
+    if run.dx != NULL:
+        for t in range(block.t0):
+            part = active_part(&problem.time, t, whole_block(problem, block))
+            memset(run.dx + (first_row(&problem.time, t) + part.b0) * problem.I, 0, (part.b1 - part.b0) * problem.I * sizeof(real))
+
+
+# --- Groups of rows ---------------------------------------------------------------------------------------------------
+
+cdef inline int row_groups(const Problem *problem) noexcept nogil:
+    """How many groups of rows go back through time by themselves; 1 if all go together.
+
+    A question of sizes alone, never of threads: sums in another order have other bits. Groups of ragged rows are not written.
+    """
+    cdef int groups = 1
+    cdef const Time *time = &problem.time
+    if time.first == NULL and problem.N * (problem.I + problem.P) <= GROUPED_WEIGHTS:
+        while groups < MAX_GROUPS and time.B >= 2 * groups * GROUP_ROWS:
+            groups *= 2
+    return groups if time.T * time.B >= GROUP_STEPS * groups else 1
+
+
+cdef void back_through_group(void *context, int group, int worker) noexcept nogil:
+    """A group of rows, through all time, with sums of its own."""
+    cdef Gradients *run = <Gradients *>context
+    cdef const Problem *problem = &run.back.problem
+    cdef Py_ssize_t B = problem.time.B, at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
+    cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at)
+    cdef Sums sums = sums_of_group(run, group)
+    memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
+    while step_back(&problem.time, &block, run.held_rows) and not run.back.watch.stop:
+        recur_back(&run.back, &block, whole_block(problem, &block), worker)
+        if not run.back.watch.stop:
+            collect(run, &block, sums, 0, 1, worker)
+        if nothing_left(&run.back, &block, run.dx != NULL):
+            break
+    clear_dx(run, &block)
+
+
+cdef void add_up_groups(void *context, int task, int worker) noexcept nogil:
+    """A task's share of the sums of all groups, the first group first."""
+    cdef Gradients *run = <Gradients *>context
+    cdef Py_ssize_t N = run.back.problem.N, I = run.back.problem.I, P = run.back.problem.P
+    cdef Py_ssize_t n0 = N * task // run.sharing.tasks, n1 = N * (task + 1) // run.sharing.tasks
+    cdef Sums sums
+    cdef int group
+    for group in range(run.groups):
+        sums = sums_of_group(run, group)
+        add(sums.dw_ih + n0 * I, (n1 - n0) * I, run.sums.dw_ih + n0 * I)
+        add(sums.dw_hh + n0 * P, (n1 - n0) * P, run.sums.dw_hh + n0 * P)
+        add(sums.db_ih + n0, n1 - n0, run.sums.db_ih + n0)
+        if run.sums.db_hh != NULL:
+            add(sums.db_hh + n0, n1 - n0, run.sums.db_hh + n0)
+
+
+cdef inline void add(const real *source, Py_ssize_t n, real *target) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        target[i] += source[i]
+
+
+cdef inline Py_ssize_t sums_size(const Problem *problem) noexcept nogil:
+    return problem.N * (problem.I + problem.P + 1 + problem.reset_after)
+
+
+cdef inline Sums sums_of_group(const Gradients *run, int group) noexcept nogil:
+    cdef const Problem *problem = &run.back.problem
+    cdef Sums sums
+    sums.dw_ih = run.group_sums + group * sums_size(problem)
+    sums.dw_hh = sums.dw_ih + problem.N * problem.I
+    sums.db_ih = sums.dw_hh + problem.N * problem.P
+    sums.db_hh = sums.db_ih + problem.N if problem.reset_after else NULL
+    return sums
+
+
+# --- The sums over a block --------------------------------------------------------------------------------------------
+
+cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, int parts, int worker) noexcept nogil:
+    """A part of the block's dx (by rows), dW and db (by columns)."""
+    cdef Watch *watch = &run.back.watch
+    cdef const Problem *problem = &run.back.problem
+    cdef const Time *time = &problem.time
+    cdef Py_ssize_t N = problem.N, I = problem.I, P = problem.P, B = time.B, K = rows_of_block(time, block), held = block.b1 - block.b0
+    cdef Py_ssize_t inner = held if held < B else K        # rows that lie end to end in x
+    cdef Py_ssize_t n0 = N * part // parts, n1 = N * (part + 1) // parts, first = first_row(time, block.t0) + block.b0
+    cdef Py_ssize_t x_panels = ceil_div(I, LANES) if problem.x != NULL else 0, h_panels = ceil_div(P, LANES)
+    cdef Py_ssize_t p0 = (x_panels + h_panels) * part // parts, p1 = (x_panels + h_panels) * (part + 1) // parts
+    cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
+    cdef Sequence x, h
+    # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
+    if run.dx != NULL:
+        add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.zeros,
+                           rows(run.dx + first * I, B * I, I), watch, worker)
+    if problem.x != NULL:
+        x = sequence(rows(problem.x + first * I, B * I, I), inner)
+        add_weight_gradient(block.da, N, K, x, I, min(p0, x_panels), min(p1, x_panels), sums.dw_ih, scratch, watch, worker)
+    else:
+        add_token_gradient(block.da, N, K, problem.tokens + first, B, inner, n0, n1, sums.dw_ih)
+    h = sequence(rows(problem.h + (slot(time, block.t0) + block.b0) * P, B * P, P), inner)
+    if time.first != NULL:
+        h.time, h.t, h.rows = time, block.t0, rows(problem.h, 0, P)
+    add_weight_gradient(block.da_h, N, K, h, P, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
+    add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
+    if sums.db_hh != NULL:
+        add_column_sums(block.da_h, N, K, n0, n1, sums.db_hh)
+
+
+# --- Memory and weights -----------------------------------------------------------------------------------------------
+
+cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
+    cdef Gradients *run = <Gradients *>call
+    cdef const Problem *problem = &run.back.problem
+    cdef Py_ssize_t N = problem.N, I = problem.I, P = problem.P, da_size = run.held_rows * N
+    cdef int in_use = min(run.sharing.threads, run.groups)
+    run.back.w_hh = take_panels(space, P, N)
+    if run.dx != NULL:
+        run.w_ih = take_panels(space, I, N)
+    if problem.tokens != NULL:
+        run.sums.dw_ih = take(space, I * N)
+    run.zeros = run.back.zeros = take(space, max(problem.time.B * P, I))
+    run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
+    run.da_h = run.da + problem.reset_after * da_size
+    run.group_sums = take(space, run.groups * sums_size(problem) if run.groups > 1 else 0)
+    run.scratch = take(space, gradient_scratch(run.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
+
+
+cdef void prepare_backward(Gradients *run) noexcept nogil:
+    """Pack the weights, and start from zeros."""
+    cdef const Problem *problem = &run.back.problem
+    pack_backward(run.back.w_hh, problem.w_hh, problem.N, problem.P)
+    if run.dx != NULL:
+        pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
+    if problem.tokens != NULL:
+        memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
+    memset(<void *>run.zeros, 0, max(problem.time.B * problem.P, problem.I) * sizeof(real))

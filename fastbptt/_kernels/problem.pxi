@@ -1,0 +1,74 @@
+# A recurrent layer's problem: sizes, and the caller's arrays.
+#
+#   T B I   steps, rows of the batch, inputs         H, P   units, and numbers in h        G, N   gates, and G * H
+#   x (R, I) or tokens (R,), with R = first[T], the rows of all steps (`time.pxi`)
+#   h (B + R, P) and, for an LSTM, c (B + R, H): slot 0 is the initial state
+#   a (R, N)   the pre-activations x W_ih^T + b + h W_hh^T, which the cell turns into activated gates; without gates, a is h behind slot 0
+#   m (R, H)   of a gate whose reset comes after the product (the GRU's n), its recurrent half, h W_hh^T + b_hh
+#
+# Between the products the time loop calls the cell's element-wise step (`cells.pxi`), row by row:
+#   forward   a_t -> h_t                 backward   dh_t -> da_t, and dh := d_out_{t-1} + what reaches h_{t-1} past the product
+
+ctypedef void (*Step)(const Span *span) noexcept nogil
+
+cdef struct Problem:
+    Step forward, backward         # the cell's
+    Time time
+    Py_ssize_t I, P, H, N
+    int gates, reset_after         # G, and for how many of them, the last, the reset comes after the product: 0 or 1
+    int activation                 # of the vanilla RNN
+    const real *leak               # (H,), of the leaky RNN, or NULL
+    const real *x
+    const int64_t *tokens
+    const real *w_ih               # (N, I)
+    const real *w_hh               # (N, P)
+    real *h
+    real *c
+    real *a
+    real *m
+
+cdef struct Span:                  # what a cell sees: neighbouring units of one row
+    Py_ssize_t n, H                # units; the distance from gate to gate
+    int activation
+    const real *leak
+    real *a
+    real *m
+    const real *h_prev
+    real *h
+    const real *c_prev
+    real *c
+    # backward
+    const real *d_prev             # d_out_{t-1}
+    real *dh
+    real *dc
+    real *da
+    real *da_h
+
+
+cdef inline bint rows_touch(const Problem *problem, Patch patch) noexcept nogil:
+    """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
+    return problem.N == problem.H and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
+
+
+cdef inline Span any_span(const Problem *problem, Patch patch) noexcept nogil:
+    """What the spans of a patch have in common."""
+    cdef Span span
+    memset(&span, 0, sizeof(Span))
+    span.n = patch.u1 - patch.u0
+    span.H = problem.H
+    span.activation = problem.activation
+    span.leak = problem.leak + patch.u0 if problem.leak != NULL else NULL
+    return span
+
+
+cdef inline void put_span(Span *span, const Problem *problem, Py_ssize_t t, Py_ssize_t b, Py_ssize_t u0) noexcept nogil:
+    """Row b of step t, from unit u0 on."""
+    cdef Py_ssize_t before = slot(&problem.time, t) + b, after = slot(&problem.time, t + 1) + b, row = first_row(&problem.time, t) + b
+    span.h_prev = problem.h + before * problem.P + u0
+    span.h = problem.h + after * problem.P + u0
+    span.a = problem.a + row * problem.N + u0
+    if problem.m != NULL:
+        span.m = problem.m + row * problem.H + u0
+    if problem.c != NULL:
+        span.c_prev = problem.c + before * problem.H + u0
+        span.c = problem.c + after * problem.H + u0

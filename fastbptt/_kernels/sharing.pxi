@@ -1,0 +1,66 @@
+# Who does what. Threads share the rows of the batch, each for the whole sequence. Where rows are few, they share the units instead, step by
+# step: then each keeps its part of W_hh in its own cache.
+
+cdef struct Sharing:
+    int threads                    # how many a call may use
+    int workers                    # how many of them the phase at hand is worth
+    int tasks                      # how many it is cut into
+
+cdef double LONG_STEP = 5e8        # multiply-adds of a step that is split, so that Ctrl-C is seen in time
+cdef double STEP_WORK = 8192       # multiply-adds of a step worth sharing; benchmarks/bench_threads.py
+
+cdef enum:
+    SECOND_LEVEL_CACHE = 1 << 19   # bytes, with room for more than W_hh
+    FEW_ROWS = 4                   # with fewer rows for each thread, the product is limited by how fast W_hh can be read
+    MANY_ROWS = 64                 # ... and with fewer than these, if W_hh does not fit the cache
+    SHARES = 4                     # tasks for each thread, at most
+    LEAST_ROWS = 4                 # of the batch in a task
+
+
+cdef inline double recurrent_work(const Problem *problem, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
+    """Multiply-adds of steps t0..t1."""
+    return <double>(first_row(&problem.time, t1) - first_row(&problem.time, t0)) * problem.N * (problem.P + CELL_WORK)
+
+
+cdef inline double patch_work(const Problem *problem, Patch patch) noexcept nogil:
+    return <double>(patch.b1 - patch.b0) * (patch.u1 - patch.u0) * problem.gates * (problem.P + CELL_WORK)
+
+
+cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
+    """How many threads should share the units of each step: 1 where they had better share rows, or nothing."""
+    cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
+    cdef Py_ssize_t weights = problem.N * problem.P
+    cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
+    return tasks if problem.time.B < few * tasks and <double>problem.time.B * weights >= STEP_WORK else 1
+
+
+cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:
+    """Cut ``parts`` into tasks of at least ``least``: several for each thread, so that one whose core is slow does fewer of them."""
+    cdef int workers = tasks_for(sharing.threads, work, parts)
+    cdef int each = <int>max(1, min(<Py_ssize_t>SHARES, parts // (least * workers))) if workers > 1 else 1
+    sharing.workers, sharing.tasks = workers, min(workers * each, <int>MAX_THREADS)
+
+
+cdef inline void share_rows(Sharing *sharing, const Problem *problem, double work) noexcept nogil:
+    """Cut the batch into tasks; into more of them if one step of one task would keep Ctrl-C waiting."""
+    cdef Py_ssize_t B = problem.time.B
+    cdef double longest = <double>B * problem.N * problem.P / LONG_STEP
+    share(sharing, work, B, LEAST_ROWS)
+    sharing.tasks = max(sharing.tasks, <int>min(longest, <double>min(B, <Py_ssize_t>MAX_THREADS)))
+
+
+cdef inline Patch rows_of_task(const Problem *problem, int task, int tasks) noexcept nogil:
+    cdef Patch patch
+    patch.b0 = problem.time.B * task // tasks
+    patch.b1 = problem.time.B * (task + 1) // tasks
+    patch.u0, patch.u1 = 0, problem.H
+    return patch
+
+
+cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noexcept nogil:
+    cdef Patch patch
+    cdef Py_ssize_t panels = ceil_div(problem.H, LANES)
+    patch.b0, patch.b1 = 0, problem.time.B
+    patch.u0 = panels * part // parts * LANES
+    patch.u1 = min(problem.H, panels * (part + 1) // parts * LANES)
+    return patch

@@ -1,0 +1,36 @@
+# The layout of time: which rows of the batch are active at a step, and where they stand.
+#
+# Rows are sorted by length, the longest first, so those that are active at a step are the first of the batch. Arrays with a row for each
+# step and active row have no gaps: row b of step t is row first[t] + b of x, a, m, d_out and dx (PyTorch's PackedSequence). In a rectangle,
+# where all rows are equally long, first[t] = t * B, and no such numbers are stored.
+#
+# The states before step t are slot t of their history. Slot 0, the initial states, has all B rows; slot t + 1 has those of step t.
+
+cdef struct Time:
+    Py_ssize_t T, B
+    const Py_ssize_t *first        # (T + 1,), or NULL for a rectangle
+
+
+cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
+    """Of step t; of step T, the number of all rows."""
+    return t * time.B if time.first == NULL else time.first[t]
+
+
+cdef inline Py_ssize_t slot(const Time *time, Py_ssize_t t) noexcept nogil:
+    """The first row of the states before step t."""
+    return t * time.B if time.first == NULL or t == 0 else time.B + time.first[t - 1]
+
+
+cdef inline Py_ssize_t active(const Time *time, Py_ssize_t t) noexcept nogil:
+    """How many rows step t has."""
+    return time.B if time.first == NULL else time.first[t + 1] - time.first[t]
+
+
+cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H)
+    Py_ssize_t b0, b1, u0, u1
+
+
+cdef inline Patch active_part(const Time *time, Py_ssize_t t, Patch patch) noexcept nogil:
+    """The patch without the rows that have ended before step t."""
+    patch.b1 = max(patch.b0, min(patch.b1, active(time, t)))
+    return patch

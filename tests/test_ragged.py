@@ -1,0 +1,223 @@
+"""The kernels on rows of different lengths, as `_kernels/time.pxi` lays them out; and on weights that were packed before the call.
+
+No public function has lengths yet: the kernels are called as `functional.py` calls them.
+"""
+
+import numpy as np
+import pytest
+from problems import CELLS, WEIGHTS, arrays_of, random_problem
+from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
+
+import fastbptt
+import fastbptt.reference
+from fastbptt._kernels import kernels
+from fastbptt.functional import CELLS as NUMBERS
+from fastbptt.functional import NONLINEARITIES
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EACH_CELL = pytest.mark.parametrize("cell", CELLS)
+
+# I, H, and lengths, longest first: equal ones, all different, some of nothing; few rows and many units, for threads by units; several
+# blocks of time, in which rows begin; long tails of one row.
+RAGGED = {
+    "one row": (3, 7, [5]),
+    "equal": (4, 9, [6, 6, 6]),
+    "a staircase": (4, 17, range(9, 0, -1)),
+    "empty rows": (3, 8, [7, 7, 2, 0, 0]),
+    "one long row": (2, 5, [900, 3, 3, 2]),
+    "few rows, many units": (5, 140, [60, 41, 7]),
+    "several blocks, few rows and many units": (3, 136, [400, 399, 230, 2]),
+    "many rows": (6, 33, sorted(np.random.default_rng(0).integers(0, 60, 70), reverse=True)),
+    "many blocks": (20, 40, sorted(np.random.default_rng(1).integers(1, 90, 40), reverse=True)),
+}
+EACH_SHAPE = pytest.mark.parametrize("ragged", RAGGED.values(), ids=RAGGED)
+
+
+class Ragged:
+    """A problem whose row b has lengths[b] steps, and what the kernels make of it."""
+
+    def __init__(self, cell, I, H, lengths, dtype, tokens=False):
+        self.lengths = np.array(list(lengths))
+        self.problem = random_problem(cell, self.lengths[0], len(self.lengths), I, H, dtype=dtype, tokens=tokens, gain=0.6)
+        counts = [(self.lengths > t).sum() for t in range(self.lengths[0])]
+        self.there = np.arange(self.lengths[0])[:, None] < self.lengths  # (T, B)
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
+
+    def packed(self, array):
+        """What a (T, B, ...) array has for the rows that are active, step by step."""
+        return np.ascontiguousarray(array[self.there])
+
+    def results(self, weights=None):
+        """By name: h and c behind slot 0, and all gradients, packed."""
+        p, dtype, (B, H) = self.problem, self.problem.w_hh.dtype, self.problem.state[0].shape
+        cell, R, N = NUMBERS[p.cell.prefix], self.first[-1], len(self.problem.w_hh)
+        tokens, x = p.x.ndim == 2, self.packed(p.x)
+        leak = None if p.leak is None else np.full(H, p.leak, dtype)
+        histories = [np.concatenate([s, np.full((R, H), np.nan, dtype)])[:, None] for s in p.state]
+        gates = np.full((R, 1, N), np.nan, dtype) if cell.keeps_gates or leak is not None else None
+        common = {
+            "cell": cell.number,
+            "activation": NONLINEARITIES.index(p.cell.options.get("nonlinearity", "tanh")),
+            "x": None if tokens else x[:, None],
+            "tokens": x[:, None] if tokens else None,
+            "w_ih": p.w_ih,
+            "w_hh": p.w_hh,
+            "leak": leak,
+            "h": histories[0],
+            "c": histories[1] if cell.states == 2 else None,
+            "a": gates,
+            "m": np.full((R, 1, H), np.nan, dtype) if cell.apart else None,
+            "first": self.first,
+        }
+        kernels[dtype].forward(b_ih=p.b_ih, b_hh=p.b_hh, weights=weights, **common)
+        d_state = [s.copy() for s in p.d_state]
+        dx = None if tokens else np.full((R, 1, p.x.shape[2]), np.nan, dtype)
+        sums = {f"d{name}": np.zeros_like(getattr(p, name)) for name in WEIGHTS}
+        apart = sums if cell.apart else sums | {"db_hh": None}
+        d_out = self.packed(p.d_out)[:, None]
+        dh, dc = (*d_state, None)[:2]
+        kernels[dtype].backward(d_out=d_out, dh=dh, dc=dc, dx=dx, **apart, **common)
+        if not cell.apart:
+            sums["db_hh"] = sums["db_ih"]
+        named = {f"state {i}": history[B:, 0] for i, history in enumerate(histories)} | sums
+        named |= {f"d_initial {i}": d for i, d in enumerate(d_state)}
+        return named | ({} if tokens else {"dx": dx[:, 0]})
+
+    def row(self, b):
+        """The problem of row b alone."""
+        alone = self.problem.rows([b])
+        return alone.steps(0, self.lengths[b], alone.state, alone.d_state)
+
+    def expected(self):
+        """The same from the reference, row by row."""
+        wide = TOLERANCES[self.problem.w_hh.dtype].oracle
+        T, B = self.there.shape
+        H, tokens = self.problem.w_hh.shape[1], self.problem.x.ndim == 2
+        states = [np.zeros((T, B, H), wide) for _ in self.problem.state]
+        d_states = [np.zeros((B, H), wide) for _ in self.problem.state]
+        dx = None if tokens else np.zeros(self.problem.x.shape, wide)
+        sums = {f"d{name}": np.zeros(getattr(self.problem, name).shape, wide) for name in WEIGHTS}
+        for b, length in enumerate(self.lengths):
+            alone = self.row(b).astype(wide)
+            if not length:
+                for d, end in zip(d_states, alone.d_state):
+                    d[b] = end[0]
+                continue
+            with np.errstate(over="ignore"):
+                _, _, tape = alone.forward(fastbptt.reference)
+                grads = alone.backward(fastbptt.reference, tape)
+            for history, array in zip(states, (tape.h, tape.c)):
+                history[:length, b] = np.array(array)[1:, 0]
+            for d, start in zip(d_states, arrays_of(grads.state)):
+                d[b] = start[0]
+            for name in WEIGHTS:
+                sums[f"d{name}"] += getattr(grads, name)
+            if not tokens:
+                dx[:length, b] = grads.x[:, 0]
+        named = {f"state {i}": self.packed(history) for i, history in enumerate(states)} | sums
+        named |= {f"d_initial {i}": d for i, d in enumerate(d_states)}
+        return named | ({} if tokens else {"dx": self.packed(dx)})
+
+
+def assert_right(ragged, got):
+    dtype, T = ragged.problem.w_hh.dtype, ragged.lengths[0]
+    expected = ragged.expected()
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert_close(name, got[name], array, bound(dtype, ragged.problem.K, T), max(1e-3, np.abs(array).max(initial=0)))
+
+
+@EACH_DTYPE
+@EACH_SHAPE
+@EACH_CELL
+def test_against_the_reference_row_by_row(cell, ragged, dtype, threads):
+    problem, first = Ragged(cell, *ragged, dtype), None
+    for n in (1, 2, 3):
+        threads(n)
+        got = problem.results()
+        first = first or got
+        for name, array in got.items():
+            assert_same_bits(f"{name}, {n} threads", array, first[name])
+    assert_right(problem, first)
+
+
+@EACH_DTYPE
+@EACH_CELL
+def test_tokens(cell, dtype, threads):
+    problem = Ragged(cell, 11, 17, [30, 30, 12, 5, 0], dtype, tokens=True)
+    for n in (1, 2):
+        threads(n)
+        assert_right(problem, problem.results())
+
+
+@EACH_DTYPE
+@EACH_CELL
+def test_a_row_has_the_bits_that_it_has_alone(cell, dtype, threads):
+    problem = Ragged(cell, *RAGGED["many rows"], dtype)
+    threads(2)
+    got = problem.results()
+    for b in (0, 17, 40):
+        alone = problem.row(b)
+        _, _, tape = alone.forward(fastbptt)
+        for i, history in enumerate((tape.h,) if tape.c is None else (tape.h, tape.c)):
+            everywhere = np.zeros((*problem.there.shape, history.shape[2]), dtype)
+            everywhere[problem.there] = got[f"state {i}"]
+            assert_same_bits("state", everywhere[: problem.lengths[b], b], history[1:, 0])
+
+
+@EACH_DTYPE
+@EACH_CELL
+def test_equal_lengths_are_a_rectangle(cell, dtype):
+    """To the bit, where rows are not grouped: groups of ragged rows are not written."""
+    problem = Ragged(cell, 300, 230, [9] * 5, dtype)
+    got, whole = problem.results(), problem.problem
+    _, _, tape = whole.forward(fastbptt)
+    grads = whole.backward(fastbptt, tape)
+    assert_same_bits("h", got["state 0"], tape.h[1:].reshape(-1, 230))
+    assert_same_bits("dx", got["dx"], grads.x.reshape(-1, 300))
+    for name in WEIGHTS:
+        assert_same_bits(name, got[f"d{name}"], getattr(grads, name))
+
+
+@EACH_DTYPE
+@EACH_CELL
+def test_the_early_stop_of_ragged_rows(cell, dtype, threads):
+    """No loss but at the last step of the longest row, and weights through which nothing comes back."""
+    problem = Ragged(cell, 3, 9, [1500, 2, 1], dtype)
+    p = problem.problem
+    p.w_hh[...], p.d_out[...], p.b_ih[...] = 0, 0, -800 if p.cell.gates > 1 else 0
+    p.d_out[-1, 0] = 1
+    for d in p.d_state:
+        d[...] = 0
+    p.leak = None if p.leak is None else 1.0
+    got = problem.results()
+    assert_right(problem, got)
+    p.d_out[0, 2] = -0.0  # a loss, which changes nothing but where the pass ends
+    for name, array in problem.results().items():
+        np.testing.assert_array_equal(array, got[name], err_msg=name)
+    p.x[0, 0, 0] = np.inf
+    assert np.isnan(problem.results()["dw_ih"]).any()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("tokens", [False, True])
+@EACH_CELL
+def test_weights_packed_once(cell, tokens, dtype, threads):
+    """For any number of calls, of any length."""
+    problem = Ragged(cell, 11, 17, [30, 12, 5, 1], dtype, tokens)
+    p = problem.problem
+    weights = kernels[np.dtype(dtype)].PackedWeights(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 17, NUMBERS[p.cell.prefix].apart, tokens)
+    for n in (1, 2):
+        threads(n)
+        got, expected = problem.results(weights), problem.results()
+        for name, array in expected.items():
+            assert_same_bits(name, got[name], array)
+
+
+def test_packed_weights_of_another_layer_are_refused():
+    problem = Ragged("gru", 3, 8, [4, 2], np.float64)
+    p = problem.problem
+    pack = kernels[np.dtype(np.float64)].PackedWeights
+    for wrong in [pack(p.w_ih[:, :2].copy(), p.w_hh, None, None, 8, 1, 0), pack(p.w_ih, p.w_hh, None, None, 8, 1, 1)]:
+        with pytest.raises(ValueError, match="weights: packed for another layer"):
+            problem.results(wrong)
