@@ -13,6 +13,7 @@ import pytest
 from problems import CELLS, random_problem
 
 import fastbptt
+from fastbptt._kernels import kernels
 from fastbptt.gradients.frames import random_frame
 from fastbptt.gradients.linearised import linearise
 from fastbptt.gradients.lyapunov import batch_bounds
@@ -129,3 +130,16 @@ def test_steps_without_full_rank(rank):
         for logs in (fastbptt.log_singular_values(tape)[0], fastbptt.lyapunov_spectrum(tape).exponents[0]):
             assert np.isfinite(logs[:finite]).all(), name
             assert np.isneginf(logs[finite:]).all(), name
+
+
+@pytest.mark.parametrize(("dtype", "large", "small"), [(np.float64, 2**40, 2**8), (np.float32, 2**16, 2**4)])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_row_has_lost_is_lost_to_the_rows_after_it(seed, dtype, large, small):
+    """The third row is the difference of the first two, times 2**30: what is left of it comes from the rounding of the second."""
+    rng = np.random.default_rng(seed)
+    row, difference = (rng.integers(-size, size, 40).astype(dtype) for size in (large, small))
+    v, logs = np.stack([row, row + difference, difference * dtype(2**30)])[None], np.zeros((1, 3))
+    np.testing.assert_array_equal(v[0, 1] - v[0, 0], difference)
+    kernels[np.dtype(dtype)].eliminate(v, logs)
+    assert np.isfinite(logs[0, :2]).all() and logs[0, 2] == -np.inf
+    assert not v[0, 2].any()

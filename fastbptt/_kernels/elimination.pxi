@@ -90,10 +90,10 @@ cdef void take_pivot(const Done *done, Py_ssize_t panel, Py_ssize_t i, real *v, 
     cdef double inherited = 0, total = sum_of_subtracted(done, panel, i, at, &inherited)
     if terms != NULL:
         total += terms(context, i, at)
-    cdef double rounding = sqrt((ROUNDING * total) ** 2 * (done.N + 8) ** 2 + inherited)
-    cdef bint lost = abs(pivot) <= rounding < INFINITY
+    cdef double rounding = ROUNDING * (done.N + 8) * total
+    cdef bint lost = abs(pivot) <= sqrt(rounding ** 2 + inherited) < INFINITY
     done.pivot[number] = NO_PIVOT if lost else at
-    done.doubt[number] = 0 if lost else <real>(EPSILON * total / abs(pivot))
+    done.doubt[number] = 0 if lost else <real>(rounding / abs(pivot))
     logarithm[0] += -INFINITY if lost else log(abs(pivot))
     if lost:
         memset(v, 0, done.N * sizeof(real))
