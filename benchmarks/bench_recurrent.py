@@ -1,7 +1,7 @@
 """The recurrent layers side by side, by pytest-benchmark: ``python -m pytest benchmarks/``.
 
-A group for every case. The bare call is timed, and its result is then held against the reference's. For the ratios that the README
-gives, contestants must take turns: that is ``compare.py``.
+A group for every case. The bare call is timed, and its result is then held against the reference's. For the ratios in
+RESULTS.md, contestants must take turns: that is ``compare.py``.
 """
 
 from functools import lru_cache

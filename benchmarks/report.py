@@ -1,4 +1,4 @@
-"""Turn a run of compare.py, or several, into the README's table and the chart. The README's were made by
+"""Turn a run of compare.py, or several, into the table and chart of RESULTS.md, and the README's sentence and summary. They were made by
 
 python benchmarks/compare.py --pass both --rounds 5 --json both.json
 python benchmarks/compare.py --pass forward --rounds 3 --json forward.json
@@ -19,9 +19,7 @@ from grid import PASSES
 from timing import geometric_mean
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 NAMES = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
-MANY = 12  # rows; a longer table is folded away
 
 # Colour-blind-safe (Okabe and Ito), and told apart by shape as well.
 MARKS = {"torch": {"color": "#0072B2", "marker": "o"}, "jax": {"color": "#D55E00", "marker": "s"}}
@@ -44,45 +42,58 @@ def merged(runs):
 
 
 def groups(points):
-    """Points by (pass, dtype, cell), in the order of the run."""
+    """Points that a peer took part in, by (pass, dtype, cell), in the order of the run."""
     found = {}
-    for point in points:
+    for point in (point for point in points if "ratio" in point):
         found.setdefault((point["pass"], point["dtype"], point["cell"]), []).append(point)
     return found
 
 
-# --- The table ------------------------------------------------------------------------------------------------------------
+# --- The tables -----------------------------------------------------------------------------------------------------------
 
 
-def markdown(run):
-    """A summary by layer, every point with what it lost or won, and how it was measured."""
-    layers = groups(point for point in run["points"] if "ratio" in point)
-    points = [point for group in layers.values() for point in group]
-    parts = [
-        table(
-            ["times faster than the better peer", "points", "geometric mean", "least", "most"],
-            [[title(*layer), str(len(group)), *map(times, spread(group))] for layer, group in layers.items()],
-        )
-    ]
-    rivals = [name for name in MARKS if any(name in point["seconds"] for point in points)]
-    full = table(
-        ["milliseconds", "B", "H", "fastbptt", *(NAMES[name] for name in rivals), "times faster than the better", "share of peak"],
+def headline(run):
+    """All of it in one sentence, losses included."""
+    ratios, machine = [point["ratio"] for point in run["points"] if "ratio" in point], run["machine"]
+    better = " and ".join(NAMES[name] for name in rivals(run))
+    return (
+        f"**{geometric_mean(ratios):.1f} times as fast as the better of {better}**: the geometric mean of {len(ratios)} points, from "
+        f"{min(ratios):.2f} to {max(ratios):.1f} times; slower at {sum(ratio < 1 for ratio in ratios)} of them. {machine['threads']} threads, "
+        f"{machine['processor']}."
+    )
+
+
+def summary(run):
+    """A row for every layer."""
+    return table(
+        ["times faster than the better peer", "points", "geometric mean", "least", "most"],
+        [[title(*layer), str(len(group)), *map(times, spread(group))] for layer, group in groups(run["points"]).items()],
+    )
+
+
+def every_point(run):
+    """Every point with what it lost or won, and how it was measured."""
+    names = rivals(run)
+    points = table(
+        ["milliseconds", "B", "H", "fastbptt", *(NAMES[name] for name in names), "times faster than the better", "share of peak"],
         [
             [
                 title(*layer),
                 str(p["B"]),
                 str(p["H"]),
-                *(milliseconds(p["seconds"].get(name)) for name in ("fastbptt", *rivals)),
+                *(milliseconds(p["seconds"].get(name)) for name in ("fastbptt", *names)),
                 times(p["ratio"]),
                 f"{p['share']:.0%}",
             ]
-            for layer, group in layers.items()
+            for layer, group in groups(run["points"]).items()
             for p in group
         ],
     )
-    parts.append(f"<details><summary>All {len(points)} points</summary>\n\n{full}\n\n</details>" if len(points) > MANY else full)
-    parts.append(footnote(run))
-    return "\n\n".join(parts)
+    return f"{points}\n\n{footnote(run)}"
+
+
+def rivals(run):
+    return [name for name in MARKS if any(name in point["seconds"] for point in run["points"])]
 
 
 def title(which, dtype, cell):
@@ -120,12 +131,13 @@ def footnote(run):
     )
 
 
-def insert(readme, text):
-    """Put the table between the marks."""
-    old = readme.read_text()
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise SystemExit(f"{readme}: expected the lines {BEGIN!r} and {END!r}, once each")
-    readme.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", old, flags=re.DOTALL))
+def insert(page, name, text):
+    """Put the text between the marks of that name."""
+    begin, end = f"<!-- benchmark {name}: begin -->", f"<!-- benchmark {name}: end -->"
+    old = page.read_text()
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise SystemExit(f"{page}: expected the lines {begin!r} and {end!r}, once each")
+    page.write_text(re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL))
 
 
 # --- The chart ------------------------------------------------------------------------------------------------------------
@@ -133,7 +145,7 @@ def insert(readme, text):
 
 def draw(run, path):
     """How many times faster than each peer: a panel for every layer, points by batch and width."""
-    panels = groups(point for point in run["points"] if "ratio" in point)
+    panels = groups(run["points"])
     columns = list(dict.fromkeys(cell for _, _, cell in panels))
     lines = list(dict.fromkeys((which, dtype) for which, dtype, _ in panels))
     figure, axes = plt.subplots(
@@ -188,12 +200,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="JSON written by compare.py")
     parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--results", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--chart", type=Path, default=HERE / "speed.png")
     options = parser.parse_args()
     run = merged([json.loads(path.read_text()) for path in options.runs])
-    insert(options.readme, markdown(run))
+    insert(options.readme, "headline", headline(run))
+    insert(options.readme, "summary", summary(run))
+    insert(options.results, "table", every_point(run))
     draw(run, options.chart)
-    print(f"{options.readme}: table of {len(run['points'])} points; {options.chart}: chart")
+    print(f"{options.results}: table of {len(run['points'])} points; {options.readme}: summary; {options.chart}: chart")
 
 
 if __name__ == "__main__":

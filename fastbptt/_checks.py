@@ -11,13 +11,13 @@ import numpy as np
 from ._kernels import kernels
 
 DTYPES = tuple(dtype.name for dtype in kernels)
-LARGEST = 1e6  # for any size or rate that a command's user could mean
+LARGEST = 1e6  # size or rate that a command takes
 SHOWN = 80  # characters of a value in a message
 _NAMES = " or ".join(DTYPES)
 
 
 def checked(name, check, doc):
-    """An attribute that checks what it is given, and so may be changed whenever one likes. ``check`` takes its name and the value."""
+    """A property that can be set to whatever ``check(name, value)`` lets through."""
 
     def put(self, value):
         setattr(self, f"_{name}", check(name, value))
@@ -26,7 +26,7 @@ def checked(name, check, doc):
 
 
 def describe(value):
-    """What came, in few words."""
+    """What came instead, for a message."""
     if isinstance(value, np.ndarray):
         array = np.asarray(value)
         return f"{type(value).__name__} of shape {array.shape}, dtype {array.dtype}"
@@ -43,12 +43,12 @@ def quoted(value):
 
 
 def item(name, key):
-    """What to call one of several things that are an argument together."""
+    """The name of one element of an argument."""
     return f"{name}[{quoted(key)}]"
 
 
 def require_array(name, value):
-    """``value``, a NumPy array without a mask, else TypeError. Of a subclass, whose attributes may say anything, the array that it is."""
+    """``value``, a NumPy array without a mask, else TypeError. Subclasses become plain arrays: their attributes may say anything."""
     if type(value) is np.ndarray:
         return value
     if not isinstance(value, np.ndarray):
@@ -74,7 +74,7 @@ def require_shape(name, value, shape):
 
 
 def array(name, value, shape, dtype):
-    """``value`` as a C-contiguous, aligned array of just this shape and dtype; copied only if it is laid out otherwise."""
+    """``value`` as a C-contiguous, aligned array of exactly this shape and dtype; copied only if its layout is another."""
     if type(value) is not np.ndarray:
         value = require_array(name, value)
     if value.dtype is not dtype and value.dtype != dtype:
@@ -152,7 +152,7 @@ def one_of(name, value, allowed):
 
 
 def scalar(value):
-    """The number that an array without axes is; anything else as it came."""
+    """The element of an array without axes; anything else as it came."""
     return value[()] if type(value) is np.ndarray and value.ndim == 0 else value
 
 
@@ -195,7 +195,7 @@ def axis(name, value):
 
 
 def flag(name, value):
-    """``value`` as a bool; 0 and 1 are welcome, but nothing else that Python takes for true or false."""
+    """``value`` as a bool; the integers 0 and 1 are accepted too, but nothing else that is merely truthy or falsy."""
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and operator.index(value) in (0, 1)):
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {describe(value)}")
@@ -205,7 +205,7 @@ def dtype(name, value):
     """``value`` as one of the dtypes that the kernels were built for."""
     try:
         got = np.dtype(value)
-    except Exception:  # a dtype can be asked of anything, and anything can come of it
+    except Exception:  # NumPy asks the value for its dtype, which may raise anything
         got = None
     if got not in kernels:
         raise TypeError(f"{name}: expected {_NAMES}, got {describe(value) if got is None else got}")
@@ -213,7 +213,7 @@ def dtype(name, value):
 
 
 def generator(name, value):
-    """What `numpy.random.default_rng` makes of ``value``, which is looked at first: of a matrix, NumPy makes a crash."""
+    """`numpy.random.default_rng` of ``value``, which is checked first: a matrix crashes NumPy."""
     value = scalar(value)
     if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)):
         return np.random.default_rng(value)
@@ -230,7 +230,7 @@ def generator(name, value):
 
 def path(name, value):
     """``value`` as a Path, of a name that a file can have."""
-    from pathlib import Path  # which takes longer to load than all the rest of this
+    from pathlib import Path  # slow to import
 
     try:
         got = os.fspath(value)
@@ -260,13 +260,13 @@ def require_names(name, given, expected):
 
 
 class Room:
-    """A context for making arrays of so many numbers: where there is no memory for them, MemoryError says whose sizes these are."""
+    """A context for allocating ``count`` numbers, whose MemoryError names the arguments that ask for them."""
 
     def __init__(self, names, count):
         self.names, self.count = names, count
 
     def __enter__(self):
-        if self.count > sys.maxsize // 8:  # of such sizes, NumPy says other things
+        if self.count > sys.maxsize // 8:  # NumPy's error for such sizes is another
             raise self._refusal()
 
     def __exit__(self, kind, *_):

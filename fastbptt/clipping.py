@@ -138,9 +138,9 @@ def _names(keys):
 
 
 def _call(kernel, keys, arrays, *args):
-    """A kernel's result for these arrays. It refuses those that are unfit; what is wrong with them is found out only then.
+    """A kernel's result for these arrays. Only if it refuses them are they checked one by one, to say what is wrong.
 
-    It also refuses some empty ones that nothing is wrong with: they are left out then.
+    It also refuses some valid arrays that are empty: these are then left out.
     """
     dtype = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
     if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):

@@ -1,7 +1,7 @@
-"""Starts: how the parameters of a recurrent net are drawn before it learns. How far gradients reach at first depends on them.
+"""Starts: how a recurrent net is initialised. How far gradients reach at first depends on it.
 
 Each function draws a recurrent layer's parameters anew, in place, and those of its readout if there is one. `STARTS` has them by name.
-All is checked and drawn before anything is written: TypeError or ValueError, and no parameter is changed, if an argument is not what is said.
+All is checked and drawn before anything is written: with a TypeError or ValueError, no parameter has changed.
 """
 
 from itertools import repeat
@@ -55,7 +55,7 @@ def sigmoid(rnn, readout=None, rng=None):
 def smart_tanh(rnn, readout=None, rng=None):
     """Weights from N(0, 0.01^2), but W_hh sparse and of spectral radius 0.95: the smart start of Pascanu et al. (2013), for tanh.
 
-    Fifteen weights go out of each unit, as in the program; the paper has them come in. With fifteen units or fewer all are there.
+    Each unit has fifteen outgoing weights, as in the authors' program (the paper says incoming); with fifteen units or fewer, all of them.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def identity(rnn, readout=None, rng=None):
 
 
 def orthogonal(rnn, readout=None, rng=None):
-    """W_hh orthogonal, of a gated cell each gate's (Saxe, McClelland and Ganguli 2014); the rest as a new layer has it.
+    """W_hh orthogonal, gate by gate (Saxe, McClelland and Ganguli 2014); the other parameters are left alone.
 
     Parameters
     ----------
@@ -103,12 +103,12 @@ def orthogonal(rnn, readout=None, rng=None):
     gates = []
     for _ in range(len(w_hh) // H):
         q, r = np.linalg.qr(rng.standard_normal((H, H)))
-        gates.append(q * np.where(np.diag(r) < 0, -1, 1))  # without the signs, Q would depend on how QR is done
+        gates.append(q * np.where(np.diag(r) < 0, -1, 1))  # with these signs Q does not depend on the QR implementation
     _write([(w_hh, np.concatenate(gates))])
 
 
 def default(rnn, readout=None, rng=None):
-    """What layers begin with, and PyTorch's: all from U(-1/sqrt(H), 1/sqrt(H)). Nothing is drawn anew.
+    """PyTorch's start, which new layers have: all from U(-1/sqrt(H), 1/sqrt(H)). Nothing is drawn anew.
 
     Parameters
     ----------

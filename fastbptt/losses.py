@@ -112,7 +112,7 @@ def mean_squared_error(outputs, targets):
 
 
 def perplexity(loss):
-    """exp(loss): the number of equally likely choices that would be as hard to guess among.
+    """exp(loss): the number of equally likely choices that would be as hard to predict.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from .gradients.flow import GradientFlow
 from .gradients.portrait import BINS, Portrait
 
 WIDTH = 8.4  # inches: a README shows it at about 100 pixels each
-FAN = 40  # lines at most, one for each singular value or for some of them
+FAN = 40  # lines for singular values, at most
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE)
 GATE_COLOURS = (SKY, BLACK, PURPLE, GREY)
 DASHES = ("-", "--", "-.", ":")
@@ -59,7 +59,7 @@ def plot_flow(flow, path, *, title=None):
 
 
 def draw_portrait(portrait, path, *, title=None):
-    """`plot_flow`, of the numbers behind it."""
+    """`plot_flow` of a `Portrait`."""
     verdict, setting, *_ = str(portrait.flow).split("\n  ")
     figure = new_figure(WIDTH, 9.4)
     _title(figure, setting if title is None else title, verdict)
@@ -69,7 +69,7 @@ def draw_portrait(portrait, path, *, title=None):
     heading(panels["decay"], "How much of the gradient is left")
     image = _contributions(panels["map"], portrait, *_range_of_contributions([portrait]))
     heading(panels["map"], "What each loss owes to each step")
-    if image is not None:  # where there is room, as no loss owes anything to a later step
+    if image is not None:  # in the upper right corner, which is empty: no loss owes anything to a later step
         _colour_bar(figure.colorbar(image, cax=panels["map"].inset_axes((0.5, 0.87, 0.46, 0.035)), orientation="horizontal"))
     _fan(panels["fan"], portrait, *_range_of_singular_values([portrait]))
     heading(panels["fan"], "Singular values of the Jacobians' product")
@@ -105,7 +105,7 @@ def plot_comparison(flows, path, *, title=None):
 
 
 def draw_portraits(portraits, path, *, title=None):
-    """`plot_comparison`, of the numbers behind it."""
+    """`plot_comparison` of each net's `Portrait`."""
     figure = new_figure(WIDTH, 10.2)
     _title(figure, "Gradients on their way back" if title is None else title, "")
     top, maps, fans, slopes = figure.subfigures(4, 1, height_ratios=(1.05, 0.9, 0.95, 0.75))
@@ -179,7 +179,7 @@ def _decay(axes, portraits):
         (portrait,) = portraits.values()
         for rate in portrait.rates:
             if rate.name == "bound" and rate.log10 > 0:
-                continue  # says nothing of a gradient that vanishes, and little of one that does not
+                continue  # a bound above 1 does not say whether the gradient vanishes
             dash, colour = THEORY[rate.name]
             label = rf"{rate.name}: {rate.symbol}, $\times$ {format_log10(rate.log10, 3)} a step"
             axes.plot([0, T], [0, rate.log10 * T], color=colour, linestyle=dash, linewidth=1.2, label=label, zorder=4)
@@ -230,7 +230,7 @@ def _contributions(axes, portrait, low, high):
         return None
     from matplotlib import colormaps
 
-    # Where a loss owes nothing to a step, grey; where the step is later than the loss, nothing
+    # grey where a loss owes nothing to a step; white where the step is later than the loss
     shown = np.ma.masked_invalid(log10)
     axes.set_facecolor("white")
     axes.imshow(np.where(np.tri(T, dtype=bool) & shown.mask, 0.85, np.nan), cmap="gray", vmin=0, vmax=1, origin="upper")
@@ -251,7 +251,7 @@ def _colour_bar(bar):
 
 
 def _range_of_singular_values(portraits):
-    """All of them, of one net; of several, rather how far down the largest of each go, and three times as far again."""
+    """Limits for the singular values of one net; of several nets, for the largest values and four times as far down."""
     values = [portrait.singular_values[1] for portrait in portraits if portrait.singular_values is not None]
     if len(values) < 2:
         return limits(values[0] if values else ())
@@ -313,7 +313,7 @@ def _slopes(axes, portrait):
 
 
 def _spectra(axes, portraits):
-    """Lyapunov exponents in descending order, with their standard errors; of several nets over rank by number."""
+    """Lyapunov exponents in descending order, with their standard errors; of several nets over rank / number of exponents."""
     shown, alone = 0, len(portraits) == 1
     for (name, portrait), colour, dash in zip(portraits.items(), COLOURS, DASHES):
         if portrait.lyapunov is None:

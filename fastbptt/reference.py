@@ -1,7 +1,7 @@
 """Backpropagation through time in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
 
-The functions have the names, the arguments and the results of the fast ones, and their tapes the same arrays; only, the gates of a plain RNN,
-which are its states, are on the tape here. Nothing here is fast, and nothing is shared with the kernels.
+The functions have the names, the arguments and the results of the fast ones, and their tapes the same arrays; a plain RNN's tape also has
+its gates, which are its states. Nothing here is fast, and nothing is shared with the kernels.
 """
 
 import numpy as np
@@ -81,7 +81,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
 
 
 def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
-    """As `rnn_backward`; the state's gradient also takes the way past the gates, z dh."""
+    """As `rnn_backward`; the state's gradient also takes the direct way from h_t to h_{t-1}, as z dh."""
     h, grads = tape.h, Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):

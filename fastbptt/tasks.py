@@ -34,20 +34,20 @@ __all__ = [
     "temporal_order",
 ]
 
-LONGEST = 10**7  # steps: beyond any use, and far from what overflows
+LONGEST = 10**7  # steps: more than anybody needs, and far from overflow
 
 
 class Baseline(NamedTuple):
-    """The best score of an answer that knows only the step's number, and nothing of the input.
+    """The best score of answers that depend on the step alone, and not on the input.
 
     Attributes
     ----------
     loss : float
         The least mean loss of such answers.
     error : float
-        The least share of sequences that such answers get wrong. The answer may be another one than that of the least loss.
+        The least share of sequences that such answers get wrong; not always by the answer of the least loss.
     formula : str
-        Both, as they follow from the definition.
+        How both follow from the definition.
     """
 
     loss: float
@@ -62,13 +62,13 @@ class Task:
     Attributes
     ----------
     name : str
-        By which `TASKS` knows it.
+        Its key in `TASKS`.
     lengths : range
         The lengths L that its sequences have. The sequences of a batch are of one length, drawn anew for each batch.
     longest : int
         The most steps T of a batch; some tasks have more steps than L.
     inputs, outputs : int
-        I, the channels or different tokens to read; N, the numbers to answer with.
+        I, the input channels or different tokens; N, the outputs.
     tokens : bool
         Whether inputs are tokens.
     tolerance : float or None
@@ -141,7 +141,7 @@ class Task:
         return (softmax_cross_entropy if self.tolerance is None else mean_squared_error)(outputs, targets)
 
     def wrong(self, outputs, targets):
-        """How many of the B sequences are answered wrongly, at whatever step. An output that is not finite is wrong.
+        """How many of the B sequences are answered wrongly, at any step. An output that is not finite is wrong.
 
         Parameters
         ----------
@@ -179,18 +179,18 @@ class Task:
 
 
 def temporal_order(length=50, *, symbols=2):
-    """Which symbols came, and in which order? Noise stands before, between and after them.
+    """Which symbols came among the distractors, and in which order?
 
     Each step shows one of six tokens. At two random steps, t_1 in [L/10, 2L/10) and t_2 in [5L/10, 6L/10), it is A or B (0 or 1), at all
-    others one of c, d, e, f (2 to 5). At the last step one of four classes is to be told, v_1 + 2 v_2. With three symbols they are at
-    [L/10, 2L/10), [3L/10, 4L/10), [6L/10, 7L/10), and the class is v_1 + 2 v_2 + 4 v_3.
+    others a distractor, c, d, e or f (2 to 5). The target at the last step is one of four classes, v_1 + 2 v_2. With three symbols they are
+    at [L/10, 2L/10), [3L/10, 4L/10), [6L/10, 7L/10), and the class is v_1 + 2 v_2 + 4 v_3.
 
     Pascanu et al. (2013) and their programs, after experiments 6a and 6b of Hochreiter and Schmidhuber (1997).
 
     Parameters
     ----------
     length : int or (int, int)
-        L, at least 10; or a range of it: low, and the first one too high.
+        L, at least 10; or a half-open range (low, high) to draw it from.
     symbols : {2, 3}
 
     Returns
@@ -227,18 +227,18 @@ def temporal_order(length=50, *, symbols=2):
 def adding(length=50, *, version="pascanu2013"):
     """What do the two marked numbers add up to?
 
-    Each step shows a number from [0, 1) and a mark, which is 1 at two steps and 0 at all others. At the last step the sum is to be told.
+    Each step shows a number from [0, 1) and a mark, which is 1 at two steps and 0 at all others. The target at the last step is the sum.
 
     ``"pascanu2013"``, the paper's programs: a batch has L' steps, from L to 11L/10 - 1; the mark is channel 0, the number channel 1; the
-    first mark is in [0, L'/10), the second in [L'/10, 5L'/10); the mean of the two is to be told, and is wrong if its squared error exceeds
-    .04. ``"arjovsky2016"``, the programs of "Unitary evolution recurrent neural networks" (ICML; amarshah/complex_RNN), much used since:
-    L steps; the number is channel 0, the mark channel 1; the first mark is in the first half, the second in the second; the sum itself is
-    to be told. No answer is called wrong there; here it is if the mean would be, beyond a squared error of .16.
+    first mark is in [0, L'/10), the second in [L'/10, 5L'/10); the target is the mean of the two, and an answer wrong if its squared error
+    exceeds .04. ``"arjovsky2016"``, the programs of "Unitary evolution recurrent neural networks" (ICML; amarshah/complex_RNN), much used
+    since: L steps; the number is channel 0, the mark channel 1; the first mark is in the first half, the second in the second; the target
+    is the sum itself. They call no answer wrong; here one is beyond a squared error of .16, which is .04 for the mean.
 
     Parameters
     ----------
     length : int or (int, int)
-        L, at least 10 (2); or a range of it: low, and the first one too high.
+        L, at least 10 (2); or a half-open range (low, high) to draw it from.
     version : {"pascanu2013", "arjovsky2016"}
 
     Returns
@@ -278,7 +278,7 @@ def multiplication(length=50):
     Parameters
     ----------
     length : int or (int, int)
-        L, at least 10; or a range of it: low, and the first one too high.
+        L, at least 10; or a half-open range (low, high) to draw it from.
 
     Returns
     -------
@@ -299,16 +299,16 @@ def multiplication(length=50):
 
 
 def random_permutation(length=50):
-    """What was the first symbol? 98 others follow, L - 1 times at random.
+    """What was the first symbol? L - 1 random ones of 98 others follow.
 
-    The first step shows one of two tokens, 0 or 1, every later one a token from 2 to 99. After the last step the first is to be told, as one
-    of 100 classes. The sequences are not permutations: the name is that of the task in Hochreiter and Schmidhuber (1997, experiment 2)
+    The first step shows one of two tokens, 0 or 1, every later one a token from 2 to 99. The target at the last step is the first token, as
+    one of 100 classes. The sequences are not permutations: the name is that of the task in Hochreiter and Schmidhuber (1997, experiment 2)
     that it comes from. Pascanu et al. (2013) and their program.
 
     Parameters
     ----------
     length : int or (int, int)
-        L, at least 1; or a range of it: low, and the first one too high.
+        L, at least 1; or a half-open range (low, high) to draw it from.
 
     Returns
     -------
@@ -333,17 +333,17 @@ def random_permutation(length=50):
 
 
 def noiseless_memorisation(length=50, *, values=5, positions=10):
-    """Say the symbols that came at the beginning, in their order, once asked to.
+    """Recall the symbols from the beginning, in their order, after a cue.
 
-    The first n = ``positions`` steps show tokens from 0 to v - 1, v = ``values``; then comes the blank, v, but for the cue, v + 1, at step
-    L + n (counted from 0). The answer is v, "nothing", at the first L + n steps, then the n tokens. Every step's answer counts for the loss,
-    and all must be right. Pascanu et al. (2013) and their program; 5 values at 10 positions are more than 20 bits, 2 at 5 are the 5 bits of
+    The first n = ``positions`` steps show tokens from 0 to v - 1, v = ``values``; then come blanks, v, but for the cue, v + 1, at step
+    L + n (counted from 0). The answer is v, "nothing", at the first L + n steps, then the n tokens. Every step counts for the loss, and
+    all must be right. Pascanu et al. (2013) and their program; 5 values at 10 positions are more than 20 bits, 2 at 5 are the 5 bits of
     Martens and Sutskever (2011), both after the noiseless memory problem of Hochreiter and Schmidhuber (1997).
 
     Parameters
     ----------
     length : int or (int, int)
-        L, the steps to remember for, at least 1; or a range of it: low, and the first one too high.
+        L, the steps to remember for, at least 1; or a half-open range (low, high) to draw it from.
     values, positions : int
 
     Returns
@@ -380,7 +380,7 @@ def copy_memory(length=100):
     Parameters
     ----------
     length : int or (int, int)
-        L, the gap, at least 1; or a range of it: low, and the first one too high.
+        L, the gap, at least 1; or a half-open range (low, high) to draw it from.
 
     Returns
     -------
@@ -417,7 +417,7 @@ TASKS = {
 
 
 def _lengths(length, least):
-    """The lengths that ``length`` means, all of them at least ``least``."""
+    """``length`` as a range, all of it at least ``least``."""
     if not isinstance(length, (tuple, list)):
         low = _checks.size("length", length, least)
         high = low + 1
@@ -449,11 +449,11 @@ def _two_marked_numbers(name, length, combine, baseline):
 
 
 def _guess(n):
-    """Of one of n equally likely classes."""
+    """The baseline of one of n equally likely classes."""
     return Baseline(math.log(n), 1 - 1 / n, f"ln {n} and {n - 1}/{n}")
 
 
 def _recall(v, n, lengths):
-    """Of n symbols, each one of v, at the end of L + 2n steps; averaged over the lengths."""
+    """The baseline of n symbols, each one of v, at the end of L + 2n steps; averaged over the lengths."""
     loss = float(np.mean(n * math.log(v) / (np.arange(lengths.start, lengths.stop) + 2.0 * n)))
     return Baseline(loss, 1 - float(v) ** -n, f"{n} ln {v} / (L + {2 * n}) and 1 - {v}^-{n}")

@@ -10,14 +10,14 @@ class TruncatedBPTT(OneThread):
     """BPTT(h; h'): every h' steps forward, h steps back (Williams and Peng 1990).
 
     The state is carried from call to call, so that the layer reads one endless sequence; the gradient of the newest window's outputs is
-    taken back through the last h steps, counted from the window's end, and cut there. So it is whatever h' is and however long the windows
-    were. In windows of h' steps, with h' = h, these are plain windows; with h > h' each output's gradient reaches at least h - h' + 1 steps
+    taken back through the last h steps, counted from the window's end, and cut there, whatever h' is and however long the windows were.
+    In windows of h' steps, with h' = h, these are plain windows; with h > h' each output's gradient reaches at least h - h' + 1 steps
     back, at the price of h / h' backward steps per step. For plain windows of any lengths, ``reset(state)`` before each of them.
 
-    Of a window that is read in evaluation mode nothing is kept: no gradient goes back through it, nor to anything before it.
+    A window that is read in evaluation mode is not kept: no gradient goes back through it, nor to anything before it.
 
-    As in the original, older steps are gone back through with the states of their time and the weights of now. Like a layer, it serves one
-    thread at a time, which runs both the forward and the backward pass.
+    As in the original, the backward pass goes through older steps with the states they had and the weights of now. Like a layer, it serves
+    one thread at a time, which runs both the forward and the backward pass.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class TruncatedBPTT(OneThread):
     layer, h, h_prime
         As given; they are fixed.
     state : as the layer returns it, or None
-        The carried state; None is the start of a sequence. To assign to it is to `reset`.
+        The carried state; None is the start of a sequence. Assigning to it is a `reset`.
     tape : Tape or None
         The newest window's, until the backward pass has gone through it.
 
@@ -62,9 +62,9 @@ class TruncatedBPTT(OneThread):
         self.reset()
 
     def reset(self, state=None):
-        """Start a sequence, from ``state``; nothing that was read before is gone back through."""
+        """Start a sequence, from ``state``; no gradient goes back to anything before."""
         self.layer._without_layer_axis("state", state, None)
-        self._tapes = ()  # what may be gone back through, oldest first
+        self._tapes = ()  # those still within reach, oldest first
         self._keep(None)
         self._state = state
 
@@ -98,7 +98,7 @@ class TruncatedBPTT(OneThread):
         ----------
         d_out : ndarray, shaped as ``out``, or None
         d_state : as the layer takes it, or None
-            The gradient of the loss with respect to the state after the window, apart from what later windows have to do with it.
+            The gradient of the loss with respect to the state after the window, without that of later windows.
         need_dx : bool
 
         Returns
@@ -130,7 +130,7 @@ class TruncatedBPTT(OneThread):
 
 
 def within_reach(tapes, steps):
-    """The last of the tapes, as many as the last ``steps`` steps are on; none that is empty."""
+    """The last tapes, as many as hold the last ``steps`` steps; none that is empty."""
     kept = []
     for tape in reversed(tapes):
         if steps <= 0:

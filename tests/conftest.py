@@ -19,7 +19,7 @@ def threads():
 
 @pytest.fixture(autouse=True)
 def usual_signals():
-    """In tests, and in the processes that they start, signals mean what they usually do: nohup and background jobs ignore some of them."""
+    """The default handlers, in tests and the processes that they start: under nohup and in background jobs some signals are ignored."""
     usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
     ignored = [number for name in usual if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
@@ -37,7 +37,7 @@ def run(capsys):
 
 @pytest.fixture(scope="session")
 def torch():
-    """PyTorch with one thread, which is what these small sizes need; its threads are slow where the processors are busy."""
+    """PyTorch on one thread: these sizes are small, and its threads are slow on a busy machine."""
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module

@@ -1,4 +1,4 @@
-"""Products of Jacobians in arithmetic of hundreds of digits, made from a tape's arrays alone; and nets for which that matters."""
+"""Products of Jacobians in arithmetic of hundreds of digits, from a tape's arrays alone; and nets that need it."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ KINDS = ("ordinary", "gates shut", "gates wide open", "large inputs", "uneven ro
 
 
 def difficult_net(seed):
-    """The tape's `Problem` of a small random net of any cell, made hard in one of many ways, and what it is."""
+    """A small random net of any cell, made ill-conditioned in one of many ways: its `Problem`, and a description."""
     rng = np.random.default_rng([seed, 7])
     name = list(CELLS)[seed % len(CELLS)]
     kind = KINDS[seed // len(CELLS) % len(KINDS)]

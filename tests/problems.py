@@ -10,7 +10,7 @@ WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 
 
 class Cell(NamedTuple):
-    """Where to find a cell, and what sets it apart. ``torch`` is its class in torch.nn, with the arguments to make it the same cell."""
+    """A cell: its functions and options. ``torch`` is its class in torch.nn, with the arguments to make it the same cell."""
 
     prefix: str
     gates: int
@@ -158,7 +158,7 @@ def histories(tape):
 
 
 def assert_results_close(got, expected, limit, relative=0.0):
-    """Each result to within ``limit`` of its largest element; of its kin's, if it is so small that it may have cancelled to nothing.
+    """Each result to within ``limit`` of its largest element, or of `kin_of`'s if it is so small that terms may have cancelled.
 
     Or, if that is more, to within ``relative`` of the element itself on top.
     """
@@ -171,7 +171,7 @@ def assert_results_close(got, expected, limit, relative=0.0):
 
 
 def kin_of(name):
-    """The results that are made of the same terms: states, sums over time, and gradients passed back through it."""
+    """Results on one scale, since they are made of the same terms: states, sums over time, gradients carried back."""
     states, passed_back = [f"final state {i}" for i in range(2)], [f"d_initial_state {i}" for i in range(2)]
     return next(kin for kin in (["out", *states], ["d_x", *passed_back], [f"d_{weight}" for weight in WEIGHTS]) if name in kin)
 

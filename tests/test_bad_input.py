@@ -146,7 +146,7 @@ def test_shapes(name, shape, expected):
 
 @EVERY_CALL
 def test_wrong_numbers_of_gates(call):
-    """Above all those of another cell; the message says how many gates there should be."""
+    """In particular those of another cell; the message says how many gates are expected."""
     G, H = call.gates, 7
     for gates in {1, 2, 3, 4, 5} - {G}:
         expected = rf"({'' if G == 1 else f'{G}*'}H, H) with H >= 1, got ({gates * H}, {H})"
@@ -239,7 +239,7 @@ def test_dtypes(call, name, dtype):
 
 @EVERY_ARGUMENT
 def test_mixed_precision(call, name):
-    """The precision is that of w_ih; if that is the odd one, the first of the others is named."""
+    """w_ih sets the precision; if it is the one that differs, the first of the others is named."""
     other = next(dtype for dtype in DTYPES if dtype != call.dtype)
     culprit, right, wrong = ("x", other, call.dtype) if name == "w_ih" else (re.escape(name), call.dtype, other)
     with pytest.raises(TypeError, match=f"^{culprit}: expected dtype {right} like the other arrays of this call, got {wrong}$"):
@@ -372,7 +372,7 @@ def test_masked_arrays(call, name):
 
 
 class Liar(np.ndarray):
-    """An array that says of itself what is not true, where Python asks."""
+    """An array whose Python attributes are not those of its memory."""
 
     shape = property(lambda self: (500, 300, 70))
     ndim = property(lambda self: 3)
@@ -682,7 +682,7 @@ def test_a_copy_of_a_tape(call, copy_of):
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32])
 def test_tokens_belong_to_the_tape(integer):
-    """They are copied: what becomes of the caller's array changes nothing."""
+    """They are copied: later changes of the caller's array have no effect."""
     for change in (lambda tokens: tokens.fill(3), lambda tokens: tokens.resize((2, 3), refcheck=False), lambda tokens: tokens.fill(99)):
         tokens = (np.arange(15).reshape(5, 3) % 4).astype(integer)
         _, _, tape = forward(x=tokens)
@@ -985,6 +985,6 @@ print(done)
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_arguments_never_crash(seed):
-    """A good share of the sets is good, so that what comes after the checks is reached too."""
+    """Many of the sets are valid, so that the code after the checks is reached too."""
     done = int(run_python(FUZZ, seed, 1000, FASTBPTT_NUM_THREADS=2))
     assert 300 < done < 900

@@ -1,4 +1,4 @@
-"""Results keep their bits: whatever the thread count, on rerun, for a row whatever batch it stands in, and whatever memory held before."""
+"""Results have the same bits at any thread count, on rerun, for a row in any batch, and whatever memory held before."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -197,7 +197,7 @@ def test_loss_and_linear_at_any_thread_count(dtype, threads):
 
 @pytest.fixture
 def dirty_memory(monkeypatch):
-    """A function after which all memory that the package asks for holds NaN: what NumPy gives, and what is recycled, up to 16 MB."""
+    """A function that fills with NaN all memory that the package may be given next, NumPy's and recycled blocks, up to 16 MB."""
 
     def numpy_empty(*arguments, empty=np.empty, **options):
         array = empty(*arguments, **options)

@@ -119,7 +119,7 @@ def test_damaged_files(tmp_path, content, complaint):
 
 @pytest.mark.parametrize(("promised", "size"), [(3_000_000_000, 8), (8, 1 << 43), (3_000_000_000, 1 << 43)])
 def test_a_header_that_promises_more_or_less_than_there_is(tmp_path, promised, size):
-    """It is compared with the file's size; nothing is read, and no memory asked for, before."""
+    """It is compared with the file's size before anything is read or allocated."""
     path = tmp_path / "file"
     header = content_of(OURS | {"a": entry(0, promised, (promised // 8,))})
     path.write_bytes(header)
@@ -179,7 +179,7 @@ def test_a_directory_that_is_not_there(tmp_path):
 
 
 def test_killed_while_saving(tmp_path):
-    """Whenever the process dies, the file is one of those that it wrote, to the last byte."""
+    """Whenever the process is killed, the file is byte for byte one that it wrote."""
     code = (
         "import sys, numpy as np\n"
         "from fastbptt.train.checkpoint import save_checkpoint\n"

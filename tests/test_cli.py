@@ -83,7 +83,7 @@ def main_with(monkeypatch, stream, *arguments, name="stdout"):
 @every_bad_stream
 @pytest.mark.parametrize("options", [[], ["--no-plot", "--quiet"], ["--no-plot", "--live"]])
 def test_a_net_is_trained_unseen(text, tmp_path, monkeypatch, capfd, make, options):
-    """To its end, with all its files; a line and the exit status tell."""
+    """The run goes on to its end with all its files; a line and the exit status tell of the lost output."""
     assert main_with(monkeypatch, make(), "train", text, *OPTIONS, *options, "--out", tmp_path / "out") == 1
     assert set(os.listdir(tmp_path / "out")) == (FILES - {"training.png"} if options else FILES)
     assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
@@ -114,7 +114,7 @@ def test_standard_error_may_fail_too(monkeypatch, capfd, make):
 
 
 def test_standard_streams_that_were_closed_before(text, tmp_path):
-    """No file gets their numbers, and nothing fails once more when the process ends."""
+    """No file is opened under their descriptors, and nothing fails again at exit."""
     code = f"import sys; from fastbptt.cli import main; sys.exit(main({['train', text, *OPTIONS, '--out', str(tmp_path / 'out')]}))"
     shell = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
     assert subprocess.run(shell, env=environment(**current_level()), timeout=120).returncode == 1
@@ -160,7 +160,7 @@ def test_signals_that_are_ignored_stay_so():
 
 @pytest.fixture
 def deadly():
-    """Signals that would end this process fail the test instead."""
+    """Signals that would kill this process fail the test instead."""
     before = {number: signal.signal(number, lambda number, _: pytest.fail(f"signal {number} ends it")) for number in SIGNALS}
     yield
     for number, handler in before.items():

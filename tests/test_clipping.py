@@ -136,7 +136,7 @@ def test_finite_gradients_have_a_finite_norm(p):
     ],
 )
 def test_norms_of_a_small_order(value, n, p, expected):
-    """That of n equal elements is one of them times n^(1/p), which may be beyond the range of a double where the norm is not."""
+    """That of n equal elements is one of them times n^(1/p): this factor can overflow where the norm does not."""
     v = np.full(n, value)
     assert fastbptt.total_norm(v, p) == pytest.approx(expected, rel=1e-11)
     fastbptt.clip_grad_norm_(v, expected / 16, p)
@@ -144,7 +144,7 @@ def test_norms_of_a_small_order(value, n, p, expected):
 
 
 def test_norms_beyond_all_range():
-    """1e-300 * 3^1e6 is clipped for what it is, though the largest double is all that can be returned; that leaves nothing."""
+    """1e-300 * 3^1e6 is clipped by its true value, to 0, though only the largest double can be returned."""
     v = np.full(3, 1e-300)
     assert fastbptt.clip_grad_norm_(v, 1.0, 1e-6) == np.finfo(float).max
     assert not v.any()
@@ -163,7 +163,7 @@ def test_small_elements_count_in_norms_of_a_small_order():
 
 @pytest.mark.parametrize("limit", [1e-150, 1e-115])
 def test_clipping_further_than_the_range_of_a_factor(limit):
-    """1e200 to 1e-150 is a factor of 1e-350, which no double holds, and 1e-315 is held with three digits: all must survive all the same."""
+    """1e200 to 1e-150 is a factor of 1e-350, which underflows; 1e-315 is subnormal, with three digits. No result may lose any."""
     v = np.array([3 * HUGE, -4 * HUGE])
     fastbptt.clip_grad_norm_(v, limit)
     np.testing.assert_allclose(v, [0.6 * limit, -0.8 * limit], rtol=1e-14)
@@ -202,7 +202,7 @@ def test_single_norms_beyond_single_precision(value, p):
 
 
 def test_a_sum_of_many_single_numbers_loses_nothing():
-    """10^7 ones among which a float32 sum would come to rest at 2^24."""
+    """10^7 ones, of which a float32 sum would stop growing at 2^24."""
     v = np.ones(20_000_000, np.float32)
     assert fastbptt.total_norm(v, 1) == 2e7
     assert fastbptt.total_norm(v) == np.sqrt(2e7)
@@ -212,7 +212,7 @@ def test_a_sum_of_many_single_numbers_loses_nothing():
     ("scale", "limit"), [(1e30, 5.0), (3e37, 1.0), (3e37, 1e-3), (3e37, 1e-5), (3e37, 1e-9), (1e38, 1e-30), (1e-10, 1e-35)]
 )
 def test_single_clipping_further_than_a_single_factor(scale, limit):
-    """A factor may be too small for float32 where the result is not: it must lose neither digits nor the direction."""
+    """The factor can underflow in float32 where the result does not: digits and direction must be kept."""
     v = single(0.6, -0.8, 0.0) * np.float32(scale)
     assert fastbptt.clip_grad_norm_(v, limit) == pytest.approx(scale, rel=1e-6)
     np.testing.assert_allclose(v, single(0.6, -0.8, 0.0) * np.float32(limit), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""A backward pass stops where all that remains is exactly zero, and nobody can tell by the bits.
+"""A backward pass stops where all that remains is exactly zero, and its results have the same bits as without the stop.
 
 A loss of -0.0 at the first step is a loss, so the pass goes all the way; and as it adds nothing to any sum, every bit of every result must
 be what it is with the stop, but for the sign of zeros in the gradients of that one row's first input and initial state. That is `full`
@@ -77,11 +77,11 @@ def only_at(problem, *steps, rows=None):
 
 # --- Nets that forget -------------------------------------------------------------------------------------------------
 #
-# In each the gradient of the state becomes exactly zero after some steps back, in one way or another.
+# In each the gradient of the state becomes exactly zero after some steps back.
 
 
 def tiny_weights(problem):
-    """Each step back takes the gradient down by many orders of magnitude, through the subnormal numbers to nothing."""
+    """Each step back shrinks the gradient by many orders of magnitude, through the subnormal numbers to 0."""
     dtype = problem.w_hh.dtype
     problem = replace(problem, w_hh=problem.w_hh * dtype.type(1e-70 if dtype == np.float64 else 1e-9))
     if problem.cell.leak:
@@ -90,7 +90,7 @@ def tiny_weights(problem):
 
 
 def no_recurrence(problem):
-    """The first step back takes it all."""
+    """It is zero after the first step back."""
     if problem.cell.leak:
         problem = replace(problem, leak=1.0)
     problem = replace(problem, w_hh=np.zeros_like(problem.w_hh))
@@ -98,7 +98,7 @@ def no_recurrence(problem):
 
 
 def shut(problem):
-    """The gates that keep the state are as good as closed, so that there is no way round the weights: z of a GRU, f of an LSTM."""
+    """The gate that keeps the state is closed, z of a GRU, f of an LSTM: gradients pass through the weights only."""
     closed = 1 if problem.cell.prefix in ("gru", "lstm") else 0
     b_ih = problem.b_ih.copy()
     b_ih.reshape(problem.cell.gates, -1)[closed] -= 800 if problem.b_ih.dtype == np.float64 else 120
@@ -106,7 +106,7 @@ def shut(problem):
 
 
 def saturated(problem):
-    """Half of the time inputs so large that every derivative is 0: all units of a row die at once."""
+    """Halfway through, inputs so large that every derivative is 0: the gradients of all units vanish at once."""
     x = problem.x.copy()
     x[len(x) // 2] = 1e6
     problem = shut(problem) if problem.cell.gates > 1 else problem
@@ -115,7 +115,7 @@ def saturated(problem):
 
 
 def rows_die_one_by_one(problem):
-    """As before, but every row at its own time, and some never."""
+    """As before, but at a different step for each row, and for some at none."""
     x = problem.x.copy()
     T, B = x.shape[:2]
     for b in range(B):
@@ -159,7 +159,7 @@ def test_against_the_reference(cell, shape, net, dtype):
         expected = oracle(problem)
     limit = bound(dtype, problem.K, shape[0])
     for name, array in expected.items():
-        kept = np.abs(array) > 1e3 * float(np.finfo(dtype).tiny)  # smaller numbers are nothing in one precision and something in another
+        kept = np.abs(array) > 1e3 * float(np.finfo(dtype).tiny)  # smaller numbers are zero in one precision and not in the other
         scale = np.abs(array).max(initial=0)
         if scale and kept.any():
             assert_close(name, np.where(kept, got[name], 0), np.where(kept, array, 0), limit, scale)
@@ -172,7 +172,7 @@ def test_against_the_reference(cell, shape, net, dtype):
 @EACH_NET
 @EACH_CELL
 def test_losses_here_and_there(cell, net, dtype, threads):
-    """The pass may not stop before the first loss, however dead the gradient is in between; after it, at once."""
+    """The pass may not stop before it has come to the first loss, even where the gradient is zero in between; then at once."""
     problem = net(random_problem(cell, 900, 2, 3, 10, dtype=dtype))
     for steps in [(899, 898), (899, 500, 3), (899, 1), (510, 512), (256,), (1,), (0,), (0, 899)]:
         some = only_at(problem, *steps)
@@ -193,7 +193,7 @@ def test_losses_here_and_there(cell, net, dtype, threads):
 @pytest.mark.parametrize("shape", [(34, 33, 5, 40), (350, 3, 2, 9), (180, 3, 2, 136), (180, 17, 3, 9)], ids=str)
 @EACH_CELL
 def test_rows_with_a_loss_and_rows_without(cell, shape, net, dtype, threads):
-    """A row without any loss is dead from the start, whoever computes it; its neighbours must not notice."""
+    """A row without a loss has a gradient of zero throughout, on whichever thread; the other rows must not be affected."""
     problem = net(random_problem(cell, *shape, dtype=dtype))
     T, B = shape[:2]
     for rows in ([0], list(range(0, B, 2)), list(range(B // 2, B))):
@@ -239,7 +239,7 @@ def test_no_loss_at_all(cell, shape, dtype):
 @EACH_SHAPE
 @pytest.mark.parametrize("cell", CELLS)
 def test_nets_that_do_not_forget(cell, shape, dtype, threads):
-    """Nothing is zero here, and nothing may be taken for it."""
+    """No gradient is zero here, and the pass must not stop."""
     problem = only_at(random_problem(cell, *shape, dtype=dtype), -1)
     _, _, tape = problem.forward(fastbptt)
     for n in (1, 2):
@@ -335,9 +335,9 @@ def test_a_tape_in_two_halves(cell, net, dtype):
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("H", [9, 40, 150, 200])
 def test_one_unit_at_a_time(H, B, dtype, threads):
-    """Each unit hands its gradient on to the next, the last one lets it go: after H steps back, and not one before, all is zero.
+    """Each unit passes its gradient to the next, the last one to none: all is zero after H steps back, and not before.
 
-    Nearly all units are zero at every step; a thread that has only such units must not stop while another still has something to give.
+    Nearly all units are zero at every step; a thread whose units all are must not stop while another's are not.
     """
     T = 3 * H
     w_hh = np.eye(H, k=-1, dtype=dtype)  # h_t[i] = h_{t-1}[i-1]: gradients go from unit i to unit i-1
@@ -377,7 +377,7 @@ def test_a_ring_never_dies(H, dtype, threads):
 @EACH_DTYPE
 @pytest.mark.parametrize("H", [24, 150])
 def test_units_die_at_different_times(H, dtype, threads):
-    """h_t = w h_{t-1} with another w for each unit: from those that vanish in a few steps to those that never do."""
+    """h_t = w h_{t-1} with a different w for each unit: some vanish in a few steps, some never."""
     w = np.exp2(-np.round(np.linspace(0, 200, H))).astype(dtype)
     for slowest in (w, w[::-1]):
         for alive in (True, False):
@@ -392,7 +392,7 @@ def test_units_die_at_different_times(H, dtype, threads):
 
 
 def test_a_chain_of_gates_in_an_lstm(threads):
-    """dc alone may still be alive when dh is zero: c keeps everything, and the output gate shows nothing."""
+    """dc alone may be non-zero where dh is zero: the forget gate is open and the output gate closed."""
     H, T = 130, 600
     cell = CELLS["lstm"]
     for dtype in DTYPES:
@@ -459,7 +459,7 @@ def assert_nan_where_the_reference_has_it(problem, **options):
 @pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 2, 2, 9), (30, 3, 2, 136)], ids=str)
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
 def test_nonfinite_inputs_before_the_stop(cell, shape, bad, dtype, threads):
-    """An infinite input saturates its step, and the states after it are finite; its zero gradient times inf is NaN all the same."""
+    """An infinite input saturates its step, and the states after it are finite; its gradient, zero times inf, is NaN nevertheless."""
     problem = only_at(no_recurrence(random_problem(cell, *shape, dtype=dtype)), -1)
     x = problem.x.copy()
     x[2, 1, 0] = bad
@@ -517,7 +517,7 @@ def finite_but(what, dtype):
 @EACH_DTYPE
 @pytest.mark.parametrize("what", ["x", "h", "m", "w_hh"])
 def test_zeros_that_meet_the_nonfinite_at_the_last_step(what, dtype):
-    """Without any loss all gradients are 0, and 0 times inf is NaN: the look for it may leave out no array, and not its end."""
+    """Without a loss all gradients are 0, and 0 times inf is NaN: every array must be searched for inf and NaN, to its end."""
     problem = finite_but(what, dtype)
     _, _, tape = problem.forward(fastbptt)
     arrays = {"x": problem.x, "h": tape.h, "w_hh": problem.w_hh} | ({} if tape.m is None else {"m": tape.m})
@@ -568,7 +568,7 @@ def processor_time(call):
 @pytest.mark.parametrize("before", ["nothing", "a call with NaN"])
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
 def test_the_steps_that_are_left_cost_nothing(cell, before, dtype, threads):
-    """All but a look at the arrays, that is; and whatever an earlier call has left in the memory that is used again."""
+    """Apart from a search of the arrays; and whatever an earlier call has left in recycled memory."""
     threads(1)
     problem = only_at(no_recurrence(random_problem(cell, 500, 8, 16, 128, dtype=dtype)), -1)
     _, _, tape = problem.forward(fastbptt)

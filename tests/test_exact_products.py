@@ -1,6 +1,6 @@
 """Singular values and Lyapunov exponents of difficult nets, against products of Jacobians in hundreds of digits.
 
-FASTBPTT_TEST_NETS is how many nets: 64, one of each kind, unless it is set.
+FASTBPTT_TEST_NETS is the number of nets, 64 unless set: one of each kind.
 """
 
 import math
@@ -65,7 +65,7 @@ def test_small_columns(w_hh, T, expected):
 
 @pytest.mark.parametrize(("k", "burn_in"), [(4, 0), (4, 5), (2, 0)])
 def test_each_exponent_is_that_of_the_exact_product(k, burn_in):
-    """In steps whose columns are most uneven: of all tangents or the first alone, from the first frame on or from what became of it."""
+    """With very uneven columns: all tangents or the first alone, with and without burn-in."""
     rng = np.random.default_rng(3)
     T, H = 12, 4
     w_hh = rng.standard_normal((H, H)) * 10.0 ** np.array([0, -9, -18, -3])

@@ -38,7 +38,7 @@ def test_a_new_file_has_the_permissions_of_any(tmp_path, umask):
 
 
 def test_a_secret_is_never_open_to_others(tmp_path, monkeypatch):
-    """Not for a moment: what is opened once can be read later."""
+    """Not even briefly: a file that is open once can be read later."""
     opened = []
     monkeypatch.setattr(os, "open", lambda *arguments, open=os.open, **within: opened.append(arguments) or open(*arguments, **within))
     path = tmp_path / "file"
@@ -49,7 +49,7 @@ def test_a_secret_is_never_open_to_others(tmp_path, monkeypatch):
 
 
 def test_a_planted_link_is_not_followed(tmp_path):
-    """Neither at the name that a temporary file could be guessed to have, nor at the file's own."""
+    """Neither at a guessed name of the temporary file nor at the file's own."""
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("precious")
     (tmp_path / f".file.{os.getpid()}.probe").symlink_to("precious")

@@ -168,7 +168,7 @@ def test_pre_activation_gradients_make_up_the_weights_gradient(cell):
 @pytest.mark.parametrize("shape", [(9, 4, 3, 7), (1, 1, 1, 6), (40, 3, 2, 150), (60, 33, 3, 20)], ids=str)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_the_kernel_and_the_walk_with_exponents(cell, shape, dtype, loss):
-    """Where no exponents are needed, both give the same; a row without a loss has none on either way."""
+    """Both agree where no exponents are needed; a row without a loss has no gradient in either."""
     problem = random_problem(ALL_CELLS[cell], *shape, dtype=dtype, seed=3)
     _, _, tape = problem.forward(fastbptt)
     d_out = np.zeros_like(problem.d_out)
@@ -192,7 +192,7 @@ def test_gradients_that_the_kernel_leaves_to_the_walk_with_exponents(value):
 
 
 def test_rows_have_exponents_of_their_own():
-    """One row explodes, one vanishes, one has no gradient; then a loss of ordinary size comes on top."""
+    """One row explodes, one vanishes, one has no gradient; then a loss of ordinary size is added."""
     w = np.diag([1e3, 1e-3])
     d_state = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     d_out = np.zeros((250, 3, 2))
@@ -274,7 +274,7 @@ def test_lags_far_beyond_the_floating_range():
 
 
 def test_losses_that_are_not_there():
-    """Losses of zero are left out; the result is that of the losses that there are."""
+    """Steps whose loss has a zero gradient are left out, without changing the result."""
     problem = random_problem("lstm", T=8, seed=7)
     d_out = problem.d_out.copy()
     d_out[[0, 1, 3, 6]] = 0
@@ -387,7 +387,7 @@ def test_numbers_in_words(log10, text):
 
 
 def test_gradients_that_die():
-    """ReLUs that are off stop the gradient for good: nothing is left, after no time."""
+    """ReLUs that are off stop the gradient: nothing is left, and the half-life is 0."""
     _, _, tape = fastbptt.rnn_forward(-np.ones((5, 2, 3)), None, np.eye(3), np.eye(3), nonlinearity="relu")
     flow = fastbptt.gradient_flow(tape, None, np.ones((2, 3)))
     assert flow.verdict == "vanishing" and flow.half_life == 0 and flow.saturated == 1

@@ -48,7 +48,7 @@ AWKWARD = [
 
 
 def random_shapes(count, seed=0):
-    """Mostly small, for speed; each size leans to small values but reaches far."""
+    """Mostly small, for speed; each size is drawn with small values likely and large ones possible."""
     rng = np.random.default_rng(seed)
     largest = np.array([30, 40, 60, 80])
     return [tuple(int(n) for n in np.ceil(largest * rng.random(4) ** 2.5)) for _ in range(count)]
@@ -123,7 +123,7 @@ def test_one_leak_is_that_leak_for_each_unit(dtype):
 @pytest.mark.one_level
 @pytest.mark.parametrize(("cell", "T"), [("rnn-tanh", 100_000), ("leaky-relu-units", 10_000), ("gru", 10_000), ("lstm", 10_000)])
 def test_a_long_sequence_of_one_unit(cell, T):
-    """Both sides add up so many terms one after the other, so the sums are not compared to the last bits."""
+    """Both sides sum so many terms one by one that rounding differs: the sums are compared less strictly."""
     problem = random_problem(cell, T=T, B=1, I=1, H=1)
     assert_results_close(problem.results(fastbptt), problem.results(fastbptt.reference), 1e-12)
 
@@ -133,7 +133,7 @@ def test_a_long_sequence_of_one_unit(cell, T):
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 @pytest.mark.parametrize("shape", [(100, 64, 1, 1), (2000, 64, 3, 5), (20_000, 8, 2, 40), (3000, 2, 40, 300), (1, 5000, 3, 5)], ids=str)
 def test_long_sums_of_one_sign(shape, spread, dtype):
-    """Rounding errors that all point the same way do not add up, either. The sums are known: a net without recurrence is linear."""
+    """Rounding errors of one sign must not accumulate. The sums are known, since the net is linear."""
     T, B, I, H = shape
     rng = np.random.default_rng(0)
     x, d_out = ((0.1 + spread * rng.random(size)).astype(dtype) for size in ((T, B, I), (T, B, H)))

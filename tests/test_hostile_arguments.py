@@ -19,7 +19,7 @@ DOCUMENTED = (TypeError, ValueError, IndexError, KeyError, RuntimeError, Floatin
 
 
 class Unspeakable:
-    """Whatever is asked of it, it raises."""
+    """Every attribute and method raises."""
 
     def __repr__(self, *_, **__):
         raise ZeroDivisionError
@@ -29,7 +29,7 @@ class Unspeakable:
 
 
 class OddInt(int):
-    """An int that says of itself what is not true."""
+    """An int whose methods do not tell its value."""
 
     def __repr__(self):
         raise ZeroDivisionError("repr")
@@ -132,7 +132,7 @@ def matrix(values):
 
 
 class World:
-    """Good arguments by name, made anew for every call; all that could be changed can be looked at."""
+    """Valid arguments by name, new for every call, and access to all that a call could change."""
 
     def __init__(self, prefix="rnn"):
         rng = np.random.default_rng(0)
@@ -178,7 +178,7 @@ class World:
 
 
 def public_calls():
-    """(what to call it, its signature, the call in a world, good arguments that are its own), for all that is public."""
+    """(name, signature, the call in a world, its own valid arguments) of everything public."""
     for name in fastbptt.__all__:
         thing = getattr(fastbptt, name)
         if inspect.ismodule(thing) or isinstance(thing, str) or name in ("Tape", "Gradients", "LyapunovSpectrum", "VanishingCondition"):
@@ -236,7 +236,7 @@ ARGUMENTS = [(title, name) for title, (_, signature, *_) in CALLS.items() for na
 
 
 def arguments_of(title, world):
-    """Good ones, for all that has no default or is known by name."""
+    """Valid ones for all that have no default or are known by name."""
     _, signature, _, own = CALLS[title]
     found = {}
     for name, parameter in signature.parameters.items():
@@ -251,7 +251,7 @@ def arguments_of(title, world):
 
 @pytest.mark.parametrize("title", [title for title in CALLS if "plot" not in title])
 def test_good_arguments_are_good(title, capsys):
-    """Or else the test below would look at the wrong error."""
+    """Otherwise the test below would see another error."""
     world = World(CALLS[title][0])
     CALLS[title][2](world)(**arguments_of(title, world))
 
@@ -331,7 +331,7 @@ def test_a_seed_is_what_it_is_to_numpy(seed):
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_seed(seed, error):
-    """NumPy recurses into a matrix until the interpreter crashes; nothing here leaves that to it."""
+    """NumPy crashes the interpreter on a matrix as a seed; here it is refused before."""
     for call in (
         lambda: fastbptt.RNN(3, 4, rng=seed),
         lambda: fastbptt.Linear(3, 4, rng=seed),

@@ -22,7 +22,7 @@ def orthogonal(N, seed=0):
 
 
 def exact_log_singular_values(jacobians):
-    """Of the product of these matrices (N, N), the last applied last, with digits enough for all of them."""
+    """Of the product of these matrices (N, N), the last applied last, with enough digits for the smallest."""
     with mpmath.workdps(120 + 100 * len(jacobians)):
         product = mpmath.eye(len(jacobians[0]))
         for J in jacobians:
@@ -124,7 +124,7 @@ def test_rounds_have_every_pair_once(N):
 
 
 def test_rotations_of_graded_rows():
-    """Scales that no matrix of floating-point numbers can hold together; neighbours of nearly the same size among them."""
+    """Scales too far apart for one matrix of floating-point numbers, with nearly equal neighbours among them."""
     rng = np.random.default_rng(3)
     x, scale = rng.standard_normal((1, 6, 6)), np.array([[0.0, -0.001, -700.0, 800.0, -3000.0, -3000.0]])
     with mpmath.workdps(4000):

@@ -1,4 +1,4 @@
-"""Every instruction-set level that this machine can run computes the right thing, and none leaves its mark on the process."""
+"""Every instruction-set level that this machine can run computes the right results and leaves the floating-point environment alone."""
 
 import importlib.util
 import re
@@ -52,7 +52,7 @@ def test_each_level_is_right_under_each_of_its_names(asked):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [level for level in USABLE if level != CONFIG["isa"]])
 def test_the_kernel_tests_pass_at_every_other_level(level):
-    """The level of this process has its turn in the rest of the suite."""
+    """The rest of the suite runs at the level of this process."""
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not one_level", *KERNEL_TESTS],
         cwd=HERE,

@@ -1,4 +1,4 @@
-"""`fastbptt train --live`: what is wrong is named, what is right is not; looking changes nothing and costs little."""
+"""`fastbptt train --live`: warnings come where they should and nowhere else; watching changes no result and costs little."""
 
 import math
 from dataclasses import replace
@@ -198,7 +198,7 @@ def test_looking_changes_nothing():
 
 
 def test_looking_is_rationed(monkeypatch):
-    """By a clock on which a look takes a second: at most 3 % of the time goes into looks, after the first."""
+    """On a clock where each look takes a second: after the first, looks take at most 3 % of the time."""
     now = [100.0]
     monkeypatch.setattr(watching.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(watching, "take_look", lambda *_, **__: now.__setitem__(0, now[0] + 1.0))

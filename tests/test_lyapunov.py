@@ -134,7 +134,7 @@ def test_a_chaotic_net_of_200_units():
 
 
 def test_cells_without_weights():
-    """What a state forgets by then is its exponent; an LSTM's h is made anew at every step, which is one of -inf."""
+    """The gate that keeps the state sets the exponents; an LSTM's h does not depend on the last one, so that H of them are -inf."""
     b = np.zeros(8)
     b[2:4] = 1
     _, _, tape = fastbptt.lstm_forward(np.zeros((20, 1, 3)), None, np.zeros((8, 3)), np.zeros((8, 2)), b)
@@ -146,7 +146,7 @@ def test_cells_without_weights():
 
 
 def test_the_rank_of_a_step():
-    """After one step through a matrix of half the rank, half of the exponents are -inf; seldom is rounding taken for growth."""
+    """After a step of half the rank half of the exponents are -inf; only rarely is a rounding error taken for growth."""
     right = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -165,7 +165,7 @@ def test_the_rank_of_a_step():
     ],
 )
 def test_directions_that_are_lost_before_it_counts(w_hh, x, options, expected):
-    """What burn-in leaves 0 has exponents of its own afterwards."""
+    """Directions that are 0 after burn-in have exponents of their own afterwards."""
     nonlinearity = "tanh" if expected else "identity"
     x = np.array(x, dtype=float)[:, None, None]
     _, _, tape = fastbptt.rnn_forward(x, None, np.ones((2, 1)), w_hh, nonlinearity=nonlinearity)
@@ -214,7 +214,7 @@ print("alive")
 
 
 def test_what_is_not_finite_leaves_memory_alone():
-    """NaNs can have their pivots in columns that have been taken before; in a process of its own, as damage would end it."""
+    """With NaN, elimination can pick a column twice; in a process of its own, since an access out of bounds would end it."""
     assert run_python(NOT_FINITE, MALLOC_PERTURB_="85").strip() == "alive"
 
 
@@ -233,7 +233,7 @@ def test_leading_exponents_alone():
 
 
 def test_too_few_decompositions_lose_small_exponents():
-    """From 1.5 to 1e-7 in one step: after 5 steps the small ones can no longer be told from the large ones' rounding errors."""
+    """Growth from 1.5 to 1e-7 a step: after 5 steps the small ones are lost in the rounding errors of the large ones."""
     rates = np.array([1.5, 0.5, 1e-3, 1e-7])
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
     tape = autonomous(q @ np.diag(rates) @ q.T, 300, np.zeros((1, 4)), nonlinearity="identity")

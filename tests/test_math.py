@@ -154,7 +154,7 @@ def test_exp_of_the_smallest_results():
 
 @pytest.mark.parametrize("place", range(9))
 def test_every_lane_computes_the_same(place):
-    """The same values in vectors, in tails, and with ugly neighbours."""
+    """The same values in whole vectors, in tails, and beside inf and NaN."""
     x = random_points(400, seed=2)
     neighbours = np.resize([np.nan, np.inf, -np.inf, 1e308, SMALLEST], place)
     for function in EXACT:
@@ -219,7 +219,7 @@ def test_relu_and_identity_at_the_edges(dtype):
 
 # --- float32 ----------------------------------------------------------------------------------------------------------
 #
-# float64 is exact enough to compare with. A sweep of all 2^32 inputs is in benchmarks/.
+# float64 is accurate enough as an oracle. A sweep of all 2^32 inputs is in benchmarks/.
 
 SINGLE = np.finfo(np.float32)
 SINGLE_POINTS = 10 * POINTS

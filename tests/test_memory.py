@@ -36,7 +36,7 @@ def nothing_kept():
 
 
 def test_blocks_in_any_order_of_birth_and_death():
-    """Each is filled with a number of its own, and still has it when its turn comes."""
+    """Each is filled with its own number, and still holds it when it is freed."""
     rng = np.random.default_rng(0)
     alive = []
     for number in range(3000):
@@ -77,7 +77,7 @@ def test_no_more_than_so_many_are_kept_and_the_oldest_goes_first():
 
 
 def test_no_more_than_so_many_bytes_are_kept():
-    """A block larger than all that may be kept is not, and the others stay; two of which one alone fits leave the younger."""
+    """A block larger than the limit is not kept, and the others stay; of two that do not fit together the younger is kept."""
     quarter, half = KEPT_BYTES // 4, KEPT_BYTES // 2
     (where,) = freed(quarter - ALIGNMENT)
     freed(KEPT_BYTES + 1)

@@ -149,7 +149,7 @@ def test_single_precision_against_torch(name, plain, options, torch):
 
 @pytest.mark.parametrize("options", [{}, {"betas": (0.9, 0.9999)}, {"amsgrad": True}, {"betas": (0.99, 0.99999)}], ids=str)
 def test_the_first_step_of_adam_is_the_learning_rate_in_single_precision(options):
-    """1 - beta must not be taken of a beta that was rounded: of 0.001 that leaves four digits, of 0.00001 two."""
+    """1 - beta must not be computed from a rounded beta: 0.001 would have four digits left, 0.00001 two."""
     w = np.zeros(5, np.float32)
     fastbptt.Adam(w, lr=1.0, eps=0.0, **options).step(np.array([1e-3, 0.1, 1, 100, 1e4], np.float32))
     np.testing.assert_allclose(w, -1.0, rtol=1e-6)
@@ -374,7 +374,7 @@ def test_saved_after_an_option_was_switched_off_it_goes_on_the_same(name, change
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_variance_is_not_below_0(dtype):
-    """Of gradients that are all the same it is 0, up to rounding; then only eps is left to divide by."""
+    """Of equal gradients it is 0 up to rounding, and only eps is left to divide by."""
     w, g = np.zeros(40, dtype), np.linspace(1, 10, 40, dtype=dtype)
     optimiser = fastbptt.RMSprop(w, lr=1e-12, alpha=0.5, centered=True)
     for _ in range(200):
@@ -385,7 +385,7 @@ def test_a_variance_is_not_below_0(dtype):
 
 
 def test_a_mean_that_missed_steps_is_not_taken_up_again():
-    """It would be that of gradients long past, and the variance below 0: of two runs with the same mean square, the steps are the same."""
+    """It would be that of old gradients, and the variance negative: two runs with the same mean square make the same steps."""
     shrunk, plain = np.zeros(3), np.zeros(3)
     optimiser, other = fastbptt.RMSprop(shrunk, centered=True), fastbptt.RMSprop(plain)
     for centered, gradient, steps in ((True, 10.0, 50), (False, 1e-3, 500), (True, 1e-3, 2)):

@@ -76,7 +76,7 @@ def test_a_grandchild_can_call():
 @posix
 @pytest.mark.parametrize("shape", [(1500, 64, 128, 256), (20_000, 1, 16, 512)], ids=["threads by rows", "threads by units"])
 def test_a_signal_handler_that_forks(shape):
-    """The parent's call is whole; in the child, where the helpers are gone, it says that it is not."""
+    """The call completes in the parent; in the child, where the helper threads are gone, it raises."""
     run_python(
         CALL
         + f"""
@@ -242,7 +242,7 @@ def processor_time(pid):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", LONG_CALLS)
 def test_ctrl_c_within_half_a_second(name, threads):
-    """Of computing, on each thread: how long that takes depends on what else there is to do. It stands still while the signal is sent."""
+    """Half a second of processor time for each thread, whatever else the machine does. The process is stopped to send the signal."""
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED % LONG_CALLS[name], str(threads)],
         env=environment(**current_level()),
@@ -371,7 +371,7 @@ time.sleep(0.5)
 
 @pytest.fixture
 def polite():
-    """No thread takes the GIL from another: it gets it where the other lets go of it."""
+    """With a long switch interval, a thread gets the GIL only where another releases it."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     yield
@@ -380,7 +380,7 @@ def polite():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_the_gil_is_released(n, threads, polite):
-    """Another Python thread goes on counting while a call is under way; while the machine has other work, maybe not in each."""
+    """Another Python thread counts on while a call is under way; on a busy machine, perhaps not during each."""
     threads(n)
     x, w_hh = np.zeros((2500, 1, 1)), np.zeros((1024, 1024))
     w_ih, stop, count, inside = np.zeros((1024, 1)), threading.Event(), 0, 0
@@ -677,6 +677,6 @@ for _ in range(20):
 
 
 def test_python_finds_the_helpers():
-    """The other tests here rest on it."""
+    """The other tests here depend on it."""
     assert PATH.split(os.pathsep)[0] == os.path.dirname(os.path.dirname(os.path.abspath(fastbptt.__file__)))
     assert run_python("import fastbptt; print(fastbptt.__file__)").strip() == fastbptt.__file__

@@ -159,7 +159,7 @@ def test_every_derivative_of_flossing_against_central_differences(cell, options)
 
 
 def test_flossing_keeps_exponents_at_the_target():
-    """Plain gradient descent on the weights takes a quiet net to the edge."""
+    """Plain gradient descent on the weights takes a net that forgets to the edge of chaos."""
     problem = random_problem("rnn-tanh", T=30, B=1, I=2, H=8, gain=0.5)
     before, _ = flossing(problem, k=2, burn_in=5)
     for _ in range(60):
@@ -193,7 +193,7 @@ def test_what_cannot_be_flossed():
     ("kept", "said"), [([0, 0, 0], ""), ([1, 1, 0], "; with k = 2 it would not be looked at"), ([1, 0, 0], "; with k = 1")]
 )
 def test_flossing_says_where_an_exponent_has_no_derivative(kept, said):
-    """A step of too low a rank: all exponents that there are can still be flossed."""
+    """A step of too low a rank: the finite exponents can still be flossed."""
     w_hh = np.diag(kept) * random_problem("rnn-tanh", H=3).w_hh
     problem = replace(random_problem("rnn-tanh", H=3), w_hh=w_hh)
     k = sum(kept)
@@ -232,7 +232,7 @@ def test_what_is_not_finite_is_not_called_lost(bad, dtype):
 
 @pytest.mark.filterwarnings("error")
 def test_flossing_gives_no_warnings():
-    """Where numbers leave the range of the dtype, they say so themselves."""
+    """Overflow shows in the results, as inf or NaN."""
     for w, dtype, h0 in ((1e-40, np.float32, 1.0), (1e30, np.float32, 1.0), (1e200, np.float64, 1e200), (1e-307, np.float64, 1.0)):
         value, grads = flossed(np.full((1, 1), w, dtype), 5, np.full((1, 1), h0, dtype), nonlinearity="identity")
         assert value == pytest.approx(np.log(w) ** 2, rel=1e-6) and not np.isfinite(grads.w_hh)

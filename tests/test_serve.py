@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_null():
 
 
 def test_a_slider_moves_without_what_does_not_depend_on_it(monkeypatch):
-    """Eigenvalues are of matrices that every radius has in common, and the steps are linearised once for all that is shown of them."""
+    """Eigenvalues are computed once for all radii, and the steps are linearised once for all panels."""
     looks = []
     monkeypatch.setattr(flow, "linearise", lambda tape: looks.append(tape) or linearise(tape))
     net = DescribedNet(cell="lstm", hidden=6, steps=9, loss="last")
@@ -376,7 +376,7 @@ def test_a_connection_that_fails_is_not_told_on_the_terminal(visitors, monkeypat
 
 
 def test_answers_that_are_not_taken_do_not_keep_others_out(visitors, monkeypatch):
-    """Others come in when those are given up, which here takes no time to speak of."""
+    """Others are served once those time out, which is soon here."""
     monkeypatch.setattr(serve, "ANSWER_SECONDS", 0.01)
     monkeypatch.setattr(serve._Handler, "timeout", None)
     monkeypatch.setattr(serve, "_plotly", lambda: bytes(1 << 26))  # more than the system keeps for a client

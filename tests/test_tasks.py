@@ -1,4 +1,4 @@
-"""The classic tasks: what is asked follows from what is shown, positions and symbols are spread as published, and chance scores what it should."""
+"""The classic tasks: targets follow from inputs, positions and symbols are distributed as published, and baselines are right."""
 
 import math
 
@@ -19,7 +19,7 @@ def drawn(task, B=MANY, seed=0):
 
 
 def assert_uniform(values, expected):
-    """All of ``expected``, and nothing else, equally often but for 5 standard deviations."""
+    """All of ``expected``, and nothing else, equally often to within 5 standard deviations."""
     found, counts = np.unique(values, return_counts=True)
     assert found.tolist() == list(expected)
     share = 1 / len(found)

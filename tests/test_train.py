@@ -112,7 +112,7 @@ def test_updates_are_those_of_the_textbook(text, cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_omega_on_a_text(text, cell):
-    """It is that of each window, cut off at its beginning."""
+    """It is computed window by window, with no gradient beyond its start."""
     settings = replace(SMALL, cell=cell, nonlinearity=None, omega=2.0, clip=float("inf"), optimiser="sgd", updates=1)
     training, plain = (training_on(replace(settings, omega=omega), read_corpus(text)) for omega in (2.0, 0.0))
     before = training.model.rnn.state_dict()
@@ -361,7 +361,7 @@ def test_interrupted_and_resumed(run, text, tmp_path, number, status):
 
 
 def test_killed_and_resumed(run, text, tmp_path):
-    """Killed while it saves after every update, it leaves a checkpoint to go on from, whenever that is."""
+    """It saves after every update; whenever it is killed, there is a checkpoint to go on from."""
     out = tmp_path / "part"
     process = started(text, *OPTIONS, "--updates", 10**8, "--out", out, "--save-every", 0)
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""BPTT(h; h'): which steps a gradient reaches, and what is lost by cutting it."""
+"""BPTT(h; h'): which steps a gradient reaches, and the bias of truncation."""
 
 import functools
 import itertools
@@ -73,7 +73,7 @@ def test_the_bias_of_a_linear_unit_is_h_over_T(w, h, h_prime):
 
 
 def test_steps_back_need_no_backward_pass_of_their_own():
-    """Windows that were only read count all the same."""
+    """Windows without a backward pass of their own are gone back through, too."""
     layer = scalar_layer(1.0)
     reader = fastbptt.TruncatedBPTT(layer, h=10, h_prime=2)
     reader.reset(np.ones((1, 1, 1)))
@@ -360,7 +360,7 @@ def test_too_long_a_window():
 
 
 def test_reading_in_evaluation_mode():
-    """Nothing to go back through is kept, and forward works as ever."""
+    """No tape is kept, and the forward pass is as usual."""
     layer, x, d_out, _h0 = random_run()
     reader = fastbptt.TruncatedBPTT(layer, 8, 4)
     expected = reader.forward(x[:4])

@@ -1,4 +1,4 @@
-"""A checkout where no kernels are built, or not all of them: what needs none works, and each use of one says what to do."""
+"""A checkout where not all kernels are built, or none: what needs none works, and using one raises an error that says how to build."""
 
 import itertools
 import shutil

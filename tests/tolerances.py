@@ -7,7 +7,7 @@ import numpy as np
 
 class Tolerance(NamedTuple):
     eps: float  # a rounding error of the type, relative
-    oracle: type  # the wider type that the reference is run in, so that its own rounding does not count against the kernels
+    oracle: type  # the wider type in which the reference runs, so that its own rounding does not count
     torch: float  # largest difference from PyTorch, relative to the largest element
     torch_relative: float  # ... and, added to that, relative to the element itself
 

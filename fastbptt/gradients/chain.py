@@ -1,16 +1,16 @@
-"""The Jacobians of a tape's steps as a chain of factors, written so that rounding spoils none of them, however small parts of it are.
+"""The Jacobians of a tape's steps as a chain of factors, scaled so that their small rows and columns keep their relative accuracy.
 
-Tangents are pushed through the factors one after another. Where a *row* of a factor is small, it makes small elements with all their digits.
-Where a *column* is small, what it adds drowns in the rounding of what the others add. So if columns are uneven, the state before a factor
-is measured in units in which its columns are all of a size,
+Tangents are pushed through the factors one after another. A small *row* of a factor gives small elements with full relative accuracy. What
+a small *column* contributes is lost in the rounding of what the others do. So where columns differ much in size, the state before a factor
+is scaled so that they are about equal,
 
     F_n ... F_2 F_1 = (F_n D_n^-1) ... (D_3 F_2 D_2^-1) (D_2 F_1 D_1^-1) D_1,
 
-with diagonal D of powers of two, which cost no rounding. (The size of a column is taken after each row of F has been divided by its sum of
-magnitudes: D_1 A D_2 with an ordinary A has then D_2 for its columns.)
+with diagonal D of powers of two, which cost no rounding. (Columns are measured after each row of F has been divided by the sum of its
+magnitudes: those of D_1 A D_2, with a well-scaled A, are then D_2.)
 
-The factors are the steps' Jacobians. Only that of an LSTM has rows for h that are show times those for c, in which what comes on top can
-drown; where it would, it is taken in two factors,
+A factor is the Jacobian of a step. In that of an LSTM, the rows for h are show times those for c plus a term of their own, u, which can be
+lost in their rounding; where it would be, the step is split into two factors,
 
     u = slopes_o W_o dh,  dc_t = keep dc + sum over i, f, g of slopes_g W_g dh;    dh_t = u + show dc_t.
 """
@@ -19,14 +19,14 @@ import numpy as np
 
 from .linearised import Linearised, product
 
-UNEVEN = 2.0**-13  # a column that is smaller than others by more than this, which costs 4 of 16 digits, is taken with care
-HIDDEN = 2.0**-20  # so is an LSTM's u beside show dc: most often only one unit's, whose c is about to change its sign
-SMALLEST = 2.0**-500  # unit, relative to the largest
-ROUNDS = 8  # of weighing rows and columns by turns, where they are uneven
+UNEVEN = 2.0**-13  # smallest column over largest, below which columns are scaled; unscaled, it costs 4 of 16 digits
+HIDDEN = 2.0**-20  # an LSTM's u over show dc, below which the step is split; most often of one unit, whose c is about to change sign
+SMALLEST = 2.0**-500  # scale, relative to the largest
+ROUNDS = 8  # of dividing rows and columns by their sums, where columns differ much
 
 
 def chains(steps, start, stop):
-    """The chains of some steps, for rows of the batch that need the same care; a row is worked on in the same way whatever others there are.
+    """The chain of some steps, with scaling for the rows of the batch that need it and without for the rest: no row depends on the others.
 
     Yields
     ------
@@ -36,7 +36,7 @@ def chains(steps, start, stop):
     """
     span = slice(start, stop)
     with np.errstate(all="ignore"):
-        # once each row has been divided by its sum, nothing is left of a plain RNN's slopes: one step stands for all
+        # dividing each row by its sum cancels the slopes of a plain RNN: the columns of all its steps are alike
         alike = steps.keep is None and steps.slopes[span].all()
         if alike:
             one, hidden = Linearised(steps.w_hh, None, np.ones((1, 1, steps.H)), None, None), False
@@ -62,14 +62,14 @@ class Chain:
     start, stop : int
         From step start to step stop - 1.
     columns : ndarray (stop - start, B, N) or None
-        The sizes of the columns of each step's first factor, if care is to be taken of them.
+        The sizes of the columns of each step's first factor; None for no scaling.
 
     Attributes
     ----------
     parts : int
         Factors for each step: 1 or 2.
     units : ndarray (n + 1, B, N) or None
-        In what the state before, between and behind the n factors is measured: the diagonals of D. The last are ones. None if all are.
+        The scales of the state before, between and after the n factors: the diagonals of D. The last are ones. None if all are.
     """
 
     def __init__(self, steps, start, stop, columns=None):
@@ -84,7 +84,7 @@ class Chain:
         return self.parts * (self.stop - self.start)
 
     def enter(self, v):
-        """Tangents (B, k, N), from ordinary units to those before the first factor."""
+        """Scale tangents (B, k, N) for the first factor."""
         return v if self.units is None else v * self.units[0][:, None]
 
     def push(self, i, v):
@@ -103,15 +103,15 @@ class Chain:
 
 
 def _balanced(steps, span, columns):
-    """The sizes of columns, after rows and columns have been divided by their sums by turns (Sinkhorn and Knopp 1967)."""
+    """The sizes of columns, after rows and columns have been divided by their sums in turn (Sinkhorn and Knopp 1967)."""
     for _ in range(ROUNDS):
         columns, _ = _weigh(steps, span, np.maximum(columns, SMALLEST * columns.max(axis=-1, keepdims=True)))
     return columns
 
 
 def _weigh(steps, span, units=None):
-    """The sums of magnitudes in the columns of each step's first factor, (T, B, N), once its rows have been divided by their own sums, in
-    these units; and whether an LSTM's u is much smaller than show dc_t anywhere, (T, B)."""
+    """Column sums of magnitudes of each step's first factor, (T, B, N), in these units, after each row has been divided by its own sum;
+    and whether an LSTM's u is much smaller than show dc_t anywhere, (T, B)."""
     H, w_hh, slopes = steps.H, np.abs(steps.w_hh), np.abs(steps.slopes[span])
     T, B, N = slopes.shape
     reach = w_hh.sum(axis=-1) if units is None else product(1 / units[..., :H], w_hh)
@@ -134,7 +134,7 @@ def _ratio(a, b):
 
 
 def powers_of_two(sizes):
-    """Powers of two next to ``sizes`` (..., N), of which the largest is taken for 1; all 1 where the sizes are not finite, or all 0."""
+    """``sizes`` (..., N) relative to the largest, rounded down to powers of two; all 1 where they are not finite, or all 0."""
     largest = sizes.max(axis=-1, keepdims=True)
     sizes = np.where(np.isfinite(largest) & (largest > 0), sizes, 1.0)
     relative = np.maximum(sizes / sizes.max(axis=-1, keepdims=True), SMALLEST)

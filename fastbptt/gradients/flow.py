@@ -10,8 +10,8 @@ from .linearised import GATES, check_loss, linearise, steepest, sum_of_products
 from .nonfinite import first_nonfinite
 from .state_gradients import log10_norm, rescale, state_gradients
 
-CHANGE = 1.0  # decades between the two ends of the sequence from which on a gradient is said to vanish or to explode
-SATURATED = 0.01  # of its steepest slope: below this share, a unit is saturated
+CHANGE = 1.0  # decades over the whole sequence from which on a gradient counts as vanishing or exploding
+SATURATED = 0.01  # share of the steepest slope below which a unit counts as saturated
 LOG10_2 = math.log10(2)
 
 
@@ -42,8 +42,8 @@ def gradient_flow(tape, d_out, d_state=None):
     Notes
     -----
     The norms by step cost less than a backward pass and are there at once. All else is computed when it is first asked for: keep the
-    arrays of the tape and of the loss as they are. What is split by lag (`by_lag`, `contributions`, `half_life`, the verdict) takes the
-    loss of each step back on its own, T / 2 backward passes all in all, done as T products with a row for each loss. Steps whose
+    arrays of the tape and of the loss as they are. What is split by lag (`by_lag`, `contributions`, `half_life`, the verdict) needs the
+    gradient of each step's loss by itself: the work of T / 2 backward passes, done as T products with a row for each loss. Steps whose
     ``d_out`` is zero have no loss and cost nothing, so that a loss at the last step alone costs one pass.
 
     The quantities are those of Pascanu, Mikolov and Bengio 2013 ("On the difficulty of training recurrent neural networks"), equations
@@ -113,7 +113,7 @@ class GradientFlow:
         return math.fsum(self.saturated_gates.values()) / len(self.saturated_gates)
 
     def _linearise(self):
-        """The steps of the tape, linearised. They are too large to be kept; the shares of saturated units are, whoever asked for the steps."""
+        """The linearised steps of the tape, which are too large to keep; the shares of saturated units are kept on the way."""
         steps, H = linearise(self.tape), self.tape.shape[2]
         slopes = steps.gate_slopes
         self._saturated_gates = {
@@ -124,7 +124,7 @@ class GradientFlow:
 
     @cached_property
     def _by_lag(self):
-        """Norms that need the gradient of every loss on its own.
+        """Norms that need the gradient of every loss by itself.
 
         Returns the norms of the gradient of w_hh by lag, and their exponents; the steps t (n,) that have a loss; and decimal logarithms
         of norms by lag for each of them: of the gradient of w_hh (T, n), and of the state gradient (T+1, n).
@@ -132,7 +132,7 @@ class GradientFlow:
         T = self.tape.shape[0]
         h = self.tape.h.astype(np.float64, copy=False)
         with np.errstate(all="ignore"):
-            # |sum over b of da_b h_b^T| stays the same if the rows h are turned; in the right frame there are at most B columns of them.
+            # |sum over b of da_b h_b^T| does not change if the rows h are rotated, after which at most B of their columns are not 0.
             factor = np.linalg.qr(h[:-1].swapaxes(1, 2), mode="r") if h[:-1].size else h[:-1]
         norm, exponent = np.zeros(T), np.zeros(T, np.int64)
         losses = self._losses()[0]
@@ -161,9 +161,9 @@ class GradientFlow:
         return t, d[t]
 
     def _losses_back(self):
-        """Take the losses of all steps back side by side: their lags are equal, so that one product with w_hh serves all.
+        """Go back from the losses of all steps at once, lag by lag, so that one product with w_hh serves all.
 
-        Yields, for lag = 0 .. T, what concerns the losses that have not yet come to the initial state: ``(lag, t, d, da, e)`` with the
+        Yields, for lag = 0 .. T, of the losses that have not yet reached the initial state: ``(lag, t, d, da, e)`` with the
         steps t of the losses, ascending, their state gradients ``d`` (n, B, N) and exponents ``e`` (n,), and, for those with t >= lag,
         the gradients ``da`` of the pre-activations at step t - lag.
         """
@@ -182,13 +182,13 @@ class GradientFlow:
 
     @property
     def by_lag(self):
-        """(T,): the norm of the part of dL/dw_hh that losses owe to the step ``lag`` steps earlier, all losses together."""
+        """(T,): the norm of the part of dL/dw_hh that comes from steps ``lag`` before the loss, all losses together."""
         norm, exponent, *_ = self._by_lag
         return np.ldexp(norm, exponent)
 
     @property
     def log10_by_lag(self):
-        """(T,): log10 of `by_lag`, also where that is 0 or inf for want of range."""
+        """(T,): log10 of `by_lag`, also where that under- or overflows."""
         norm, exponent, *_ = self._by_lag
         with np.errstate(divide="ignore"):
             return np.log10(norm) + exponent * LOG10_2
@@ -268,7 +268,7 @@ class GradientFlow:
     def verdict(self):
         """ "vanishing", "stable", "exploding" or "nonfinite".
 
-        The line behind `log10_slope` tells by how much the gradient changes from one end of the sequence to the other: tenfold or more is
+        It depends on how much the gradient changes over the whole sequence, by the line fitted for `log10_slope`: tenfold or more is
         exploding, to a tenth or less is vanishing. Gradients that end in exact zeros for all losses are vanishing too. With inf or NaN
         anywhere it is "nonfinite", and `reason` says where. Without any gradient, or without steps, it is "stable".
         """

@@ -1,17 +1,17 @@
-"""Frames: k tangents of norm 1 at right angles to each other, as the rows of (B, k, N), and how steps stretch them."""
+"""Frames, k orthonormal tangents as the rows of (B, k, N), and how fast steps stretch them."""
 
 import numpy as np
 
 from .._kernels import kernels
 
 KERNELS = kernels[np.dtype(np.float64)]
-GRADED = 2.0**10  # from this ratio of the largest row of a matrix to its smallest on, its rows are put in order before a QR decomposition
+GRADED = 2.0**10  # largest row of a matrix over its smallest, from which on rows are sorted before a QR decomposition
 
 
 def random_frame(B, k, N, seed=0):
     """The same frame at every call and for every row, so that results can be reproduced."""
     frame = np.random.default_rng(seed).standard_normal((N, k)).T[None].copy()
-    for _ in range(2):  # after once, random rows can still be a little aslant
+    for _ in range(2):  # after one pass, random rows can still be slightly off orthogonal
         KERNELS.orthonormalise(frame, np.empty((1, k)))
     return np.repeat(frame, B, axis=0)
 
@@ -19,10 +19,10 @@ def random_frame(B, k, N, seed=0):
 def orthonormalise(v):
     """The frame of ``v`` (B, k, N), and the triangular r (B, k, k) with v^T = frame^T r.
 
-    Householder's QR decomposition loses small rows of v^T to the rounding of large ones, and those of saturated units are small: with
-    f'(a) = 1e-15, the smallest diagonal elements of r have no digits left. With the rows in descending order they keep all of them
-    (Cox and Higham 1998, "Stability of Householder QR factorization for weighted least squares problems"), and as the rows' order is the
-    units' order, it can be undone in the frame.
+    Householder's QR decomposition loses small rows of v^T, such as those of saturated units, in the rounding of large ones: with
+    f'(a) = 1e-15, the smallest diagonal elements of r have no correct digits. With the rows in descending order they have all of them
+    (Cox and Higham 1998, "Stability of Householder QR factorization for weighted least squares problems"). The rows are the units, so
+    that their order can be undone in the frame.
     """
     size = np.abs(v).max(axis=1)
     if size.size and (size.max(axis=-1) <= GRADED * size.min(axis=-1)).all():
@@ -36,10 +36,10 @@ def orthonormalise(v):
 
 
 def stretch(chain, span, frame, every=1):
-    """How fast each tangent of a frame grows under a net's steps, what it shares with those before it being taken away.
+    """How fast each tangent of a frame grows from step to step, apart from its components along those before it.
 
-    With J_t v_{t-1} = C_t v_t, where C_t is triangular, the growth is the product of the diagonals, whatever frames v_t the factors leave:
-    to choose others is to multiply C_t by a triangular matrix and C_{t+1} by its inverse. So only the first and the last frame are
+    In J_t v_{t-1} = C_t v_t, with C_t triangular, the growth is the product of the diagonals. It does not depend on the frames v_t in
+    between, since other ones multiply C_t by a triangular matrix and C_{t+1} by its inverse. So only the first and the last frame are
     orthonormal; in between, Gaussian elimination with pivoting will do, at a fraction of the cost of a QR decomposition.
 
     Parameters
@@ -48,7 +48,7 @@ def stretch(chain, span, frame, every=1):
     span : range
         The steps to take.
     frame : ndarray (B, k, N)
-        In the chain's units there, and orthonormal; overwritten with what has become of it, in the units behind the span, orthonormal again.
+        Orthonormal, in the chain's units at the start of the span; overwritten with the frame at its end, orthonormal in the units there.
     every : int
         Steps from one elimination to the next.
 
@@ -67,7 +67,7 @@ def stretch(chain, span, frame, every=1):
 
 
 def change_units(frame, units):
-    """Measure an orthonormal frame (B, k, N) in other units (B, N), in place, and make it orthonormal there; (B, k), the logarithms of growth."""
+    """Scale an orthonormal frame (B, k, N) by ``units`` (B, N) and make it orthonormal again, in place; return the log growth, (B, k)."""
     logs, last = np.zeros(frame.shape[:2]), np.empty(frame.shape[:2])
     frame *= units[:, None]
     KERNELS.eliminate(frame, logs)

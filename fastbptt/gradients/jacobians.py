@@ -1,4 +1,4 @@
-"""Products of the steps' Jacobians: their norms and singular values, in logarithms; and when they must vanish."""
+"""Logarithms of the norms and singular values of products of Jacobians; and when gradients must vanish."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ EPS = np.finfo(np.float64).eps
 
 
 def jacobian_product_norms(tape, *, since=None, until=None):
-    """Spectral norms ||d state_t / d state_k||_2 of the products of Jacobians, from one state on or up to one.
+    """Spectral norms ||d state_t / d state_k||_2 of the products of Jacobians, from a fixed state on or up to one.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def log_singular_values(tape, start=0, stop=None):
     -------
     ndarray (B, N)
         Natural logarithms, descending. Finite far beyond the range of floating-point numbers; -inf for a singular value of 0. Small ones
-        have as many digits as large ones, unlike those of the product itself, where they drown in the rounding errors of the large ones.
+        are as accurate as large ones; computed from the product itself, they would be lost in the rounding errors of the large ones.
 
     Raises
     ------
@@ -92,15 +92,15 @@ def log_singular_values(tape, start=0, stop=None):
 
     Notes
     -----
-    The product is never formed. What the first steps make of unit vectors is kept as X D Y, with D diagonal, in logarithms, and X and Y far
-    from singular; each further step is multiplied to Y, and D Y is brought back to that form by elimination with complete pivoting. Such a
-    product determines even its smallest singular values to nearly all digits (Demmel, Gu, Eisenstat, Slapnicar, Veselic and Drmac 1999,
-    "Computing the singular value decomposition with high relative accuracy"): a QR decomposition makes it a matrix of graded rows, and
-    one-sided Jacobi rotations (de Rijk 1989), worked out in terms of the ratios of the scales, do the rest.
+    The product is never formed. That of the steps so far is kept as X D Y, with D diagonal, in logarithms, and X and Y well-conditioned;
+    the next step is applied to Y, and the result is brought back to that form by elimination with complete pivoting. Such a product
+    determines even its smallest singular values to nearly all digits (Demmel, Gu, Eisenstat, Slapnicar, Veselic and Drmac 1999, "Computing
+    the singular value decomposition with high relative accuracy"): a QR decomposition turns it into a matrix of graded rows, and one-sided
+    Jacobi rotations (de Rijk 1989), computed from the ratios of the scales, do the rest.
 
-    What is left of a difference that is no larger than the rounding of its terms, some N eps of them, counts as 0. So does an f'(a) below
-    the floating range (2e-308): that of a tanh beyond |a| = 354. Rows and columns of a step may be of any scales within that range. Elements
-    that differ by tens of powers of ten without such a pattern can cost digits of the smallest values.
+    A difference that is no larger than the rounding of its terms, about N eps of them, counts as 0. So does an f'(a) below the floating
+    range (2e-308), as that of a tanh beyond |a| = 354. Rows and columns of a step may have any scales within that range. Elements that
+    differ by tens of powers of ten otherwise than by row and column can cost digits of the smallest values.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _log_singular_values_of_chain(chain):
 
 
 def _factorised(x, logs, v):
-    """``x @ diag(exp(logs)) @ v`` in the same form, where each row of v has nothing at the largest elements of those before it."""
+    """``x @ diag(exp(logs)) @ v`` in the same form, with v after elimination: each row is 0 at the pivots of those before it."""
     v, logs, order = np.array(v, order="C"), logs.copy(), np.empty(logs.shape, np.intp)
     c, growth = np.zeros(v.shape), np.empty(logs.shape)
     KERNELS.factorise(v, logs, order, c, growth)
@@ -181,7 +181,7 @@ class VanishingCondition(NamedTuple):
 
 
 def vanishing_condition(w_hh, nonlinearity="tanh"):
-    """Whether recurrent weights alone decide that gradients vanish, or allow that they explode.
+    """Whether the recurrent weights alone force gradients to vanish, or allow them to explode.
 
     With gamma = sup f', no Jacobian diag(f'(a)) w_hh stretches anything by more than gamma * sigma_max. So sigma_max < 1 / gamma suffices
     for gradients to vanish, and sigma_max > 1 / gamma is necessary for them to explode (Pascanu, Mikolov and Bengio 2013, section 2.1, as
@@ -278,7 +278,7 @@ def _rounds(N):
 
 
 def _rotate(x, scale, p, q):
-    """Make rows p and q orthogonal, pair by pair. The rotation is worked out for unit rows and the ratio of their scales, at most 1."""
+    """Make rows p and q orthogonal, pair by pair. The rotation is computed from unit rows and the ratio of their scales, at most 1."""
     swap = scale[:, p] < scale[:, q]
     p, q = np.where(swap, q, p), np.where(swap, p, q)
     batch = np.arange(len(x))[:, None]

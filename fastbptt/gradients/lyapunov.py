@@ -32,12 +32,12 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
 
     .. math:: \lambda_i = \lim_{T \to \infty} \frac{1}{T} \ln \sigma_i(J_T \cdots J_2 J_1)
 
-    A positive one is chaos and exploding gradients; if all are far below 0, gradients vanish at the rate of the largest. Computed by
-    pushing an orthonormal frame through the steps' Jacobians, and taking from each tangent what it shares with those before it; the
-    exponents are the time means of the logarithms of what is left (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov
-    spectra of chaotic recurrent neural networks"). They do that by a QR decomposition at each step; here it is an LU decomposition, whose
-    tangents are made orthonormal now and then, which in exact arithmetic makes the same means. Their sum is the mean of ln |det J_t|.
-    A tangent of which no more is left than the rounding of what was taken from it, some N eps of that, is lost: its exponent is -inf.
+    A positive one means chaos and exploding gradients; if all are far below 0, gradients vanish at the rate of the largest. An orthonormal
+    frame is pushed through the Jacobians and triangularised after each; the exponents are the time means of the logarithms of the
+    diagonals (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov spectra of chaotic recurrent neural networks"). Where these
+    authors take a QR decomposition at each step, here it is an LU decomposition, and Gram-Schmidt now and then, which in exact arithmetic
+    gives the same means. Their sum is the mean of ln |det J_t|. A tangent of which the elimination leaves no more than rounding, about
+    N eps of what it subtracts, is lost: its exponent is -inf.
 
     Parameters
     ----------
@@ -46,15 +46,15 @@ def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
     k : int or None
         How many of the leading exponents; None means all N.
     burn_in : int
-        Steps at the start that are not averaged over: while the state comes to its attractor, and the frame into line.
+        Steps at the start that are left out of the means, while the state settles on its attractor and the frame aligns.
     every : int
-        Steps from one decomposition to the next. In between, all tangents lean towards the fastest one, and those that differ in growth
-        by a factor of 2**52 can no longer be told apart; what overflows is inf or NaN.
+        Steps from one decomposition to the next. In between, all tangents turn towards the fastest-growing one, and those that differ in
+        growth by a factor of 2**52 can no longer be told apart; what overflows is inf or NaN.
 
     Returns
     -------
     LyapunovSpectrum
-        ``exponents`` (B, k), descending, and ``stderr`` (B, k), by the means of up to 32 batches of successive steps, which allows for
+        ``exponents`` (B, k), descending, and ``stderr`` (B, k), from the means of up to 32 batches of successive steps, which allows for
         correlations shorter than a batch; NaN if there are fewer than 4 steps. Nats per step: divide by ln 2 for bits.
 
     Raises
@@ -96,13 +96,13 @@ def _growth(chain, T, k, burn_in, every):
     for start, stop in pairwise([0, *batch_bounds(T - burn_in)]):  # frames are orthonormal at every bound, so that batches have exact means
         logs.append(stretch(chain, range(burn_in + start, burn_in + stop), frame, every))
     logs = np.concatenate(logs)
-    if chain.units is not None:  # what counts is growth from that state to the last one, both in ordinary units
+    if chain.units is not None:  # growth is from the state after burn_in to the last one, both unscaled
         logs[0] -= change_units(first, 1 / chain.units[chain.parts * burn_in])
     return logs
 
 
 def batch_bounds(T):
-    """Where the batches of successive steps begin and end that the standard error is taken from; they end with the last step."""
+    """Where the batches of successive steps for the standard error begin and end; the last one ends with the last step."""
     batches = min(32, math.isqrt(T))
     length = T // batches
     return range(T - batches * length, T + 1, length)

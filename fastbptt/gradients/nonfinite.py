@@ -34,7 +34,7 @@ def first_nonfinite(tape, d_out, d_state, log10_state_norm):
 
 
 def _find(array, last=False):
-    """The index of the first value in the array, by its first axis, that is not finite, and the value; of the last step if so wanted."""
+    """Index and value of the first element that is not finite; with ``last``, of the last step that has one."""
     if array is None or np.isfinite(array).all():
         return None
     wrong = np.argwhere(~np.isfinite(array))

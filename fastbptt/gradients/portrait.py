@@ -1,4 +1,4 @@
-"""What is shown of the flow of gradients, as numbers: `pictures` draws it, the command prints it, the page sends it."""
+"""The numbers behind a picture of the flow of gradients: `pictures` draws them, the command prints them, the page sends them."""
 
 import math
 from functools import cached_property
@@ -11,13 +11,13 @@ from .linearised import GATES, STEEPEST, linearise, steepest
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 
 BINS = 20  # of the histogram: 5 % of the steepest slope each
-LAGS = 16  # at which all singular values are computed; fewer for a state of more than AFFORDABLE / LAGS numbers
+LAGS = 16  # at which singular values are computed; fewer for a state of more than AFFORDABLE / LAGS elements
 AFFORDABLE = 2048
 EXPONENTS = 600
 
 
 class Rate(NamedTuple):
-    """What theory says of a gradient's growth with every step back.
+    """The growth of a gradient with every step back that theory predicts.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Portrait:
 
     @cached_property
     def lyapunov(self):
-        """The `LyapunovSpectrum`, (k,), after a fifth of the steps; None where there are no Jacobians."""
+        """The `LyapunovSpectrum`, (k,), with a fifth of the steps as burn-in; None where there are no Jacobians."""
         if not self.finite:
             return None
         row = self.row
@@ -109,7 +109,7 @@ class Portrait:
 
     @cached_property
     def slopes(self):
-        """By gate, the shares (BINS,) of units, steps and rows whose f'(a) is so many bins of its steepest."""
+        """For each gate a histogram (BINS,), over units, steps and rows, of f'(a) relative to the steepest slope."""
         all_slopes, H = linearise(self.tape).gate_slopes, self.tape.shape[2]
         shares = {}
         for i, gate in enumerate(GATES[self.tape.cell]):

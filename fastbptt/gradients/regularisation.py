@@ -12,7 +12,7 @@ from .state_gradients import squared_norm, state_gradients
 def omega(tape, d_out, d_state=None, *, least=1e-10):
     r"""The vanishing-gradient regulariser of Pascanu, Mikolov and Bengio 2013, and its immediate derivative.
 
-    It asks of every step that it keeps the norm of the gradient that passes through it: with :math:`d_t = \mathrm{d}L/\mathrm{d}h_t` and
+    It penalises every step that changes the norm of the gradient passing through it: with :math:`d_t = \mathrm{d}L/\mathrm{d}h_t` and
     the step's Jacobian J_t,
 
     .. math::
@@ -25,14 +25,14 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
     Parameters
     ----------
     tape : Tape
-        Of any cell: the Jacobian is then that of its step, from (h, c) to (h, c) for an LSTM.
+        Of any cell; the Jacobian of an LSTM's step is from (h, c) to (h, c).
     d_out : ndarray (T, B, H) or None
         dL/d out, as for the backward pass.
     d_state : ndarray (B, H), or of an LSTM a pair of them, or None
         dL/d h_n, or (dL/d h_n, dL/d c_n).
     least : float
-        Where ||d_t|| is below it, there is no gradient to keep. The default is that of the authors' program; with 0, gradients however
-        small are counted, as only their direction matters.
+        Steps with ||d_t|| below it are left out. The default is that of the authors' program; with 0, gradients count however small,
+        since only their direction matters.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def omega(tape, d_out, d_state=None, *, least=1e-10):
 
 
 def _passage(tape, d_out, d_state, least):
-    """How gradients pass through each step of any tape, however small or large they are.
+    """Gradients before and after each step, scaled so that they neither under- nor overflow.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
         \lambda_i = \frac{1}{T} \sum_t \ln |R_{t,ii}|, \qquad Q_t R_t = J_t Q_{t-1}
 
     Exponents of 0 let gradients pass over many steps without vanishing or exploding. The derivative goes back through the QR
-    decompositions, the Jacobians and the states; it is as if L had been computed on the tape.
+    decompositions, the Jacobians and the states, as automatic differentiation would.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     target : float
         In nats per step.
     burn_in : int
-        Steps at the start whose growth is not counted, while the frame comes into line.
+        Steps at the start whose growth is not counted, while the frame aligns.
 
     Returns
     -------
@@ -126,8 +126,8 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
     TypeError, ValueError, RuntimeError
         As `lyapunov_spectrum`; or if the tape is not that of an RNN.
     FloatingPointError
-        If a step leaves nothing of one of the k directions but rounding, or a number below all normal ones, as where a ReLU is off and k
-        is H: an exponent of -inf has no derivative.
+        If a step reduces one of the k directions to rounding errors or subnormal numbers, as where a ReLU is off and k is H: an exponent
+        of -inf has no derivative.
 
     Notes
     -----
@@ -169,8 +169,8 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
         exponents = np.log(growth).mean(axis=0)
         d_log = 2 * (exponents - target) / (exponents.size * (T - burn_in))
 
-        # v^T = q^T r at every step. To add to a tangent some of those before it changes no r_ii, and its length cancels from one step to
-        # the next: of the derivative of the decompositions, there is only r's inverse, a start at the last frame and an end at the first.
+        # v^T = q^T r at every step. Adding multiples of earlier tangents to a tangent changes no r_ii, and its length cancels from one step
+        # to the next. So of the derivative of the decompositions only r^-1 remains, with a term at the last frame and one at the first.
         dw_hh, da, dh = np.zeros_like(w_hh), np.empty((T, B, H)), np.zeros((B, H))
         dq = d_log[..., None] * frames[T]
         for t in reversed(range(T)):
@@ -201,7 +201,7 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
 
 
 def _require_rank(t, r, v):
-    """FloatingPointError if a diagonal element of r (B, k, k), the triangular factor of v^T, is 0, up to the rounding of what was taken away."""
+    """FloatingPointError if a diagonal element of r (B, k, k), the triangular factor of v^T, is 0 up to rounding."""
     v = np.abs(v)
     k, eps, tiny = v.shape[1], np.finfo(float).eps, np.finfo(float).tiny
     largest = np.fmin(-np.sort(-v.max(axis=1), axis=-1)[:, :k], v.max(axis=2))  # of the i-th largest row of v^T, and of tangent i
