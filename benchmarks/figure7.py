@@ -26,9 +26,9 @@ from statistics import median
 import fastbptt
 from fastbptt._figures import BLACK, BLUE, VERMILION, new_figure, save
 from fastbptt._files import write_atomically
-from fastbptt.train.loop import Training
-from fastbptt.train.settings import TaskSettings
-from fastbptt.train.task_lesson import TaskLesson
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.settings import TaskSettings
+from fastbptt.app.train.task_lesson import TaskLesson
 
 LENGTHS = (20, 50, 100, 150, 200)
 STARTS = {"sigmoid": "sigmoid", "basic-tanh": "basic tanh", "smart-tanh": "smart tanh"}

@@ -13,16 +13,16 @@ from commands import assert_fails
 from processes import run_python
 
 import fastbptt
-from fastbptt import cli
-from fastbptt.flow_command.described import DescribedNet, compared
+from fastbptt.app import cli
+from fastbptt.app.flow.described import DescribedNet, compared
 from fastbptt.gradients import portrait
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from fastbptt.flow_command.saved import load_net
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.text import read_corpus
+from fastbptt.app.flow.saved import load_net
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.text import read_corpus
 
 QUICK = ["--hidden", "10", "--steps", "20"]
 TRAIN = ["--hidden", "7", "--batch", "3", "--seq-len", "10", "--updates", "5", "--no-plot", "--sample", "0", "--quiet"]
@@ -442,6 +442,6 @@ def test_missing_extras(run, monkeypatch, package, extra, options):
 
 def test_the_command_line_imports_none_of_the_extras():
     run_python(
-        "import sys\nfrom fastbptt import cli\ncli.build_parser()\n"
+        "import sys\nfrom fastbptt.app import cli\ncli.build_parser()\n"
         "assert not {'rich', 'matplotlib', 'safetensors', 'plotly', 'werkzeug'} & set(sys.modules)"
     )

@@ -11,15 +11,15 @@ from commands import assert_fails, command, shown_in_terminal
 pytest.importorskip("safetensors")
 
 import fastbptt
-from fastbptt.train import watch as watching
-from fastbptt.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
-from fastbptt.train.loop import Training
-from fastbptt.train.model import CELLS
-from fastbptt.train.settings import TaskSettings, TextSettings
-from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.text import Corpus
-from fastbptt.train.text_lesson import TextLesson
-from fastbptt.train.watch import Look, Watch, take_look, troubles
+from fastbptt.app.train import watch as watching
+from fastbptt.app.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.model import CELLS
+from fastbptt.app.train.settings import TaskSettings, TextSettings
+from fastbptt.app.train.task_lesson import TaskLesson
+from fastbptt.app.train.text import Corpus
+from fastbptt.app.train.text_lesson import TextLesson
+from fastbptt.app.train.watch import Look, Watch, take_look, troubles
 
 SMALL = TaskSettings(task="temporal-order", length=30, hidden=9, batch=3, updates=8, seed=5)
 OPTIONS = ["--task", "temporal-order", "--length", 20, "--hidden", 7, "--batch", 3, "--updates", 30, "--no-plot"]

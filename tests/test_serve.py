@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from processes import current_level, environment
 
-from fastbptt import cli
-from fastbptt.flow_command.described import DescribedNet
+from fastbptt.app import cli
+from fastbptt.app.flow.described import DescribedNet
 from fastbptt.gradients import flow
 from fastbptt.gradients.linearised import linearise
 
@@ -29,9 +29,9 @@ pytest.importorskip("werkzeug")
 
 from werkzeug.test import Client
 
-from fastbptt.flow_command import serve
-from fastbptt.flow_command.serve import RANGES, App, answer
-from fastbptt.flow_command.turns import MOST_WAITING, OvertakenError, Turns
+from fastbptt.app.flow import serve
+from fastbptt.app.flow.serve import RANGES, App, answer
+from fastbptt.app.flow.turns import MOST_WAITING, OvertakenError, Turns
 
 LINEAR = {"net": "identity", "init": "orthogonal"}
 SECONDS = 120  # until something is given up
@@ -154,7 +154,7 @@ def test_strangers(client, path):
 
 
 def test_trouble_inside_is_told(client, monkeypatch):
-    monkeypatch.setattr("fastbptt.flow_command.serve.answer", lambda net: 1 / 0)
+    monkeypatch.setattr("fastbptt.app.flow.serve.answer", lambda net: 1 / 0)
     result = get(client)
     assert (result.status_code, result.text) == (500, "ZeroDivisionError: division by zero\n")
 

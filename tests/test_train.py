@@ -20,14 +20,14 @@ from fastbptt._checks import DTYPES
 
 pytest.importorskip("safetensors")
 
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS, Model
-from fastbptt.train.saved_run import resume, save
-from fastbptt.train.settings import SCHEDULES
-from fastbptt.train.settings import TextSettings as Settings
-from fastbptt.train.text import corpus_of, read_corpus
-from fastbptt.train.text_lesson import TextLesson, generate, mean_loss
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.loop import WARM_UP, Training
+from fastbptt.app.train.model import CELLS, Model
+from fastbptt.app.train.saved_run import resume, save
+from fastbptt.app.train.settings import SCHEDULES
+from fastbptt.app.train.settings import TextSettings as Settings
+from fastbptt.app.train.text import corpus_of, read_corpus
+from fastbptt.app.train.text_lesson import TextLesson, generate, mean_loss
 
 SMALL = Settings(cell="rnn", dtype="float64", hidden=7, batch=3, seq_len=10, updates=40, seed=5)
 NETS = [(cell, dtype) for cell in CELLS for dtype in DTYPES]
@@ -154,7 +154,7 @@ def test_the_held_out_loss_is_over_the_whole_text_in_order(monkeypatch):
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
     for steps in (7, 10**6):
-        monkeypatch.setattr("fastbptt.train.text_lesson.EVALUATION_STEPS", steps)
+        monkeypatch.setattr("fastbptt.app.train.text_lesson.EVALUATION_STEPS", steps)
         assert mean_loss(model, tokens) == pytest.approx(expected, rel=1e-12)
 
 
@@ -280,7 +280,7 @@ def test_a_text_of_one_character(run, tmp_path):
 )
 def test_the_net_is_named(run, text, tmp_path, monkeypatch, options, net):
     titles = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, title, **__: titles.append(title))
+    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda *_, title, **__: titles.append(title))
     result = run("train", text, *OPTIONS[:8], "--sample", 0, "--updates", 2, "--out", tmp_path, *options.split())
     assert re.search(rf"^model       {net}, \d+-7-\d+: [\d,]+ parameters$", result.out, re.MULTILINE), result.out
     assert titles == [f"{net}, 7 units: 2 updates"]
@@ -327,7 +327,7 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
 
     asked = ["train", text, *OPTIONS, "--updates", 2, "--out", tmp_path / "out"]
     sizes = "--hidden 7, --seq-len 10, --batch 3, --sample 0"
-    for status, where in ((1, "fastbptt.train.loop.Training.update"), (2, "fastbptt.train.loop.Model")):
+    for status, where in ((1, "fastbptt.app.train.loop.Training.update"), (2, "fastbptt.app.train.loop.Model")):
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
             assert_fails(status, f"not enough memory: Unable to allocate 7.28 TiB; with {sizes}", run(*asked))

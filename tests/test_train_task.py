@@ -16,16 +16,16 @@ from fastbptt.tasks import TASKS
 
 pytest.importorskip("safetensors")
 
+from fastbptt.app.train import task_lesson
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.lesson import Exam
+from fastbptt.app.train.loop import WARM_UP, Training
+from fastbptt.app.train.model import CELLS
+from fastbptt.app.train.saved_run import resume, save
+from fastbptt.app.train.settings import OPTIMISERS, TaskSettings
+from fastbptt.app.train.task_lesson import TaskLesson
+from fastbptt.app.train.text_lesson import TextLesson
 from fastbptt.init import STARTS
-from fastbptt.train import task_lesson
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.lesson import Exam
-from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS
-from fastbptt.train.saved_run import resume, save
-from fastbptt.train.settings import OPTIMISERS, TaskSettings
-from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.text_lesson import TextLesson
 
 SMALL = TaskSettings(task="temporal-order", length=10, hidden=7, batch=3, updates=40, seed=5, check_every=15)
 OPTIONS = ["--task", "temporal-order", "--length", 10, "--hidden", 7, "--batch", 3, "--seed", 5, "--no-plot"]
@@ -104,7 +104,7 @@ def textbook_omega(h, w_hh, d_out, nonlinearity):
 
 def draw_start(settings, task, rng):
     """Leave the generator where a new net leaves it."""
-    from fastbptt.train.model import Model
+    from fastbptt.app.train.model import Model
 
     Model(task.inputs, settings.hidden, task.outputs, cell=settings.cell, init=settings.init, rng=rng)
 
@@ -315,7 +315,7 @@ def test_every_task_by_its_name(run, short_exams, tmp_path, task):
 def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda path, *curves, **_: drawn.append(curves))
+    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda path, *curves, **_: drawn.append(curves))
     result = run("train", *OPTIONS[:-1], "--updates", 20, "--omega", 4, "--out", tmp_path)
     assert ", clip 1, Omega 4, seed 5\n" in result.out and re.search(r"  Omega \d\.\d+  gradient norm ", result.out)
     assert [len(curve) for curve in drawn[0]] == [20, 20, 20]
@@ -323,7 +323,7 @@ def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
 
 def test_the_task_is_named_in_the_picture(run, short_exams, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **options: drawn.append(options))
+    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda *_, **options: drawn.append(options))
     assert run("train", *OPTIONS[:-1], "--updates", 20, "--check-every", 10, "--out", tmp_path).status == 0
     assert drawn[0]["title"] == "temporal-order, length 10; RNN, tanh, float64, 7 units: 20 updates"
     assert [update for update, _ in drawn[0]["errors"]] == [10, 20, 20] and drawn[0]["level"][1] == "by chance: 1.386"

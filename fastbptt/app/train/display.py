@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from .._command import show
-from .._notation import format_log10
+from ..._notation import format_log10
+from ..messages import show
 from .watch import LEFT, RECENT
 
 LIVE_SECONDS, WATCH_SECONDS = 0.1, 0.25  # between redrawings; of more lines, which take longer
@@ -27,7 +27,7 @@ def display_for(meter, quiet=False, watch=None):
     meter : Meter
     quiet : bool
         Show nothing.
-    watch : fastbptt.train.watch.Watch or None
+    watch : fastbptt.app.train.watch.Watch or None
         Show how the gradients fare, too.
     """
     if quiet:
@@ -206,7 +206,7 @@ class Meter:
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
     """
 
     def __init__(self, training):

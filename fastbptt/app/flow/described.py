@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import _checks
-from ..functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
-from ..gradients.flow import gradient_flow
-from ..gradients.linearised import GATES
+from ... import _checks
+from ...functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
+from ...gradients.flow import gradient_flow
+from ...gradients.linearised import GATES
 
 STARTS = ("gaussian", "orthogonal", "identity")
 LOSSES = ("every", "last")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..tasks import TASKS
+from ...tasks import TASKS
 from .lesson import Exam, Lesson, Window
 from .settings import TaskSettings
 

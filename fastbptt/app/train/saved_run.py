@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from .. import _checks
-from .._files import write_atomically
+from ... import _checks
+from ..._files import write_atomically
 from .checkpoint import below, damage_named, load_checkpoint, save_checkpoint
 from .lesson import Exam
 from .loop import Training

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..init import STARTS
-from ..layers import GRU, LSTM, RNN, Linear
+from ...init import STARTS
+from ...layers import GRU, LSTM, RNN, Linear
 from .checkpoint import below
 
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}

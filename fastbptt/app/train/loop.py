@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from ..clipping import clip_grad_norm_
-from ..gradients.regularisation import omega
-from ..truncation import TruncatedBPTT
+from ...clipping import clip_grad_norm_
+from ...gradients.regularisation import omega
+from ...truncation import TruncatedBPTT
 from .model import Model
 from .settings import OPTIMISERS, SCHEDULES
 
@@ -20,7 +20,7 @@ class Training:
     """A training run, one update at a time.
 
     The same lesson and settings give the same bits, at any number of threads; so does a run that was saved and resumed
-    (`fastbptt.train.saved_run`) at any update.
+    (`fastbptt.app.train.saved_run`) at any update.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class Training:
 
     Examples
     --------
-    >>> from fastbptt.train.settings import TaskSettings
-    >>> from fastbptt.train.task_lesson import TaskLesson
+    >>> from fastbptt.app.train.settings import TaskSettings
+    >>> from fastbptt.app.train.task_lesson import TaskLesson
     >>> training = Training(TaskLesson(TaskSettings(task="temporal-order", length=20, updates=3)))
     >>> while not training.done:
     ...     training.update()

@@ -23,10 +23,10 @@ from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, InternalSe
 from werkzeug.routing import Map, Rule
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from .. import _checks
-from .._command import say
-from .._notation import format_log10
-from ..gradients.portrait import Portrait
+from ... import _checks
+from ..._notation import format_log10
+from ...gradients.portrait import Portrait
+from ..messages import say
 from .described import STARTS, DescribedNet
 from .turns import OvertakenError, Turns
 
@@ -286,7 +286,7 @@ def _json(content):
 
 @cache
 def _file(name):
-    return (files("fastbptt.flow_command.page") / name).read_bytes()
+    return (files("fastbptt.app.flow.page") / name).read_bytes()
 
 
 @cache

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .._command import printable_name
-from ..losses import perplexity, softmax_cross_entropy
+from ...losses import perplexity, softmax_cross_entropy
+from ..messages import printable_name
 from .checkpoint import damage_named
 from .lesson import Exam, Lesson, Window
 from .settings import TextSettings
@@ -20,7 +20,7 @@ class TextLesson(Lesson):
     Parameters
     ----------
     settings : TextSettings
-    corpus : fastbptt.train.text.Corpus
+    corpus : fastbptt.app.train.text.Corpus
 
     Raises
     ------

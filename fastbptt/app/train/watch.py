@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gradients.flow import gradient_flow
+from ...gradients.flow import gradient_flow
 
 SHARE = 0.03  # of the training time that looking may take
 PAUSE = 0.5  # seconds between looks at the least
@@ -65,7 +65,7 @@ class Watch:
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
         Its ``observer`` is set.
 
     Attributes

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _checks
-from .._files import errors_name
+from ... import _checks
+from ..._files import errors_name
 
 DEFAULT_SOURCE = "pydoc_data.topics"
 HELD_OUT = 20  # one part in so many is held out

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from .. import _checks
-from ..functional import NONLINEARITIES
-from ..init import STARTS
-from ..optim import SGD, Adam, RMSprop
-from ..tasks import TASKS
+from ... import _checks
+from ...functional import NONLINEARITIES
+from ...init import STARTS
+from ...optim import SGD, Adam, RMSprop
+from ...tasks import TASKS
 from .model import CELLS
 
 OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from .. import _checks
-from ..functional import NONLINEARITIES
-from ..gradients.flow import gradient_flow
-from ..gradients.linearised import GATES
-from ..layers import RNN, Linear
-from ..losses import softmax_cross_entropy
-from ..tasks import TASKS
+from ... import _checks
+from ...functional import NONLINEARITIES
+from ...gradients.flow import gradient_flow
+from ...gradients.linearised import GATES
+from ...layers import RNN, Linear
+from ...losses import softmax_cross_entropy
+from ...tasks import TASKS
 from ..train.checkpoint import below, damage_named
 from ..train.model import CELLS
 from ..train.saved_run import load_run

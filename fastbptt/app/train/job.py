@@ -2,14 +2,12 @@
 
 import os
 import shlex
-import signal
-import threading
 import time
 from dataclasses import dataclass
 
-from .. import _checks
-from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
-from .._signals import status_of
+from ... import _checks
+from ..interruption import Interruption, status_of
+from ..messages import PictureError, drawing, fail, one_line, printable_name, say, show
 from .display import Meter, display_for
 from .folder import Folder
 from .plot import plot_training
@@ -18,7 +16,6 @@ from .settings import OPTIMISERS
 from .watch import Watch
 
 CHECKPOINT, PICTURE, SAMPLE = "checkpoint.safetensors", "training.png", "sample.txt"
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def run(training, output):
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
     output : Output
 
     Returns
@@ -167,47 +164,6 @@ class Saver:
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-class Interruption:
-    """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
-
-    They do so by a KeyboardInterrupt that has the number of the first one. What is ignored, as SIGHUP is under nohup, stays so.
-    """
-
-    PATIENCE = 1.0  # seconds; some programs send a signal twice
-
-    def __init__(self):
-        self.signal = 0
-        self._heeded = False
-        self._previous = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def heed(self):
-        """From now on, the first one interrupts at once, also if it has come already."""
-        self._heeded = True
-        if self.signal:
-            raise KeyboardInterrupt(self.signal)
-
-    def _note(self, number, _):
-        now = time.monotonic()
-        if not self.signal:
-            self.signal, self._at = number, now
-            interrupts = self._heeded
-        else:
-            interrupts = now - self._at > self.PATIENCE
-        if interrupts:
-            raise KeyboardInterrupt(self.signal)
 
 
 def introduce(training, output):

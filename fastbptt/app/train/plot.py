@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .._figures import BLUE, VERMILION, new_figure, save
-from .._files import write_atomically
+from ..._figures import BLUE, VERMILION, new_figure, save
+from ..._files import write_atomically
 
 TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
 POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more

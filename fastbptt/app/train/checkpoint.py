@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .._files import errors_name, write_atomically
+from ..._files import errors_name, write_atomically
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
