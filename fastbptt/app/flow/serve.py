@@ -149,7 +149,7 @@ def answer(net):
             "a step back": f"\N{MULTIPLICATION SIGN} {format_log10(flow.log10_slope, 3)}" if not math.isnan(flow.log10_slope) else "-",
             "largest Lyapunov exponent": f"{exponent:.3g} nats a step" if not math.isnan(exponent) else "-",
             "saturated": f"{flow.saturated:.0%}",
-            "weights alone": "-" if portrait.condition is None else str(portrait.condition).partition(" (")[0],
+            "weights alone": "-" if portrait.condition is None else portrait.condition.finding,
         },
     }
 

@@ -118,7 +118,7 @@ def take_look(update, tape, d_out, d_state=None, *, whole=False):
     flow = gradient_flow(tape, d_out, d_state)
     if flow.reason is not None:
         return Look(update, np.full(len(tape) + 1, np.nan), math.nan, "nonfinite", flow.reason)
-    return Look(update, flow.log10_decay, flow.half_life, flow.verdict, flow.headline.split(": ", 1)[1])
+    return Look(update, flow.log10_decay, flow.half_life, flow.verdict, flow.finding)
 
 
 class Trouble(NamedTuple):
