@@ -28,6 +28,7 @@ pytest.importorskip("safetensors")
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.display import Silence
 from fastbptt.app.train.job import keep
+from fastbptt.init import STARTS
 
 TEXT = "What shows may fail; what counts is saved. " * 20
 NET = ["--hidden", "7", "--batch", "3", "--seq-len", "10"]
@@ -145,6 +146,11 @@ def test_the_last_save_is_before_the_last_drawing(text, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="the display has failed"):
         cli.main(["train", text, *OPTIONS, "--out", str(tmp_path / "out")])
     assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
+
+
+@pytest.mark.parametrize("command", ["train", "flow"])
+def test_the_commands_know_every_start(command):
+    assert [cli.build_parser().parse_args([command, "--init", name]).init for name in STARTS] == list(STARTS)
 
 
 def test_signals_that_are_ignored_stay_so():

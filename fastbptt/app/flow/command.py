@@ -11,9 +11,10 @@ from ..._notation import format_log10
 from ...functional import NONLINEARITIES
 from ...gradients.linearised import GATES
 from ...gradients.portrait import Portrait
+from ...init import STARTS
 from ..messages import PictureError, drawing, fail, printable_name, say, working
 from ..options import REFUSALS, add_option, file_name, file_path, given, memory_for, refuse, require
-from .described import LOSSES, STARTS, DescribedNet, compared
+from .described import LOSSES, DescribedNet, compared
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765

@@ -26,8 +26,9 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from ... import _checks
 from ..._notation import format_log10
 from ...gradients.portrait import Portrait
+from ...init import STARTS
 from ..messages import say
-from .described import STARTS, DescribedNet
+from .described import DescribedNet
 from .turns import OvertakenError, Turns
 
 HOST = "127.0.0.1"
@@ -100,7 +101,7 @@ class App:
         if endpoint == "plotly":
             return Response(_plotly(), mimetype="text/javascript")
         if endpoint == "start":
-            return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": STARTS})
+            return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": list(STARTS)})
         net = self.described(request.args)
         try:
             with self.turns.turn(request.headers.get("X-Page"), request.environ.get(TICKET)):
