@@ -139,8 +139,8 @@ def look_at(training):
     """How far the gradient reaches in a fresh batch."""
     inputs, targets, _ = training.lesson.window(0, np.random.default_rng(1))
     out, _ = training.model.rnn(inputs)
-    _, d_answers = training.lesson.loss(training.model.readout(out[-len(targets) :]), targets)
-    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
+    _, d_last = training.model.loss(training.lesson.loss, out, targets)
+    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, d_last))
 
 
 def starts():

@@ -251,6 +251,7 @@ def test_other_texts_and_lengths(run, tmp_path, checkpoint):
     assert_refuses(run(checkpoint, "--text", "wide"), "wide: not a text file in UTF-8: .*: --encoding utf-16")
     wide = lines(run(checkpoint, "--text", "wide", "--encoding", "utf-16", "--steps", 30, "--batch", 5, "--no-picture"))
     assert wide == report | {"text": report["text"].replace("other", "wide")}
+    assert_refuses(run(checkpoint, "--text", "other", "--encoding", ""), "encoding: expected one that Python knows, .*, got ''")
     assert_refuses(run(checkpoint, "--seed", 1), "seed: nothing is random about a net that reads a text")
 
 
@@ -310,10 +311,10 @@ def test_the_losses_of_a_task(tmp_path):
     net = load_net(tmp_path / "checkpoint.safetensors")
     flow, loss = net.flow(batch=6, seed=8)
     x, targets = net.task.batch(8, 6)
-    out, _ = net.rnn(x)
-    expected, d_outputs = net.task.loss(net.readout(out[-1:]), targets)
+    out, _ = net.model.rnn(x)
+    expected, d_outputs = net.task.loss(net.model.readout(out[-1:]), targets)
     assert loss == expected
-    np.testing.assert_allclose(flow.log10_state_norm[-1], np.log10(np.linalg.norm(net.readout.backward(d_outputs)[0], axis=-1)))
+    np.testing.assert_allclose(flow.log10_state_norm[-1], np.log10(np.linalg.norm(net.model.readout.backward(d_outputs)[0], axis=-1)))
     assert np.isneginf(flow.log10_contributions[:-1]).all()
 
 
@@ -338,6 +339,7 @@ DAMAGE = {
     "a readout of another size": lambda arrays, metadata: arrays.update({"readout.weight": np.zeros((3, 7))}),
     "a vector for a matrix": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros(49)}),
     "a number for a matrix": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros(())}),
+    "weights that are too short": lambda arrays, metadata: arrays.update({"rnn.weight_ih_l0": arrays["rnn.weight_ih_l0"][:1]}),
     "a bias too long": lambda arrays, metadata: arrays.update({"rnn.bias_hh_l0": np.zeros(99)}),
     "integers for weights": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros((7, 7), np.int64)}),
     "another vocabulary": lambda arrays, metadata: arrays.update({"vocabulary": np.arange(3, dtype=np.uint32)}),

@@ -327,7 +327,7 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
 
     asked = ["train", text, *OPTIONS, "--updates", 2, "--out", tmp_path / "out"]
     sizes = "--hidden 7, --seq-len 10, --batch 3, --sample 0"
-    for status, where in ((1, "fastbptt.app.train.loop.Training.update"), (2, "fastbptt.app.train.loop.Model")):
+    for status, where in ((1, "fastbptt.app.train.loop.Training.update"), (2, "fastbptt.app.train.settings.Model")):
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
             assert_fails(status, f"not enough memory: Unable to allocate 7.28 TiB; with {sizes}", run(*asked))

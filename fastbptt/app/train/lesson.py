@@ -139,7 +139,7 @@ class Lesson:
         return {}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
         """The lesson of a checkpoint.
 
         Parameters
@@ -148,8 +148,8 @@ class Lesson:
             Where the checkpoint is.
         settings : Settings
         description : dict
-        **reading
-            Where and how it is to be read, as arguments of `read_corpus`, where that is to be otherwise than before.
+        source, encoding : str or None
+            Where and how it is to be read, as arguments of `read_corpus`; None means as before.
 
         Raises
         ------

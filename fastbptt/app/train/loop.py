@@ -9,7 +9,6 @@ import numpy as np
 from ...clipping import clip_grad_norm_
 from ...gradients.regularisation import omega
 from ...truncation import TruncatedBPTT
-from .model import Model
 from .settings import OPTIMISERS, SCHEDULES
 
 WARM_UP = 100  # updates until the learning rate is reached: what RMSprop's mean square, with its alpha of 0.99, remembers
@@ -62,16 +61,7 @@ class Training:
         self.lesson, self.settings = lesson, lesson.settings
         settings = self.settings
         self.rng = np.random.default_rng(settings.seed)
-        self.model = Model(
-            lesson.inputs,
-            settings.hidden,
-            lesson.outputs,
-            cell=settings.cell,
-            nonlinearity=settings.nonlinearity,
-            dtype=settings.dtype,
-            init=settings.init,
-            rng=self.rng,
-        )
+        self.model = settings.model(lesson.inputs, lesson.outputs, self.rng)
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.layers)
         self.warm_up = 0 if settings.optimiser == "sgd" else WARM_UP
         self.reader = TruncatedBPTT(self.model.rnn, lesson.steps)
@@ -126,9 +116,9 @@ class Training:
         # each window is gone back through on its own, also after one that was shorter: a resumed run has no other to go back through
         self.reader.reset(None if begins else self.reader.state)
         out = self.reader.forward(inputs)
-        loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
         self.model.zero_grad()
-        gradients = self._gradients(out, self.model.readout.backward(d_answers))
+        loss, d_last = self.model.loss(self.lesson.loss, out, targets)
+        gradients = self._gradients(out, d_last)
         tape = self.reader.tape if self.observer else None
         try:
             norm = self._go_back(loss, gradients)

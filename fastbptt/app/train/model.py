@@ -60,6 +60,25 @@ class Model:
         zeros = np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype)
         return (zeros, zeros.copy()) if isinstance(self.rnn, LSTM) else zeros
 
+    def loss(self, loss, out, targets):
+        """The loss of what is answered at the last S steps, and its gradient with respect to the states there.
+
+        Parameters
+        ----------
+        loss : callable
+            ``loss(answers, targets)``: the loss, and its gradient.
+        out : ndarray (T, B, H)
+            Of the recurrent layer.
+        targets : ndarray (S, B, ...)
+
+        Returns
+        -------
+        value : float
+        d_out : ndarray (S, B, H)
+        """
+        value, d_answers = loss(self.readout(out[len(out) - len(targets) :]), targets)
+        return value, self.readout.backward(d_answers)
+
     def zero_grad(self):
         for layer in self.layers:
             layer.zero_grad()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ..._files import write_atomically
 from .checkpoint import below, damage_named, load_checkpoint, save_checkpoint
 from .lesson import Exam
 from .loop import Training
+from .settings import Settings
 from .task_lesson import TaskLesson
 from .text_lesson import TextLesson
 
@@ -43,13 +45,50 @@ def save(training, path, write=write_atomically):
     save_checkpoint(path, arrays, _metadata(training), write)
 
 
+class SavedRun(NamedTuple):
+    """What a checkpoint has.
+
+    Attributes
+    ----------
+    path : str or path
+    lesson_type : type
+        Its kind of `Lesson`.
+    settings : Settings
+    description : dict
+        Of the lesson.
+    arrays, metadata : dict
+    """
+
+    path: object
+    lesson_type: type
+    settings: Settings
+    description: dict
+    arrays: dict
+    metadata: dict
+
+    def model(self, inputs, outputs):
+        """The `Model`. ValueError if its arrays are not such as these sizes ask for; nothing is allocated before that is known."""
+        settings, arrays = self.settings, self.arrays
+        shapes = arrays["rnn.weight_ih_l0"].shape, arrays["readout.weight"].shape
+        dtypes = {array.dtype for name, array in arrays.items() if name.startswith(("rnn.", "readout."))}
+        if shapes != ((len(arrays["rnn.weight_hh_l0"]), inputs), (outputs, settings.hidden)) or dtypes != {np.dtype(settings.dtype)}:
+            raise ValueError(
+                f"its weights are not those of {inputs} inputs, {settings.hidden} units and {outputs} outputs, {settings.dtype}"
+            )
+        model = settings.model(inputs, outputs, rng=0)
+        model.load_state_dict(arrays)
+        return model
+
+
 def load_run(path):
-    """A run's arrays and metadata, as `save` wrote them. OSError or ValueError if they are not to be had, or of another format."""
+    """A `SavedRun`, as `save` wrote it. OSError or ValueError if it is not to be had, damaged, or of another format."""
     arrays, metadata = load_checkpoint(path)
     with damage_named(path):
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-    return arrays, metadata
+        lesson_type = LESSONS[_checks.one_of("kind", metadata["kind"], tuple(LESSONS))]
+        settings = _saved_settings(lesson_type, metadata["settings"], arrays)
+        return SavedRun(path, lesson_type, settings, dict(metadata["description"]), arrays, metadata)
 
 
 def resume(path, source=None, encoding=None, **changes):
@@ -78,18 +117,13 @@ def resume(path, source=None, encoding=None, **changes):
     ValueError
         If it is no checkpoint, or a damaged one; if the text is not the same; if a setting contradicts it.
     """
-    arrays, metadata = load_run(path)
-    with damage_named(path):
-        lesson_type = LESSONS[_checks.one_of("kind", metadata["kind"], tuple(LESSONS))]
-        settings = _saved_settings(lesson_type, metadata["settings"], arrays)
-        description = dict(metadata["description"])
-    settings = _changed(settings, changes, path, lesson_type.kind)
-    reading = {name: value for name, value in (("source", source), ("encoding", encoding)) if value is not None}
-    lesson = lesson_type.from_checkpoint(path, settings, description, **reading)
+    saved = load_run(path)
+    settings = _changed(saved.settings, changes, path, saved.lesson_type.kind)
+    lesson = saved.lesson_type.from_checkpoint(path, settings, saved.description, source, encoding)
     with damage_named(path):
         training = Training(lesson)
-        _check_arrays(arrays, training)
-        _restore(training, arrays, metadata)
+        _check_arrays(saved.arrays, training)
+        _restore(training, saved.arrays, saved.metadata)
     if settings.updates is not None and training.updates > settings.updates:
         raise ValueError(f"updates: {path} has made {training.updates} already, more than {settings.updates}")
     return training

@@ -9,7 +9,7 @@ from ...functional import NONLINEARITIES
 from ...init import STARTS
 from ...optim import SGD, Adam, RMSprop
 from ...tasks import TASKS
-from .model import CELLS
+from .model import CELLS, Model
 
 OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
 RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them on a text, with RMSprop: learning rate times units
@@ -107,6 +107,11 @@ class Settings:
     def net(self):
         """The recurrent layer in words."""
         return ", ".join(filter(None, (self.cell.upper(), self.nonlinearity, self.dtype)))
+
+    def model(self, inputs, outputs, rng):
+        """A `Model` that has learned nothing."""
+        start = {name: getattr(self, name) for name in ("cell", "nonlinearity", "dtype", "init")}
+        return Model(inputs, self.hidden, outputs, **start, rng=rng)
 
     def _settle_start(self):
         """The start, and the nonlinearity, which may depend on it."""

@@ -87,9 +87,9 @@ class TaskLesson(Lesson):
         }
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
-        if reading:
-            raise ValueError(f"{reading.get('source', 'encoding')}: {path} was trained on the task {settings.task}, not on a text")
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
+        if (source or encoding) is not None:
+            raise ValueError(f"{source or 'encoding'}: {path} was trained on the task {settings.task}, not on a text")
         return cls(settings)
 
     def _examine(self, model, updates, rng, sequences):

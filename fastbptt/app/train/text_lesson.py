@@ -9,7 +9,7 @@ from ..messages import printable_name
 from .checkpoint import damage_named
 from .lesson import Exam, Lesson, Window
 from .settings import TextSettings
-from .text import DEFAULT_SOURCE, decode, read_corpus, saved_reading
+from .text import decode, read_again
 
 EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
 
@@ -95,16 +95,11 @@ class TextLesson(Lesson):
         return {"vocabulary": self.corpus.vocabulary}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
         with damage_named(path):
-            before, digest = saved_reading(description), str(description["sha256"])
+            digest = str(description["sha256"])
             expected = f"expected {int(description['characters'])}, {int(description['different'])} different"
-        try:
-            corpus = read_corpus(**before | reading)
-        except OSError:
-            if "source" in reading or before["source"] == DEFAULT_SOURCE:
-                raise
-            raise ValueError(f"{before['source']}: {path} was trained on this text, which cannot be read; say where it is now") from None
+        corpus = read_again(path, description, source, encoding, advice="say where it is now")
         if corpus.digest != digest:
             size = f"{len(corpus.tokens)} characters, {len(corpus.vocabulary)} different"
             raise ValueError(f"{corpus.source}: not the text that {path} was trained on: {size}; {expected}")

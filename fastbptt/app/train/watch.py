@@ -10,7 +10,7 @@ from ...gradients.flow import gradient_flow
 
 SHARE = 0.03  # of the training time that looking may take
 PAUSE = 0.5  # seconds between looks at the least
-LEFT = -2.0  # decades: as far back as this much of a gradient is left, it reaches
+LEFT = -2.0  # log10 of the share, 1 %, that defines how far a gradient reaches
 RECENT = 100  # updates that are judged
 SPIKE = 100.0  # times the usual norm
 TEETH = 3  # leaps of the loss that make it jagged
