@@ -74,7 +74,7 @@ def one_line(error):
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         error = f"not enough memory: {error}" if str(error) else "not enough memory"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _shortened(line):

@@ -7,10 +7,11 @@ from functools import lru_cache
 import numpy as np
 
 from ... import _checks
-from ...functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
+from ...functional import gru_forward, lstm_forward, rnn_forward
 from ...gradients.flow import gradient_flow
 from ...gradients.linearised import GATES
 from ...init import STARTS
+from ..train.model import nonlinearity_of
 
 LOSSES = ("every", "last")
 BIASED = {"gru": "z", "lstm": "f"}  # the gate that keeps the state where it is open
@@ -77,14 +78,11 @@ class DescribedNet:
             _checks.one_of(name, getattr(self, name), allowed)
         _checks.number("radius", self.radius, 0, _checks.LARGEST)
         _checks.number("gain", self.gain, 0, _checks.LARGEST)
+        object.__setattr__(self, "nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, "tanh"))
         if self.cell == "rnn":
-            object.__setattr__(self, "nonlinearity", self.nonlinearity or "tanh")
-            _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
             if self.gate_bias is not None:
                 raise ValueError("gate-bias: an rnn has no gates; only gru and lstm have")
             return
-        if self.nonlinearity is not None:
-            raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
         object.__setattr__(self, "gate_bias", 1.0 if self.gate_bias is None else self.gate_bias)
         _checks.number("gate-bias", self.gate_bias, -_checks.LARGEST, _checks.LARGEST)
 

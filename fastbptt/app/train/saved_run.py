@@ -46,18 +46,7 @@ def save(training, path, write=write_atomically):
 
 
 class SavedRun(NamedTuple):
-    """What a checkpoint has.
-
-    Attributes
-    ----------
-    path : str or path
-    lesson_type : type
-        Its kind of `Lesson`.
-    settings : Settings
-    description : dict
-        Of the lesson.
-    arrays, metadata : dict
-    """
+    """What a checkpoint has: the kind of `Lesson`, what that is known by again, the settings, and all of it as it stands in the file."""
 
     path: object
     lesson_type: type

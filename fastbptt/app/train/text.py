@@ -126,27 +126,9 @@ def read_corpus(source=None, encoding=None, newline=None):
 
 
 def read_again(path, description, source=None, encoding=None, *, advice):
-    """The text that a net was trained on, or another that is read as that was.
+    """The `Corpus` that the checkpoint at ``path`` describes; or, with a source or an encoding, another that is otherwise read as that was.
 
-    Parameters
-    ----------
-    path : str or path
-        The net's checkpoint.
-    description : dict
-        What the checkpoint says of the text.
-    source, encoding : str or None
-        As of `read_corpus`; None means as before.
-    advice : str
-        What to do where the text is no longer there.
-
-    Returns
-    -------
-    Corpus
-
-    Raises
-    ------
-    OSError, ValueError
-        If it cannot be read, or the checkpoint is damaged.
+    OSError or ValueError if it cannot be read, with ``advice`` if it is no longer there, or if the checkpoint is damaged.
     """
     with damage_named(path):
         before = _saved_reading(description)
