@@ -132,21 +132,9 @@ def _gaussian(H, rng):
     return rng.standard_normal((H, H))
 
 
-def _uniform(H, rng):
-    return rng.uniform(-1, 1, (H, H))
-
-
-def _sparse(H, rng):
-    return _thin_out(_gaussian(H, rng), rng)
-
-
 def _orthogonal(H, rng):
     q, r = np.linalg.qr(_gaussian(H, rng))
     return q * np.where(np.diag(r) < 0, -1, 1)  # without the signs, Q would depend on how QR is done
-
-
-def _identity(H, rng):
-    return np.eye(H)
 
 
 class Start(NamedTuple):
@@ -158,11 +146,11 @@ class Start(NamedTuple):
 
 
 STARTS = {
-    "default": Start(default, _uniform, gated=True),
+    "default": Start(default, lambda H, rng: rng.uniform(-1, 1, (H, H)), gated=True),
     "basic-tanh": Start(basic_tanh, _gaussian),
-    "smart-tanh": Start(smart_tanh, _sparse),
+    "smart-tanh": Start(smart_tanh, lambda H, rng: _thin_out(_gaussian(H, rng), rng)),
     "sigmoid": Start(sigmoid, _gaussian, nonlinearity="sigmoid"),
-    "identity": Start(identity, _identity, radius=1.0, nonlinearity="relu"),
+    "identity": Start(identity, lambda H, rng: np.eye(H), radius=1.0, nonlinearity="relu"),
     "orthogonal": Start(orthogonal, _orthogonal, radius=1.0, gated=True),
     "gaussian": Start(gaussian, _gaussian, gated=True),
 }

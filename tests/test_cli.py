@@ -329,7 +329,7 @@ def test_a_picture_may_fail_in_any_way(run, text, tmp_path, monkeypatch, line):
     with pytest.raises(PictureError, match=f"^{line}$"), drawing("x.png"):
         raise PICTURES[line]
     monkeypatch.setattr("fastbptt.app.train.job.plot_training", failing(PICTURES[line]))
-    monkeypatch.setattr("fastbptt.pictures.draw_portrait", failing(PICTURES[line]))
+    monkeypatch.setattr("fastbptt.app.flow.command.draw_portrait", failing(PICTURES[line]))
     monkeypatch.chdir(tmp_path)
     result = run("train", text, *OPTIONS, "--out", "out")
     assert_fails(1, line.replace("x.png", "out/training.png"), result)
@@ -343,7 +343,7 @@ def test_warnings_about_a_picture_are_not_shown(run, text, tmp_path, monkeypatch
     """As of a name with letters that the font lacks, or of numbers that overflow. Here, a warning shown is an error."""
     warn = partial(warnings.warn, "overflow", RuntimeWarning, stacklevel=2)
     monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda *_, **__: warn())
-    monkeypatch.setattr("fastbptt.pictures.draw_portrait", lambda *_, **__: warn())
+    monkeypatch.setattr("fastbptt.app.flow.command.draw_portrait", lambda *_, **__: warn())
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
     assert (result.status, result.err) == (0, "")
     result = run("flow", "--hidden", 5, "--steps", 9, "--out", tmp_path / "x.png")

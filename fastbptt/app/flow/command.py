@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from ..._checks import DTYPES
+from ..._figures import new_figure, picture_format
 from ..._files import require_writable
 from ..._notation import format_log10
 from ...functional import NONLINEARITIES
 from ...gradients.linearised import GATES
 from ...gradients.portrait import Portrait
 from ...init import STARTS
+from ...losses import perplexity
+from ...pictures import draw_portrait, draw_portraits
 from ..messages import PictureError, drawing, fail, printable_name, say, working
 from ..options import REFUSALS, add_option, file_name, file_path, given, memory_for, refuse, require
 from .described import LOSSES, DescribedNet, compared
+from .saved import TextNet, load_net
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765
@@ -94,9 +98,6 @@ def _flow(options):
 
 def _look_at_saved(options, picture):
     require("train", "safetensors")
-    from ...losses import perplexity
-    from .saved import TextNet, load_net
-
     net = load_net(options.checkpoint)
     if isinstance(net, TextNet):
         refuse(options, ("seed",), "nothing is random about a net that reads a text")
@@ -125,36 +126,32 @@ def _look_at(found, title, picture):
         if text is not None:
             say(heading, text)
     if picture is not None:
-        from ...pictures import draw_portrait
-
-        with working("the picture"), drawing(picture):
-            draw_portrait(portrait, picture, title=title)
-        say("picture", printable_name(picture))
+        _draw(draw_portrait, portrait, picture, title)
 
 
 def _compare(options, picture):
-    settings = given(options, COMPARED)
-    nets = compared(**settings)
+    nets = compared(**given(options, COMPARED))
     portraits = {}
     for name, net in nets.items():
         with working(f"{name}, gradients by lag"):
-            found = net.flow()
-            headline = found.headline
-        portraits[name] = Portrait(found)
+            portraits[name] = Portrait(net.flow())
+            headline = portraits[name].flow.headline
         say("net", net)
         say("gradient", headline)
     if picture is not None:
-        from ...pictures import draw_portraits
-
         for name, portrait in portraits.items():
             for what, find in FINDINGS.values():
                 with working(f"{name}, {what}"):
                     find(portrait)
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
-        with working("the picture"), drawing(picture):
-            draw_portraits(portraits, picture, title=title)
-        say("picture", printable_name(picture))
+        _draw(draw_portraits, portraits, picture, title)
+
+
+def _draw(draw, what, picture, title):
+    with working("the picture"), drawing(picture):
+        draw(what, picture, title=title)
+    say("picture", printable_name(picture))
 
 
 def _weights(portrait):
@@ -218,8 +215,6 @@ def _refuse_contradictions(options):
 
 def _writable(path):
     """The path, if a picture can be written there; nothing is computed before that is known."""
-    from ..._figures import new_figure, picture_format
-
     picture_format(path)
     new_figure(1, 1)
     require_writable(path)
