@@ -22,10 +22,10 @@ import fastbptt
 from fastbptt._figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure
 from fastbptt._notation import format_log10
 from fastbptt.app.train.loop import Training
+from fastbptt.app.train.monitor import take_look
 from fastbptt.app.train.saved_run import resume
 from fastbptt.app.train.settings import TaskSettings
 from fastbptt.app.train.task_lesson import TaskLesson
-from fastbptt.app.train.watch import take_look
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE7 = HERE / "gradients.json", HERE / "figure7.json"

@@ -13,9 +13,9 @@ pytest.importorskip("safetensors")
 
 from fastbptt.app.train.checkpoint import load_checkpoint
 from fastbptt.app.train.folder import Folder
-from fastbptt.app.train.job import CHECKPOINT
 from fastbptt.app.train.lesson import Exam
 from fastbptt.app.train.loop import Training
+from fastbptt.app.train.run import CHECKPOINT
 
 TEXT = "Of the same text, the same net comes. " * 20
 OPTIONS = ["--hidden", 7, "--batch", 3, "--seq-len", 10, "--sample", 0, "--no-plot"]

@@ -280,7 +280,7 @@ def test_a_text_of_one_character(run, tmp_path):
 )
 def test_the_net_is_named(run, text, tmp_path, monkeypatch, options, net):
     titles = []
-    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda *_, title, **__: titles.append(title))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda *_, title, **__: titles.append(title))
     result = run("train", text, *OPTIONS[:8], "--sample", 0, "--updates", 2, "--out", tmp_path, *options.split())
     assert re.search(rf"^model       {net}, \d+-7-\d+: [\d,]+ parameters$", result.out, re.MULTILINE), result.out
     assert titles == [f"{net}, 7 units: 2 updates"]

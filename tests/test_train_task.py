@@ -315,7 +315,7 @@ def test_every_task_by_its_name(run, short_exams, tmp_path, task):
 def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda path, *curves, **_: drawn.append(curves))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda path, *curves, **_: drawn.append(curves))
     result = run("train", *OPTIONS[:-1], "--updates", 20, "--omega", 4, "--out", tmp_path)
     assert ", clip 1, Omega 4, seed 5\n" in result.out and re.search(r"  Omega \d\.\d+  gradient norm ", result.out)
     assert [len(curve) for curve in drawn[0]] == [20, 20, 20]
@@ -323,7 +323,7 @@ def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
 
 def test_the_task_is_named_in_the_picture(run, short_exams, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("fastbptt.app.train.job.plot_training", lambda *_, **options: drawn.append(options))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda *_, **options: drawn.append(options))
     assert run("train", *OPTIONS[:-1], "--updates", 20, "--check-every", 10, "--out", tmp_path).status == 0
     assert drawn[0]["title"] == "temporal-order, length 10; RNN, tanh, float64, 7 units: 20 updates"
     assert [update for update, _ in drawn[0]["errors"]] == [10, 20, 20] and drawn[0]["level"][1] == "by chance: 1.386"

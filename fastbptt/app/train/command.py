@@ -12,9 +12,9 @@ from ..messages import fail
 from ..options import REFUSALS, add_option, file_name, file_path, given, memory_for, refuse, require
 from .display import is_live
 from .folder import Folder
-from .job import CHECKPOINT, Output, run
 from .loop import Training
 from .model import CELLS
+from .run import CHECKPOINT, Output, run
 from .saved_run import resume
 from .settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
 from .task_lesson import TaskLesson

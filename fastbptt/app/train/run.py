@@ -1,4 +1,4 @@
-"""The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
+"""A run of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
 
 import os
 import shlex
@@ -10,10 +10,10 @@ from ..interruption import Interruption, status_of
 from ..messages import PictureError, drawing, fail, one_line, printable_name, say, show
 from .display import Meter, display_for
 from .folder import Folder
+from .monitor import Monitor
 from .plot import plot_training
 from .saved_run import save
 from .settings import OPTIMISERS
-from .watch import Watch
 
 CHECKPOINT, PICTURE, SAMPLE = "checkpoint.safetensors", "training.png", "sample.txt"
 
@@ -99,24 +99,24 @@ def run(training, output):
         If the checkpoint cannot be written.
     """
     meter, saver = Meter(training), Saver(training, output)
-    watch = Watch(training) if output.live else None
+    monitor = Monitor(training) if output.live else None
     if not output.quiet:
         introduce(training, output)
     with Interruption() as interruption:
         try:
-            with display_for(meter, output.quiet, watch) as display:
+            with display_for(meter, output.quiet, monitor) as display:
                 while not (training.done or interruption.signal):
                     training.update()
                     display.update()
                     saver.save_if_due()
                 saver.save()
         except FloatingPointError as error:
-            found = [] if watch is None else [watch.look.finding]
+            found = [] if monitor is None else [monitor.look.finding]
             advice = "a smaller --lr or --clip may help"
             raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
         try:
             interruption.heed()
-            troubles = report(training, output, meter, saver, watch)
+            troubles = report(training, output, meter, saver, monitor)
             return fail("; ".join(troubles), 1) if troubles else 0
         except KeyboardInterrupt as stop:
             status = status_of(stop)
@@ -182,15 +182,15 @@ def introduce(training, output):
         say("resumed", f"after update {training.updates:,}")
 
 
-def report(training, output, meter, saver, watch=None):
+def report(training, output, meter, saver, monitor=None):
     """Judge the net, print what there is to see, and write it; what could not be written, in words."""
     exam = training.last_exam()
     say("held-out", training.lesson.verdict(exam))
     if training.units:
         speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
-    if watch is not None and watch.look is not None:
-        say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
+    if monitor is not None and monitor.look is not None:
+        say("gradients", f"{monitor.look.verdict}: {monitor.look.finding}; to look took {monitor.share:.1%} of the time")
     unwritten = []
     if sample := training.sample(output.sample, output.temperature):
         unwritten = keep(sample, output)

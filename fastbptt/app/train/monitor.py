@@ -60,7 +60,7 @@ class Look(NamedTuple):
         return [*(lag for lag in round_ones if lag < self.steps), self.steps]
 
 
-class Watch:
+class Monitor:
     """The observer of a `Training`: looks at the gradients of its windows, often enough to see and seldom enough not to matter.
 
     Parameters
