@@ -175,7 +175,7 @@ def deadly():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("step", ["last_exam", "sample", "draw"])
+@pytest.mark.parametrize("step", ["last_evaluation", "sample", "draw"])
 def test_a_signal_after_training(run, text, tmp_path, monkeypatch, deadly, number, step):
     """While the net is judged, and its results are made: everything is saved, and a line says how to go on."""
     where = "fastbptt.app.train.run.plot_training" if step == "draw" else f"fastbptt.app.train.loop.Training.{step}"

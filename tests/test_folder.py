@@ -13,8 +13,8 @@ pytest.importorskip("safetensors")
 
 from fastbptt.app.train.checkpoint import load_checkpoint
 from fastbptt.app.train.folder import Folder
-from fastbptt.app.train.lesson import Exam
 from fastbptt.app.train.loop import Training
+from fastbptt.app.train.objective import Evaluation
 from fastbptt.app.train.run import CHECKPOINT
 
 TEXT = "Of the same text, the same net comes. " * 20
@@ -220,8 +220,8 @@ def test_it_is_removed(run, text, tmp_path, monkeypatch, another, begun):
 def test_it_is_moved_after_training(run, text, tmp_path, monkeypatch, another, name):
     pytest.importorskip("matplotlib")
     out, moved = tmp_path / "out", tmp_path / "moved"
-    judge = Training.last_exam
-    monkeypatch.setattr(Training, "last_exam", lambda training: (out.rename(moved), another(out)) and judge(training))
+    judge = Training.last_evaluation
+    monkeypatch.setattr(Training, "last_evaluation", lambda training: (out.rename(moved), another(out)) and judge(training))
     options = ["--sample", 5, "--no-plot"] if name == "sample.txt" else ["--sample", 0]
     result = run("train", text, *OPTIONS[:6], "--updates", 2, "--out", out, *options)
     lost = f"the checkpoint of update 2 is no longer in {out}/{CHECKPOINT}"
@@ -246,9 +246,9 @@ def test_a_checkpoint_that_goes_after_training(run, text, tmp_path, monkeypatch,
         (tmp_path / CHECKPOINT).unlink()
         if interrupted:
             raise KeyboardInterrupt
-        return Exam(2, 1.0)
+        return Evaluation(2, 1.0)
 
-    monkeypatch.setattr(Training, "last_exam", remove)
+    monkeypatch.setattr(Training, "last_evaluation", remove)
     result = run("train", text, *OPTIONS, "--updates", 2, "--out", tmp_path)
     lost = f"the checkpoint of update 2 is no longer in {tmp_path}/{CHECKPOINT}"
     assert_fails(130 if interrupted else 1, f"{'interrupted at update 2; ' if interrupted else ''}{re.escape(lost)}", result)

@@ -17,9 +17,9 @@ from fastbptt.app.train.loop import Training
 from fastbptt.app.train.model import CELLS
 from fastbptt.app.train.monitor import Look, Monitor, take_look, troubles
 from fastbptt.app.train.settings import TaskSettings, TextSettings
-from fastbptt.app.train.task_lesson import TaskLesson
+from fastbptt.app.train.task_objective import TaskObjective
 from fastbptt.app.train.text import Corpus
-from fastbptt.app.train.text_lesson import TextLesson
+from fastbptt.app.train.text_objective import TextObjective
 
 SMALL = TaskSettings(task="temporal-order", length=30, hidden=9, batch=3, updates=8, seed=5)
 OPTIONS = ["--task", "temporal-order", "--length", 20, "--hidden", 7, "--batch", 3, "--updates", 30, "--no-plot"]
@@ -126,9 +126,9 @@ def test_several_things_at_once():
 # --- On real nets -----------------------------------------------------------------------------------------------------
 
 
-def watched(settings, gain=1.0, lesson=TaskLesson):
+def watched(settings, gain=1.0, objective=TaskObjective):
     """A run that is looked at in every update."""
-    training = Training(lesson(settings))
+    training = Training(objective(settings))
     training.model.rnn.params["weight_hh_l0"] *= gain
     monitor = Monitor(training)
     while not training.done:
@@ -158,7 +158,7 @@ def test_a_net_that_keeps_its_gradient():
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_net_made_to_end_in_nan(dtype):
-    training = Training(TaskLesson(replace(SMALL, init="identity", nonlinearity="identity", clip=math.inf, dtype=dtype)))
+    training = Training(TaskObjective(replace(SMALL, init="identity", nonlinearity="identity", clip=math.inf, dtype=dtype)))
     training.model.rnn.params["weight_hh_l0"] *= 1e30 if dtype == "float64" else 1e4
     monitor = Monitor(training)
     with pytest.raises(FloatingPointError, match="update 1"):
@@ -184,12 +184,12 @@ def test_a_text(cell):
     tokens = rng.integers(5, size=3000)
     corpus = Corpus("made up", np.arange(97, 102, dtype=np.uint32), tokens, "0")
     settings = TextSettings(cell=cell, hidden=8, seq_len=20, batch=4, updates=5)
-    monitor = watched(settings, lesson=lambda settings: TextLesson(settings, corpus))
+    monitor = watched(settings, objective=lambda settings: TextObjective(settings, corpus))
     assert monitor.look.steps in (19, 20) and monitor.look.update == 5 and len(monitor.look.lags()) == 5
 
 
 def test_looking_changes_nothing():
-    plain = Training(TaskLesson(SMALL))
+    plain = Training(TaskObjective(SMALL))
     while not plain.done:
         plain.update()
     monitor = watched(SMALL)
@@ -242,7 +242,7 @@ def test_what_is_drawn(plain):
     text = "\n".join(line.plain for line in gradients_drawn(monitor, plain))
     assert " 1 " in text and "30 " in text and "clipped to 0.001" in text and "! vanishing" in text
     assert text.isascii() == plain
-    assert gradients_drawn(Monitor(Training(TaskLesson(SMALL)))) == []
+    assert gradients_drawn(Monitor(Training(TaskObjective(SMALL)))) == []
 
 
 def test_plain_lines_warn_once(capsys):

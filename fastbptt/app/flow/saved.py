@@ -26,7 +26,7 @@ def load_net(path):
     """
     saved = load_run(path)
     with damage_named(path):
-        return {"text": TextNet, "task": TaskNet}[saved.lesson_type.kind](saved)
+        return {"text": TextNet, "task": TaskNet}[saved.objective_type.kind](saved)
 
 
 class SavedNet:

@@ -17,9 +17,9 @@ from .model import CELLS
 from .run import CHECKPOINT, Output, run
 from .saved_run import resume
 from .settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
-from .task_lesson import TaskLesson
+from .task_objective import TaskObjective
 from .text import read_corpus
-from .text_lesson import TextLesson
+from .text_objective import TextObjective
 
 DEFAULT_OUT = "fastbptt-run"
 
@@ -51,7 +51,7 @@ def add_train(commands):
     add_option(
         task, "length", TaskSettings.length, "steps of a sequence, or LOW:HIGH for any from LOW to HIGH - 1", type=length, metavar="L"
     )
-    add_option(task, "check-every", TaskSettings.check_every, "updates between exams on fresh sequences", type=int, metavar="N")
+    add_option(task, "check-every", TaskSettings.check_every, "updates between evaluations on fresh sequences", type=int, metavar="N")
 
     net = parser.add_argument_group("the net")
     add_option(net, "cell", both("cell"), ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
@@ -146,12 +146,12 @@ def set_up(options, held):
         checkpoint /= CHECKPOINT
     folder = held.enter_context(Folder(options.out or (Path(DEFAULT_OUT) if checkpoint is None else checkpoint.parent)))
     if checkpoint is None:
-        training = Training(lesson_of(options))
+        training = Training(objective_of(options))
     else:
         settings = given(options, TextSettings.names() | TaskSettings.names())
         training = resume(checkpoint, options.file, options.encoding, **settings)
     sample = given(options, ("sample", "temperature"))
-    if training.lesson.kind == "task":
+    if training.objective.kind == "task":
         refuse(options, sample, "a task has no such setting")
         sample = {"sample": 0}
     output = Output(
@@ -167,13 +167,13 @@ def set_up(options, held):
     return training, output
 
 
-def lesson_of(options):
-    """The `Lesson` that a new run is to be on."""
+def objective_of(options):
+    """The `Objective` of a new run."""
     text, task = TextSettings.names(), TaskSettings.names()
     if options.task is None:
         refuse(options, task.keys() - text.keys(), "a text has no such setting")
-        return TextLesson(TextSettings(**given(options, text)), read_corpus(options.file, options.encoding))
+        return TextObjective(TextSettings(**given(options, text)), read_corpus(options.file, options.encoding))
     if options.file is not None:
         raise ValueError(f"{options.file}: expected a text or a task to learn, got both")
     refuse(options, text.keys() - task.keys() | {"encoding"}, "a task has no such setting")
-    return TaskLesson(TaskSettings(**given(options, task)))
+    return TaskObjective(TaskSettings(**given(options, task)))

@@ -215,7 +215,7 @@ class Meter:
 
     @property
     def speed(self):
-        """Characters or sequences per second since the meter was made; saving, showing and exams are left out."""
+        """Characters or sequences per second since the meter was made; saving, showing and evaluations are left out."""
         seconds = self.training.seconds - self._seconds_before
         return self.training.units / seconds if seconds else 0.0
 
@@ -232,9 +232,9 @@ class Meter:
         if not training.updates:
             return {}
         return {
-            f"{training.lesson.unit}/s": f"{self.speed:,.0f}",
+            f"{training.objective.unit}/s": f"{self.speed:,.0f}",
             "loss": f"{training.recent_loss:.3f}",
-            **training.lesson.readings(training),
+            **training.objective.readings(training),
             **({"Omega": f"{training.omegas[-1]:.3g}"} if training.omegas else {}),
             "gradient norm": f"{training.norms[-1]:.3g}",
             "clipped": f"{training.clipped / training.updates:.1%}",

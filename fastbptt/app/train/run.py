@@ -168,14 +168,14 @@ class Saver:
 
 def introduce(training, output):
     """Print what is about to happen."""
-    settings, lesson = training.settings, training.lesson
+    settings, objective = training.settings, training.objective
     length = f"{settings.updates:,} updates" if settings.minutes is None else f"{settings.minutes:g} minutes"
     optimiser = OPTIMISERS[settings.optimiser].__name__
-    say(*lesson.introduction())
-    say("model", f"{settings.net}, {lesson.inputs}-{settings.hidden}-{lesson.outputs}: {training.model.parameters:,} parameters")
+    say(*objective.introduction())
+    say("model", f"{settings.net}, {objective.inputs}-{settings.hidden}-{objective.outputs}: {training.model.parameters:,} parameters")
     say(
         "training",
-        f"{length} on {lesson.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
+        f"{length} on {objective.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
         f"clip {settings.clip:g}, {f'Omega {settings.omega:g}, ' if settings.omega else ''}seed {settings.seed}",
     )
     if training.updates:
@@ -184,10 +184,10 @@ def introduce(training, output):
 
 def report(training, output, meter, saver, monitor=None):
     """Judge the net, print what there is to see, and write it; what could not be written, in words."""
-    exam = training.last_exam()
-    say("held-out", training.lesson.verdict(exam))
+    evaluation = training.last_evaluation()
+    say("held-out", training.objective.verdict(evaluation))
     if training.units:
-        speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
+        speed = f"{meter.speed:,.0f} {training.objective.unit}/s"
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
     if monitor is not None and monitor.look is not None:
         say("gradients", f"{monitor.look.verdict}: {monitor.look.finding}; to look took {monitor.share:.1%} of the time")
@@ -197,7 +197,7 @@ def report(training, output, meter, saver, monitor=None):
         where = "" if unwritten else f"; also in {printable_name(output.sample_file)}"
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
-    undrawn = draw(training, output, exam)
+    undrawn = draw(training, output, evaluation)
     if output.picture and not undrawn:
         say("picture", printable_name(output.image))
     lost = saver.lost()
@@ -215,18 +215,18 @@ def keep(sample, output):
     return []
 
 
-def draw(training, output, last_exam=None):
+def draw(training, output, last_evaluation=None):
     """The picture, if it is wanted; in a list, why it could not be."""
     if not output.picture:
         return []
     settings = training.settings
     net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
-    title = "; ".join(filter(None, (training.lesson.title(), net)))
+    title = "; ".join(filter(None, (training.objective.title(), net)))
     curves = training.losses, training.norms, training.omegas
     how = {"clip": settings.clip, "title": title, "write": output.folder.write}
     try:
         with drawing(output.image):
-            plot_training(output.image, *curves, **how, **training.lesson.picture(training.exams, last_exam))
+            plot_training(output.image, *curves, **how, **training.objective.picture(training.evaluations, last_evaluation))
     except PictureError as error:
         return [str(error)]
     return []

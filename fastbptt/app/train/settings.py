@@ -167,7 +167,7 @@ class TaskSettings(Settings):
     length : int or (int, int)
         Its length, or a range of lengths.
     check_every : int
-        Updates between exams.
+        Updates between evaluations.
     """
 
     UPDATES: ClassVar[int] = 100_000
