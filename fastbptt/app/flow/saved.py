@@ -58,27 +58,10 @@ class TextNet(SavedNet):
         super().__init__(saved, len(self.vocabulary), len(self.vocabulary))
 
     def tokens(self, source=None, encoding=None):
-        """A text as the net reads it.
+        """A text as the net reads it; None stands for the text that it was trained on, and for the encoding of that.
 
-        Parameters
-        ----------
-        source : str, path or None
-            A file; None means the text that the net was trained on.
-        encoding : str or None
-            Its encoding; None means that of the text that the net was trained on.
-
-        Returns
-        -------
-        tokens : ndarray (N,) of int64
-        source : str
-            What was read.
-        unknown : int
-            How many characters were left out, as the net does not know them.
-
-        Raises
-        ------
-        OSError, ValueError
-            If it cannot be read, or has changed since the net was trained on it.
+        Returns the tokens (N,), the name of what was read, and how many characters were left out, as the net does not know them. OSError or
+        ValueError if the text cannot be read, or is no longer the one that the net was trained on.
         """
         corpus = read_again(self.path, self.description, source, encoding, advice="give one with --text")
         if source is None and corpus.digest != self.digest:
@@ -88,25 +71,10 @@ class TextNet(SavedNet):
         return token[token >= 0], corpus.source, int(np.count_nonzero(token < 0))
 
     def flow(self, tokens, *, steps=None, batch=BATCH):
-        """Let it read, and take its loss back.
+        """Let it read, and take its loss back: the `GradientFlow`, and the mean cross-entropy of the recorded steps, in nats.
 
-        Parameters
-        ----------
-        tokens : ndarray (N,)
-            Read at ``batch`` evenly spaced positions: up to T characters of warm-up, then T steps that are recorded.
-        steps, batch : int
-            T, by default what the net was trained on, and B.
-
-        Returns
-        -------
-        flow : GradientFlow
-        loss : float
-            The mean cross-entropy of the recorded steps, in nats.
-
-        Raises
-        ------
-        ValueError
-            If the text is too short.
+        It reads at B = ``batch`` evenly spaced positions: up to T characters of warm-up, then T = ``steps`` that are recorded, by default as
+        many as in training. ValueError if the text is too short.
         """
         T, B = self.settings.seq_len if steps is None else _checks.size("steps", steps), _checks.size("batch", batch)
         length = (len(tokens) - 1) // B
@@ -126,26 +94,9 @@ class TaskNet(SavedNet):
         super().__init__(saved, self.task.inputs, self.task.outputs)
 
     def flow(self, *, length=None, batch=BATCH, seed=0):
-        """Let it answer fresh sequences, and take its loss back.
+        """Let it answer fresh sequences, and take its loss back: the `GradientFlow`, and the mean loss.
 
-        Parameters
-        ----------
-        length : int or None
-            L; None means a length that it was trained on.
-        batch : int
-            B.
-        seed : int
-
-        Returns
-        -------
-        flow : GradientFlow
-        loss : float
-            The mean loss.
-
-        Raises
-        ------
-        ValueError
-            If the task has no such length.
+        The length is by default one that it was trained on. ValueError if the task has no such length.
         """
         task = self.task if length is None else TASKS[self.settings.task](length)
         _checks.number("batch", _checks.size("batch", batch), 1, _checks.LARGEST)
