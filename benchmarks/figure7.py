@@ -8,7 +8,7 @@ A run is solved when less than 1 % of 10,000 fresh sequences are answered wrongl
 script whenever you like, and start it again to go on. Runs that are in the file are not made again, whichever were asked for.
 
 What differs from the paper: a run has at most --updates updates, not 5 million, so that some that count as failures here may have been
-successes there; fewer lengths; exams every 500 updates, on 1000 sequences first and on 10,000 others if less than 1 % of those are wrong;
+successes there; fewer lengths; evaluations every 500 updates, on 1000 sequences first and on 10,000 others if less than 1 % of those are wrong;
 float64; each unit has two biases, as in PyTorch, which learn the same, so that the bias learns twice as fast; a run whose gradient is not
 finite has failed, where the authors' program shrinks W_hh and goes on; "smart tanh" has 15 weights going out of each unit, as the program
 does, and not coming in, as the paper says.
@@ -26,9 +26,9 @@ from statistics import median
 import fastbptt
 from fastbptt._figures import BLACK, BLUE, VERMILION, new_figure, save
 from fastbptt._files import write_atomically
-from fastbptt.train.loop import Training
-from fastbptt.train.settings import TaskSettings
-from fastbptt.train.task_lesson import TaskLesson
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.settings import TaskSettings
+from fastbptt.app.train.task_objective import TaskObjective
 
 LENGTHS = (20, 50, 100, 150, 200)
 STARTS = {"sigmoid": "sigmoid", "basic-tanh": "basic tanh", "smart-tanh": "smart tanh"}
@@ -59,13 +59,13 @@ def leave_interrupts_alone():
 def train(settings):
     """One run; how it ended."""
     fastbptt.set_num_threads(1)
-    training, failure = Training(TaskLesson(settings)), None
+    training, failure = Training(TaskObjective(settings)), None
     try:
         while not training.done:
             training.update()
     except FloatingPointError as error:
         failure = str(error)
-    last = training.exams[-1] if training.exams else None
+    last = training.evaluations[-1] if training.evaluations else None
     return {
         "run": description(settings),
         "most_updates": settings.updates,

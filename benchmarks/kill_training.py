@@ -26,7 +26,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastbptt.train.checkpoint import load_checkpoint
+from fastbptt.app.train.checkpoint import load_checkpoint
 
 TEXT = "Whatever happens, either the old content or the new one is found there. " * 40
 NET = ["--hidden", "24", "--batch", "4", "--seq-len", "20", "--no-plot", "--sample", "50", "--save-every", "0", "--threads", "1"]

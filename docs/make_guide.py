@@ -21,11 +21,11 @@ import numpy as np
 import fastbptt
 from fastbptt._figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure
 from fastbptt._notation import format_log10
-from fastbptt.train.loop import Training
-from fastbptt.train.saved_run import resume
-from fastbptt.train.settings import TaskSettings
-from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.watch import take_look
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.monitor import take_look
+from fastbptt.app.train.saved_run import resume
+from fastbptt.app.train.settings import TaskSettings
+from fastbptt.app.train.task_objective import TaskObjective
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE7 = HERE / "gradients.json", HERE / "figure7.json"
@@ -119,13 +119,13 @@ def run(command):
         if result.returncode:
             return {"failure": result.stderr.strip()}
         training = resume(Path(directory) / "checkpoint.safetensors")
-    exam = training.last_exam()
-    before, after = (look_at(net) for net in (Training(TaskLesson(training.settings)), training))
+    evaluation = training.last_evaluation()
+    before, after = (look_at(net) for net in (Training(TaskObjective(training.settings)), training))
     return {
         "solved": training.solved,
         "updates": training.updates,
-        "wrong": exam.error,
-        "exams": [(exam.update, exam.error) for exam in training.exams],
+        "wrong": evaluation.error,
+        "exams": [(evaluation.update, evaluation.error) for evaluation in training.evaluations],
         "largest norm": max(training.norms),
         "clipped": training.clipped / training.updates,
         "half-life before": before.half_life,
@@ -137,17 +137,17 @@ def run(command):
 
 def look_at(training):
     """How far the gradient reaches in a fresh batch."""
-    inputs, targets, _ = training.lesson.window(0, np.random.default_rng(1))
+    inputs, targets, _ = training.objective.window(0, np.random.default_rng(1))
     out, _ = training.model.rnn(inputs)
-    _, d_answers = training.lesson.loss(training.model.readout(out[-len(targets) :]), targets)
-    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, training.model.readout.backward(d_answers)))
+    _, d_last = training.model.loss(training.objective.loss, out, targets)
+    return take_look(0, training.model.rnn.take_tape(), *training._gradients(out, d_last))
 
 
 def starts():
     """The gradient that is left by lag in nets that have not learned anything, over 100 steps."""
     found = {}
     for name, (init, gain, cell, *_) in STARTS.items():
-        training = Training(TaskLesson(TaskSettings(task="temporal-order", length=100, cell=cell, init=init)))
+        training = Training(TaskObjective(TaskSettings(task="temporal-order", length=100, cell=cell, init=init)))
         training.model.rnn.params["weight_hh_l0"] *= gain
         seen = look_at(training)
         found[name] = {"verdict": seen.verdict, "half-life": seen.half_life, "log10 left": seen.log10_decay.tolist()}

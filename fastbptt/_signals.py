@@ -1,6 +1,4 @@
-"""What Ctrl-C must not cut in two, and the exit status after it."""
-
-import signal
+"""What Ctrl-C must not cut in two."""
 
 
 def in_one_go(function, *columns):
@@ -9,8 +7,3 @@ def in_one_go(function, *columns):
     Python looks at signals between its own instructions; here is none between the calls.
     """
     return list(map(function, *columns))
-
-
-def status_of(stop):
-    """The exit status after a KeyboardInterrupt: 128 + the signal's number, which is its argument unless Python has raised it, on Ctrl-C."""
-    return 128 + (stop.args[0] if stop.args else signal.SIGINT)

@@ -1,6 +1,7 @@
 """Starts: how a recurrent net is initialised. How far gradients reach at first depends on it.
 
-Each function draws a recurrent layer's parameters anew, in place, and those of its readout if there is one. `STARTS` has them by name.
+Each function draws a recurrent layer's parameters anew, in place, and those of its readout if there is one. `STARTS` has them by name, and
+for each the kind of its recurrent matrix.
 All is checked and drawn before anything is written: with a TypeError or ValueError, no parameter has changed.
 """
 
@@ -66,8 +67,7 @@ def smart_tanh(rnn, readout=None, rng=None):
     rng = _checked(RNN, rnn, readout, rng)
     drawn = _normal(0.01, rnn, readout, rng)
     w_hh = next(values for p, values in drawn if p is rnn.params["weight_hh_l0"])
-    for outgoing in w_hh.T:
-        outgoing[rng.permutation(len(outgoing))[SMART_CONNECTIONS:]] = 0
+    _thin_out(w_hh, rng)
     radius = np.abs(np.linalg.eigvals(w_hh)).max() if np.isfinite(w_hh).all() else np.nan
     if not 0 < radius < np.inf:
         raise ValueError(f"rng: what it drew has a spectral radius of {radius}, which cannot be scaled to {SMART_RADIUS}")
@@ -98,13 +98,22 @@ def orthogonal(rnn, readout=None, rng=None):
         It is left alone.
     rng : None, int or numpy.random.Generator
     """
-    rng, H = _checked(Recurrent, rnn, readout, rng), rnn.hidden_size
-    w_hh = rnn.params["weight_hh_l0"]
-    gates = []
-    for _ in range(len(w_hh) // H):
-        q, r = np.linalg.qr(rng.standard_normal((H, H)))
-        gates.append(q * np.where(np.diag(r) < 0, -1, 1))  # with these signs Q does not depend on the QR implementation
-    _write([(w_hh, np.concatenate(gates))])
+    rng = _checked(Recurrent, rnn, readout, rng)
+    _write(_each_gate(_orthogonal, rnn, rng))
+
+
+def gaussian(rnn, readout=None, rng=None):
+    """W_hh from N(0, 1/H), of spectral radius about 1, of a gated cell each gate's; the rest as a new layer has it.
+
+    Parameters
+    ----------
+    rnn : RNN, GRU or LSTM
+    readout : Linear or None
+        It is left alone.
+    rng : None, int or numpy.random.Generator
+    """
+    rng = _checked(Recurrent, rnn, readout, rng)
+    _write(_each_gate(lambda H, rng: _gaussian(H, rng) / np.sqrt(H), rnn, rng))
 
 
 def default(rnn, readout=None, rng=None):
@@ -119,19 +128,31 @@ def default(rnn, readout=None, rng=None):
     _checked(Recurrent, rnn, readout, rng)
 
 
+def _gaussian(H, rng):
+    return rng.standard_normal((H, H))
+
+
+def _orthogonal(H, rng):
+    q, r = np.linalg.qr(_gaussian(H, rng))
+    return q * np.where(np.diag(r) < 0, -1, 1)  # without the signs, Q would depend on how QR is done
+
+
 class Start(NamedTuple):
     draw: callable
+    matrix: callable  # called as matrix(H, rng): a matrix (H, H) of the kind of its W_hh, in whatever scale
+    radius: float | None = None  # the spectral radius of such a matrix, where it is always the same
     nonlinearity: str = "tanh"  # of an RNN, that the start is made for
     gated: bool = False  # whether it also suits a GRU or LSTM
 
 
 STARTS = {
-    "default": Start(default, gated=True),
-    "basic-tanh": Start(basic_tanh),
-    "smart-tanh": Start(smart_tanh),
-    "sigmoid": Start(sigmoid, "sigmoid"),
-    "identity": Start(identity, "relu"),
-    "orthogonal": Start(orthogonal, gated=True),
+    "default": Start(default, lambda H, rng: rng.uniform(-1, 1, (H, H)), gated=True),
+    "basic-tanh": Start(basic_tanh, _gaussian),
+    "smart-tanh": Start(smart_tanh, lambda H, rng: _thin_out(_gaussian(H, rng), rng)),
+    "sigmoid": Start(sigmoid, _gaussian, nonlinearity="sigmoid"),
+    "identity": Start(identity, lambda H, rng: np.eye(H), radius=1.0, nonlinearity="relu"),
+    "orthogonal": Start(orthogonal, _orthogonal, radius=1.0, gated=True),
+    "gaussian": Start(gaussian, _gaussian, gated=True),
 }
 
 
@@ -152,6 +173,19 @@ def _normal(std, rnn, readout, rng):
         for layer in layers
         for name, p in layer.params.items()
     ]
+
+
+def _each_gate(matrix, rnn, rng):
+    """W_hh with its new values, for each gate a matrix of its own."""
+    w_hh, H = rnn.params["weight_hh_l0"], rnn.hidden_size
+    return [(w_hh, np.concatenate([matrix(H, rng) for _ in range(len(w_hh) // H)]))]
+
+
+def _thin_out(w_hh, rng):
+    """Leave each unit `SMART_CONNECTIONS` of the weights that go out of it, in place."""
+    for outgoing in w_hh.T:
+        outgoing[rng.permutation(len(outgoing))[SMART_CONNECTIONS:]] = 0
+    return w_hh
 
 
 def _write(drawn):

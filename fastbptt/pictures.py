@@ -60,9 +60,9 @@ def plot_flow(flow, path, *, title=None):
 
 def draw_portrait(portrait, path, *, title=None):
     """`plot_flow` of a `Portrait`."""
-    verdict, setting, *_ = str(portrait.flow).split("\n  ")
+    flow = portrait.flow
     figure = new_figure(WIDTH, 9.4)
-    _title(figure, setting if title is None else title, verdict)
+    _title(figure, flow.setting if title is None else title, flow.headline)
     panels = figure.subplot_mosaic([["decay", "decay"], ["map", "fan"], ["slopes", "lyapunov"]], height_ratios=(1, 1.15, 0.85))
 
     _decay(panels["decay"], {"": portrait})

@@ -10,7 +10,7 @@ import time
 import pytest
 from processes import current_level, environment
 
-from fastbptt import cli
+from fastbptt.app import cli
 
 
 class Run:

@@ -16,7 +16,7 @@ from processes import environment, run_python
 pytest.importorskip("safetensors")
 
 from fastbptt._files import write_atomically
-from fastbptt.train.checkpoint import HEADER_LIMIT, load_checkpoint, save_checkpoint
+from fastbptt.app.train.checkpoint import HEADER_LIMIT, load_checkpoint, save_checkpoint
 
 ARRAYS = {
     "weights": np.random.default_rng(0).standard_normal((3, 5)),
@@ -182,7 +182,7 @@ def test_killed_while_saving(tmp_path):
     """Whenever the process is killed, the file is byte for byte one that it wrote."""
     code = (
         "import sys, numpy as np\n"
-        "from fastbptt.train.checkpoint import save_checkpoint\n"
+        "from fastbptt.app.train.checkpoint import save_checkpoint\n"
         "for i in range(10**9):\n"
         "    save_checkpoint(sys.argv[1], {'a': np.full(200_000, float(i))}, {'i': i})\n"
         "    print(i, flush=True)\n"

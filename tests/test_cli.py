@@ -18,15 +18,17 @@ from commands import assert_fails, command
 from processes import current_level, environment
 
 import fastbptt
-from fastbptt import cli
-from fastbptt._command import PictureError, drawing, fail, printable, printable_name, say
+from fastbptt.app import cli
+from fastbptt.app.interruption import SIGNALS, Interruption
+from fastbptt.app.messages import PictureError, drawing, fail, printable, printable_name, say
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.display import Silence
-from fastbptt.train.job import SIGNALS, Interruption, keep
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.display import Silence
+from fastbptt.app.train.run import keep
+from fastbptt.init import STARTS
 
 TEXT = "What shows may fail; what counts is saved. " * 20
 NET = ["--hidden", "7", "--batch", "3", "--seq-len", "10"]
@@ -101,7 +103,7 @@ def test_any_command_ends_with_a_line(tmp_path, monkeypatch, capfd, make, asked)
 
 @every_bad_stream
 def test_one_line_is_enough(text, tmp_path, monkeypatch, capfd, make):
-    monkeypatch.setattr("fastbptt.train.job.plot_training", failing(RuntimeError("no fonts")))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", failing(RuntimeError("no fonts")))
     assert main_with(monkeypatch, make(), "train", text, *OPTIONS, "--out", tmp_path / "out") == 1
     assert capfd.readouterr().err == f"fastbptt: error: {tmp_path}/out/training.png: no picture: no fonts\n"
 
@@ -115,7 +117,7 @@ def test_standard_error_may_fail_too(monkeypatch, capfd, make):
 
 def test_standard_streams_that_were_closed_before(text, tmp_path):
     """No file is opened under their descriptors, and nothing fails again at exit."""
-    code = f"import sys; from fastbptt.cli import main; sys.exit(main({['train', text, *OPTIONS, '--out', str(tmp_path / 'out')]}))"
+    code = f"import sys; from fastbptt.app.cli import main; sys.exit(main({['train', text, *OPTIONS, '--out', str(tmp_path / 'out')]}))"
     shell = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
     assert subprocess.run(shell, env=environment(**current_level()), timeout=120).returncode == 1
     assert set(os.listdir(tmp_path / "out")) == FILES
@@ -140,10 +142,15 @@ def test_the_last_save_is_before_the_last_drawing(text, tmp_path, monkeypatch):
         def __exit__(self, *_):
             raise RuntimeError("the display has failed")
 
-    monkeypatch.setattr("fastbptt.train.job.display_for", lambda *_: Broken())
+    monkeypatch.setattr("fastbptt.app.train.run.display_for", lambda *_: Broken())
     with pytest.raises(RuntimeError, match="the display has failed"):
         cli.main(["train", text, *OPTIONS, "--out", str(tmp_path / "out")])
     assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
+
+
+@pytest.mark.parametrize("command", ["train", "flow"])
+def test_the_commands_know_every_start(command):
+    assert [cli.build_parser().parse_args([command, "--init", name]).init for name in STARTS] == list(STARTS)
 
 
 def test_signals_that_are_ignored_stay_so():
@@ -168,10 +175,10 @@ def deadly():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("step", ["last_exam", "sample", "draw"])
+@pytest.mark.parametrize("step", ["last_evaluation", "sample", "draw"])
 def test_a_signal_after_training(run, text, tmp_path, monkeypatch, deadly, number, step):
     """While the net is judged, and its results are made: everything is saved, and a line says how to go on."""
-    where = "fastbptt.train.job.plot_training" if step == "draw" else f"fastbptt.train.loop.Training.{step}"
+    where = "fastbptt.app.train.run.plot_training" if step == "draw" else f"fastbptt.app.train.loop.Training.{step}"
     calls = iter([lambda: os.kill(os.getpid(), number)])
     monkeypatch.setattr(where, lambda *_, **__: next(calls, int)())
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
@@ -185,7 +192,7 @@ def test_a_signal_after_training(run, text, tmp_path, monkeypatch, deadly, numbe
 def test_a_signal_that_is_repeated(run, text, tmp_path, monkeypatch, deadly, number):
     """The status is its own."""
     monkeypatch.setattr(Interruption, "PATIENCE", -1.0)
-    monkeypatch.setattr("fastbptt.train.loop.Training.update", lambda _: [os.kill(os.getpid(), number) for _ in range(2)])
+    monkeypatch.setattr("fastbptt.app.train.loop.Training.update", lambda _: [os.kill(os.getpid(), number) for _ in range(2)])
     assert_fails(128 + number, "interrupted", run("train", text, *OPTIONS, "--out", tmp_path / "out"))
 
 
@@ -243,7 +250,7 @@ def test_names_with_line_breaks_forge_no_lines(run, tmp_path, monkeypatch):
 def test_the_command_that_resumes_is_one(run, text, tmp_path, monkeypatch, out):
     """Also of a directory whose name looks like an option."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastbptt.train.job.report", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("fastbptt.app.train.run.report", failing(KeyboardInterrupt()))
     result = run("train", text, *OPTIONS, "--no-plot", f"--out={out}")
     assert result.status == 130
     monkeypatch.undo()
@@ -321,8 +328,8 @@ PICTURES = {
 def test_a_picture_may_fail_in_any_way(run, text, tmp_path, monkeypatch, line):
     with pytest.raises(PictureError, match=f"^{line}$"), drawing("x.png"):
         raise PICTURES[line]
-    monkeypatch.setattr("fastbptt.train.job.plot_training", failing(PICTURES[line]))
-    monkeypatch.setattr("fastbptt.pictures.draw_portrait", failing(PICTURES[line]))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", failing(PICTURES[line]))
+    monkeypatch.setattr("fastbptt.app.flow.command.draw_portrait", failing(PICTURES[line]))
     monkeypatch.chdir(tmp_path)
     result = run("train", text, *OPTIONS, "--out", "out")
     assert_fails(1, line.replace("x.png", "out/training.png"), result)
@@ -335,8 +342,8 @@ def test_a_picture_may_fail_in_any_way(run, text, tmp_path, monkeypatch, line):
 def test_warnings_about_a_picture_are_not_shown(run, text, tmp_path, monkeypatch):
     """As of a name with letters that the font lacks, or of numbers that overflow. Here, a warning shown is an error."""
     warn = partial(warnings.warn, "overflow", RuntimeWarning, stacklevel=2)
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **__: warn())
-    monkeypatch.setattr("fastbptt.pictures.draw_portrait", lambda *_, **__: warn())
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda *_, **__: warn())
+    monkeypatch.setattr("fastbptt.app.flow.command.draw_portrait", lambda *_, **__: warn())
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
     assert (result.status, result.err) == (0, "")
     result = run("flow", "--hidden", 5, "--steps", 9, "--out", tmp_path / "x.png")
@@ -344,7 +351,7 @@ def test_warnings_about_a_picture_are_not_shown(run, text, tmp_path, monkeypatch
 
 
 def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastbptt.train.job.plot_training", failing(RuntimeError("no fonts")))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", failing(RuntimeError("no fonts")))
     linear = ["--cell", "rnn", "--nonlinearity", "identity", "--lr", 1e6, "--updates", 500]
     result = run("train", text, *NET, *linear, "--out", tmp_path / "out")
     assert_fails(1, rf"update \d+: the .* may help; {tmp_path}/out/training.png: no picture: no fonts", result)
@@ -352,7 +359,7 @@ def test_a_failed_run_is_told_before_its_picture(run, text, tmp_path, monkeypatc
 
 def test_a_sample_that_cannot_be_written(run, text, tmp_path, monkeypatch):
     full = SimpleNamespace(path=tmp_path / "out", write=failing(OSError(28, "No space left on device", "out/sample.txt")))
-    monkeypatch.setattr("fastbptt.train.job.keep", lambda sample, output: keep(sample, replace(output, folder=full)))
+    monkeypatch.setattr("fastbptt.app.train.run.keep", lambda sample, output: keep(sample, replace(output, folder=full)))
     result = run("train", text, *OPTIONS, "--out", tmp_path / "out")
     assert_fails(1, "out/sample.txt: No space left on device", result)
     assert "\nsample      5 characters at temperature 0.8\n" in result.out

@@ -370,6 +370,21 @@ def test_reports_in_words():
 
 
 @pytest.mark.parametrize(
+    "problem", [linear(0.8, 40), random_problem("lstm"), random_problem("gru", T=0)], ids=["linear", "lstm", "no steps"]
+)
+def test_the_parts_of_the_report(problem):
+    flow = flow_of(problem)
+    first, second, *_ = str(flow).split("\n  ")
+    assert (flow.headline, flow.setting) == (first, second) and flow.headline == f"{flow.verdict}: {flow.finding}"
+
+
+def test_what_was_found_and_in_what():
+    flow = flow_of(linear(0.8, 40))
+    assert flow.finding == "half-life 3.1 steps; after 40 steps 1.3e-04 of the gradient is left"
+    assert flow.setting == "identity RNN: 40 steps, 1 row, 1 unit; saturated: 0%"
+
+
+@pytest.mark.parametrize(
     ("log10", "text"),
     [
         (-400, "1e-400"),

@@ -13,16 +13,17 @@ from commands import assert_fails
 from processes import run_python
 
 import fastbptt
-from fastbptt import cli
-from fastbptt.flow_command.described import DescribedNet, compared
+from fastbptt.app import cli
+from fastbptt.app.flow.described import DescribedNet, compared
 from fastbptt.gradients import portrait
+from fastbptt.init import STARTS
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from fastbptt.flow_command.saved import load_net
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.text import read_corpus
+from fastbptt.app.flow.saved import load_net
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.text import read_corpus
 
 QUICK = ["--hidden", "10", "--steps", "20"]
 TRAIN = ["--hidden", "7", "--batch", "3", "--seq-len", "10", "--updates", "5", "--no-plot", "--sample", "0", "--quiet"]
@@ -153,13 +154,13 @@ def test_a_net_that_is_not_finite(run):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "identity"])
+@pytest.mark.parametrize("init", STARTS)
 def test_what_is_described_is_made(cell, init):
     net = DescribedNet(cell=cell, init=init, radius=1.3, hidden=8, steps=500, gain=0.7, seed=3)
     tape = net.tape()
     for w in np.split(tape.w_hh, len(tape.w_hh) // 8):
         assert np.abs(np.linalg.eigvals(w)).max() == pytest.approx(1.3, rel=1e-12)
-        if init != "gaussian":
+        if init in ("orthogonal", "identity"):
             np.testing.assert_allclose(w @ w.T, 1.3**2 * np.eye(8), atol=1e-12)
     assert np.std(tape.x @ tape.w_ih.T) == pytest.approx(0.7, rel=0.25)
     again = net.tape()
@@ -250,6 +251,7 @@ def test_other_texts_and_lengths(run, tmp_path, checkpoint):
     assert_refuses(run(checkpoint, "--text", "wide"), "wide: not a text file in UTF-8: .*: --encoding utf-16")
     wide = lines(run(checkpoint, "--text", "wide", "--encoding", "utf-16", "--steps", 30, "--batch", 5, "--no-picture"))
     assert wide == report | {"text": report["text"].replace("other", "wide")}
+    assert_refuses(run(checkpoint, "--text", "other", "--encoding", ""), "encoding: expected one that Python knows, .*, got ''")
     assert_refuses(run(checkpoint, "--seed", 1), "seed: nothing is random about a net that reads a text")
 
 
@@ -309,10 +311,10 @@ def test_the_losses_of_a_task(tmp_path):
     net = load_net(tmp_path / "checkpoint.safetensors")
     flow, loss = net.flow(batch=6, seed=8)
     x, targets = net.task.batch(8, 6)
-    out, _ = net.rnn(x)
-    expected, d_outputs = net.task.loss(net.readout(out[-1:]), targets)
+    out, _ = net.model.rnn(x)
+    expected, d_outputs = net.task.loss(net.model.readout(out[-1:]), targets)
     assert loss == expected
-    np.testing.assert_allclose(flow.log10_state_norm[-1], np.log10(np.linalg.norm(net.readout.backward(d_outputs)[0], axis=-1)))
+    np.testing.assert_allclose(flow.log10_state_norm[-1], np.log10(np.linalg.norm(net.model.readout.backward(d_outputs)[0], axis=-1)))
     assert np.isneginf(flow.log10_contributions[:-1]).all()
 
 
@@ -337,6 +339,7 @@ DAMAGE = {
     "a readout of another size": lambda arrays, metadata: arrays.update({"readout.weight": np.zeros((3, 7))}),
     "a vector for a matrix": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros(49)}),
     "a number for a matrix": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros(())}),
+    "weights that are too short": lambda arrays, metadata: arrays.update({"rnn.weight_ih_l0": arrays["rnn.weight_ih_l0"][:1]}),
     "a bias too long": lambda arrays, metadata: arrays.update({"rnn.bias_hh_l0": np.zeros(99)}),
     "integers for weights": lambda arrays, metadata: arrays.update({"rnn.weight_hh_l0": np.zeros((7, 7), np.int64)}),
     "another vocabulary": lambda arrays, metadata: arrays.update({"vocabulary": np.arange(3, dtype=np.uint32)}),
@@ -442,6 +445,6 @@ def test_missing_extras(run, monkeypatch, package, extra, options):
 
 def test_the_command_line_imports_none_of_the_extras():
     run_python(
-        "import sys\nfrom fastbptt import cli\ncli.build_parser()\n"
+        "import sys\nfrom fastbptt.app import cli\ncli.build_parser()\n"
         "assert not {'rich', 'matplotlib', 'safetensors', 'plotly', 'werkzeug'} & set(sys.modules)"
     )

@@ -11,11 +11,11 @@ from processes import run_python
 
 pytest.importorskip("safetensors")
 
-from fastbptt.train.checkpoint import load_checkpoint
-from fastbptt.train.folder import Folder
-from fastbptt.train.job import CHECKPOINT
-from fastbptt.train.lesson import Exam
-from fastbptt.train.loop import Training
+from fastbptt.app.train.checkpoint import load_checkpoint
+from fastbptt.app.train.folder import Folder
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.objective import Evaluation
+from fastbptt.app.train.run import CHECKPOINT
 
 TEXT = "Of the same text, the same net comes. " * 20
 OPTIONS = ["--hidden", 7, "--batch", 3, "--seq-len", 10, "--sample", 0, "--no-plot"]
@@ -139,7 +139,7 @@ def test_two_that_find_no_directory(tmp_path):
 
 
 def test_it_is_free_when_its_process_has_died(tmp_path):
-    code = "import os, sys\nfrom fastbptt.train.folder import Folder\nFolder(sys.argv[1]).__enter__()\nos.kill(os.getpid(), 9)"
+    code = "import os, sys\nfrom fastbptt.app.train.folder import Folder\nFolder(sys.argv[1]).__enter__()\nos.kill(os.getpid(), 9)"
     assert run_python(code, tmp_path, check=False).returncode == -9
     with Folder(tmp_path) as folder:
         folder.prepare([])
@@ -220,8 +220,8 @@ def test_it_is_removed(run, text, tmp_path, monkeypatch, another, begun):
 def test_it_is_moved_after_training(run, text, tmp_path, monkeypatch, another, name):
     pytest.importorskip("matplotlib")
     out, moved = tmp_path / "out", tmp_path / "moved"
-    judge = Training.last_exam
-    monkeypatch.setattr(Training, "last_exam", lambda training: (out.rename(moved), another(out)) and judge(training))
+    judge = Training.last_evaluation
+    monkeypatch.setattr(Training, "last_evaluation", lambda training: (out.rename(moved), another(out)) and judge(training))
     options = ["--sample", 5, "--no-plot"] if name == "sample.txt" else ["--sample", 0]
     result = run("train", text, *OPTIONS[:6], "--updates", 2, "--out", out, *options)
     lost = f"the checkpoint of update 2 is no longer in {out}/{CHECKPOINT}"
@@ -246,9 +246,9 @@ def test_a_checkpoint_that_goes_after_training(run, text, tmp_path, monkeypatch,
         (tmp_path / CHECKPOINT).unlink()
         if interrupted:
             raise KeyboardInterrupt
-        return Exam(2, 1.0)
+        return Evaluation(2, 1.0)
 
-    monkeypatch.setattr(Training, "last_exam", remove)
+    monkeypatch.setattr(Training, "last_evaluation", remove)
     result = run("train", text, *OPTIONS, "--updates", 2, "--out", tmp_path)
     lost = f"the checkpoint of update 2 is no longer in {tmp_path}/{CHECKPOINT}"
     assert_fails(130 if interrupted else 1, f"{'interrupted at update 2; ' if interrupted else ''}{re.escape(lost)}", result)
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_is_gone_is_not_said_to_be_kept(run, text, tmp_path, m
     during_a_run(monkeypatch, 2, lambda: (path.unlink(), replace and path.mkdir()))
     options = ["--save-every", 0, "--cell", "rnn", "--nonlinearity", "identity"]
     norms = iter([1.0, 1.0, np.inf])
-    monkeypatch.setattr("fastbptt.train.loop.clip_grad_norm_", lambda *_, **__: next(norms))
+    monkeypatch.setattr("fastbptt.app.train.loop.clip_grad_norm_", lambda *_, **__: next(norms))
     result = run("train", text, *OPTIONS, "--updates", 4, "--out", tmp_path, *options)
     said = f"update 3: the gradient norm is inf; the checkpoint of update 2 is no longer in {path}; a smaller --lr or --clip may help"
     assert_fails(1, re.escape(said), result)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from fastbptt.cli import build_parser
+from fastbptt.app.cli import build_parser
 
 DOCS = Path(__file__).parent.parent / "docs"
 if not (DOCS / "make_guide.py").exists():

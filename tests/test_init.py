@@ -62,6 +62,34 @@ def test_orthogonal_matrices_are_spread_evenly():
     assert np.mean(traces) == pytest.approx(0, abs=0.25) and np.var(traces) == pytest.approx(1, abs=0.35)
 
 
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_the_gaussian_start(make):
+    rnn, readout = started("gaussian", make, H=200)
+    before, readout_before = started("default", make, H=200)
+    gates = rnn["weight_hh_l0"].reshape(-1, 200, 200)
+    assert [radius(gate) for gate in gates] == pytest.approx([1] * len(gates), abs=0.1)
+    assert gates.std() == pytest.approx(1 / np.sqrt(200), rel=0.02) and (gates**4).mean() * 200**2 == pytest.approx(3, abs=0.2)
+    assert all(np.array_equal(rnn[name], before[name]) for name in rnn if name != "weight_hh_l0")
+    assert all(np.array_equal(readout[name], readout_before[name]) for name in readout)
+
+
+@EVERY_START
+def test_the_matrix_is_of_the_kind_that_is_drawn(name):
+    """After the radius is taken out, what is left of the two has the same spread of entries and of singular values."""
+
+    def spread(w):
+        w = w / radius(w)
+        return [(w != 0).mean(), *(np.mean(w**k) * len(w) ** (k // 2) for k in (2, 4)), *np.percentile(np.linalg.svd(w)[1], (10, 50, 90))]
+
+    start, rng = STARTS[name], np.random.default_rng(1)
+    matrices = [start.matrix(60, rng) for _ in range(20)]
+    drawn = [started(name, H=60, seed=seed)[0]["weight_hh_l0"] for seed in range(20)]
+    if name == "default":
+        drawn = [fastbptt.RNN(6, 60, rng=seed).params["weight_hh_l0"] for seed in range(20)]
+    np.testing.assert_allclose(*(np.mean([spread(w) for w in each], axis=0) for each in (matrices, drawn)), rtol=0.15)
+    assert start.radius is None or [radius(w) for w in matrices] == pytest.approx([start.radius] * 20)
+
+
 def test_the_identity_start():
     assert np.array_equal(started("identity")[0]["weight_hh_l0"], np.eye(50))
 

@@ -224,6 +224,7 @@ def test_the_conditions_of_pascanu(scale, nonlinearity, must_vanish, may_explode
     assert got.sigma_max == pytest.approx(scale) and got.spectral_radius == pytest.approx(scale)
     assert got.gamma == (0.25 if nonlinearity == "sigmoid" else 1)
     assert ("must vanish" in str(got)) == must_vanish and ("may explode" in str(got)) == may_explode
+    assert str(got) == f"{got.finding} (spectral radius {scale:g})"
 
 
 def test_the_singular_value_decides_and_not_the_radius():

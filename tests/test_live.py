@@ -11,15 +11,15 @@ from commands import assert_fails, command, shown_in_terminal
 pytest.importorskip("safetensors")
 
 import fastbptt
-from fastbptt.train import watch as watching
-from fastbptt.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
-from fastbptt.train.loop import Training
-from fastbptt.train.model import CELLS
-from fastbptt.train.settings import TaskSettings, TextSettings
-from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.text import Corpus
-from fastbptt.train.text_lesson import TextLesson
-from fastbptt.train.watch import Look, Watch, take_look, troubles
+from fastbptt.app.train import monitor as monitoring
+from fastbptt.app.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
+from fastbptt.app.train.loop import Training
+from fastbptt.app.train.model import CELLS
+from fastbptt.app.train.monitor import Look, Monitor, take_look, troubles
+from fastbptt.app.train.settings import TaskSettings, TextSettings
+from fastbptt.app.train.task_objective import TaskObjective
+from fastbptt.app.train.text import Corpus
+from fastbptt.app.train.text_objective import TextObjective
 
 SMALL = TaskSettings(task="temporal-order", length=30, hidden=9, batch=3, updates=8, seed=5)
 OPTIONS = ["--task", "temporal-order", "--length", 20, "--hidden", 7, "--batch", 3, "--updates", 30, "--no-plot"]
@@ -126,45 +126,45 @@ def test_several_things_at_once():
 # --- On real nets -----------------------------------------------------------------------------------------------------
 
 
-def watched(settings, gain=1.0, lesson=TaskLesson):
+def watched(settings, gain=1.0, objective=TaskObjective):
     """A run that is looked at in every update."""
-    training = Training(lesson(settings))
+    training = Training(objective(settings))
     training.model.rnn.params["weight_hh_l0"] *= gain
-    watch = Watch(training)
+    monitor = Monitor(training)
     while not training.done:
-        watch._next = 0.0
+        monitor._next = 0.0
         training.update()
-    return watch
+    return monitor
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("task", ["temporal-order", "adding", "copy-memory"])
 def test_a_net_made_to_vanish(cell, task):
-    watch = watched(replace(SMALL, task=task, cell=cell, init=None, nonlinearity=None), gain=0.1)
-    assert watch.look.verdict == "vanishing" and [trouble.kind for trouble in watch.troubles()] == ["vanishing"]
+    monitor = watched(replace(SMALL, task=task, cell=cell, init=None, nonlinearity=None), gain=0.1)
+    assert monitor.look.verdict == "vanishing" and [trouble.kind for trouble in monitor.troubles()] == ["vanishing"]
 
 
 @pytest.mark.parametrize("task", ["temporal-order", "copy-memory"])
 def test_a_net_made_to_explode(task):
-    watch = watched(replace(SMALL, task=task, init="identity", nonlinearity="identity"), gain=1.5)
-    assert watch.look.verdict == "exploding" and watch.troubles()[0].kind == "exploding"
-    assert watch.look.log10_decay[-1] == pytest.approx(watch.look.steps * math.log10(1.5), rel=0.1)
+    monitor = watched(replace(SMALL, task=task, init="identity", nonlinearity="identity"), gain=1.5)
+    assert monitor.look.verdict == "exploding" and monitor.troubles()[0].kind == "exploding"
+    assert monitor.look.log10_decay[-1] == pytest.approx(monitor.look.steps * math.log10(1.5), rel=0.1)
 
 
 def test_a_net_that_keeps_its_gradient():
-    watch = watched(replace(SMALL, init="orthogonal", nonlinearity="identity"))
-    assert watch.look.verdict == "stable" and watch.look.reach == watch.look.steps and watch.troubles() == []
+    monitor = watched(replace(SMALL, init="orthogonal", nonlinearity="identity"))
+    assert monitor.look.verdict == "stable" and monitor.look.reach == monitor.look.steps and monitor.troubles() == []
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_net_made_to_end_in_nan(dtype):
-    training = Training(TaskLesson(replace(SMALL, init="identity", nonlinearity="identity", clip=math.inf, dtype=dtype)))
+    training = Training(TaskObjective(replace(SMALL, init="identity", nonlinearity="identity", clip=math.inf, dtype=dtype)))
     training.model.rnn.params["weight_hh_l0"] *= 1e30 if dtype == "float64" else 1e4
-    watch = Watch(training)
+    monitor = Monitor(training)
     with pytest.raises(FloatingPointError, match="update 1"):
         training.update()
-    assert watch.look.verdict == "nonfinite" and watch.troubles()[0].kind == "not finite"
-    assert watch.look.finding.startswith("h[")
+    assert monitor.look.verdict == "nonfinite" and monitor.troubles()[0].kind == "not finite"
+    assert monitor.look.finding.startswith("h[")
 
 
 def test_what_is_looked_at_is_the_last_loss():
@@ -184,30 +184,30 @@ def test_a_text(cell):
     tokens = rng.integers(5, size=3000)
     corpus = Corpus("made up", np.arange(97, 102, dtype=np.uint32), tokens, "0")
     settings = TextSettings(cell=cell, hidden=8, seq_len=20, batch=4, updates=5)
-    watch = watched(settings, lesson=lambda settings: TextLesson(settings, corpus))
-    assert watch.look.steps in (19, 20) and watch.look.update == 5 and len(watch.look.lags()) == 5
+    monitor = watched(settings, objective=lambda settings: TextObjective(settings, corpus))
+    assert monitor.look.steps in (19, 20) and monitor.look.update == 5 and len(monitor.look.lags()) == 5
 
 
 def test_looking_changes_nothing():
-    plain = Training(TaskLesson(SMALL))
+    plain = Training(TaskObjective(SMALL))
     while not plain.done:
         plain.update()
-    watch = watched(SMALL)
-    assert watch.training.losses == plain.losses and watch.training.norms == plain.norms
-    assert np.array_equal(watch.training.model.rnn.flat_params, plain.model.rnn.flat_params)
+    monitor = watched(SMALL)
+    assert monitor.training.losses == plain.losses and monitor.training.norms == plain.norms
+    assert np.array_equal(monitor.training.model.rnn.flat_params, plain.model.rnn.flat_params)
 
 
 def test_looking_is_rationed(monkeypatch):
     """On a clock where each look takes a second: after the first, looks take at most 3 % of the time."""
     now = [100.0]
-    monkeypatch.setattr(watching.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(watching, "take_look", lambda *_, **__: now.__setitem__(0, now[0] + 1.0))
-    watch = Watch(SimpleNamespace(seconds=0.0, updates=0))
+    monkeypatch.setattr(monitoring.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(monitoring, "take_look", lambda *_, **__: now.__setitem__(0, now[0] + 1.0))
+    monitor = Monitor(SimpleNamespace(seconds=0.0, updates=0))
     for _ in range(10_000):
-        watch(None, None, None)
+        monitor(None, None, None)
         now[0] += 0.1
-        watch.training.seconds += 0.1
-    assert watch.seconds == 30 and watch.share == pytest.approx(0.03, rel=0.1)
+        monitor.training.seconds += 0.1
+    assert monitor.seconds == 30 and monitor.share == pytest.approx(0.03, rel=0.1)
 
 
 # --- The display ------------------------------------------------------------------------------------------------------
@@ -238,16 +238,16 @@ def test_curves():
 @pytest.mark.parametrize("plain", [False, True])
 def test_what_is_drawn(plain):
     pytest.importorskip("rich")
-    watch = watched(replace(SMALL, clip=1e-3))
-    text = "\n".join(line.plain for line in gradients_drawn(watch, plain))
+    monitor = watched(replace(SMALL, clip=1e-3))
+    text = "\n".join(line.plain for line in gradients_drawn(monitor, plain))
     assert " 1 " in text and "30 " in text and "clipped to 0.001" in text and "! vanishing" in text
     assert text.isascii() == plain
-    assert gradients_drawn(Watch(Training(TaskLesson(SMALL)))) == []
+    assert gradients_drawn(Monitor(Training(TaskObjective(SMALL)))) == []
 
 
 def test_plain_lines_warn_once(capsys):
-    watch = watched(SMALL)
-    lines = Lines(Meter(watch.training), watch)
+    monitor = watched(SMALL)
+    lines = Lines(Meter(monitor.training), monitor)
     for _ in range(3):
         lines.update()
     shown = capsys.readouterr().out

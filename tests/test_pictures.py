@@ -9,7 +9,7 @@ from problems import random_problem
 from processes import run_python
 
 import fastbptt
-from fastbptt.flow_command.described import DescribedNet, compared
+from fastbptt.app.flow.described import DescribedNet, compared
 from fastbptt.gradients.portrait import BINS, Portrait
 
 pytest.importorskip("matplotlib")
@@ -198,7 +198,7 @@ def test_no_state_is_left_behind(tmp_path):
     run_python(
         """
         import sys, fastbptt
-        from fastbptt.flow_command.described import DescribedNet
+        from fastbptt.app.flow.described import DescribedNet
         assert "matplotlib" not in sys.modules
         DescribedNet(hidden=3, steps=5).flow().plot(sys.argv[1])
         assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from fastbptt.train.plot import plot_training
+from fastbptt.app.train.plot import plot_training
 
 CASES = {
     "an ordinary run": (np.linspace(4, 1, 1000), np.linspace(0.5, 2, 1000), 1.0, 1.1),

@@ -19,19 +19,20 @@ import numpy as np
 import pytest
 from processes import current_level, environment
 
-from fastbptt import cli
-from fastbptt.flow_command.described import DescribedNet
+from fastbptt.app import cli
+from fastbptt.app.flow.described import DescribedNet
 from fastbptt.gradients import flow
 from fastbptt.gradients.linearised import linearise
+from fastbptt.init import STARTS
 
 pytest.importorskip("plotly")
 pytest.importorskip("werkzeug")
 
 from werkzeug.test import Client
 
-from fastbptt.flow_command import serve
-from fastbptt.flow_command.serve import RANGES, App, answer
-from fastbptt.flow_command.turns import MOST_WAITING, OvertakenError, Turns
+from fastbptt.app.flow import serve
+from fastbptt.app.flow.serve import RANGES, App, answer
+from fastbptt.app.flow.turns import MOST_WAITING, OvertakenError, Turns
 
 LINEAR = {"net": "identity", "init": "orthogonal"}
 SECONDS = 120  # until something is given up
@@ -65,7 +66,7 @@ def test_the_numbers_are_those_of_the_flow(client):
 @pytest.mark.parametrize("net", ["tanh", "relu", "sigmoid", "identity", "gru", "lstm"])
 def test_every_net_at_every_end_of_its_sliders(client, net):
     for i in range(2):
-        for init in ("gaussian", "orthogonal", "identity"):
+        for init in STARTS:
             query = {"net": net, "init": init} | {name: str(ends[i]) for name, ends in RANGES.items()}
             result = get(client, query=query)
             assert result.status_code == 200, result.text
@@ -125,7 +126,7 @@ BAD_QUERIES = {
     "gain=inf": "gain: expected a number at least 0 and at most 3, got inf",
     "net=gru&gate_bias=99": "gate_bias: expected a number at least -3 and at most 6, got 99.0",
     "net=cube": "net: expected one of 'tanh', 'relu', 'sigmoid', 'identity', 'gru', 'lstm', got 'cube'",
-    "init=random": "init: expected one of 'gaussian', 'orthogonal', 'identity', got 'random'",
+    "init=random": f"init: expected one of {', '.join(map(repr, STARTS))}, got 'random'",
     "hidden=100000": "hidden: expected one of net, init, radius, gain, gate_bias, steps",
 }
 
@@ -154,7 +155,7 @@ def test_strangers(client, path):
 
 
 def test_trouble_inside_is_told(client, monkeypatch):
-    monkeypatch.setattr("fastbptt.flow_command.serve.answer", lambda net: 1 / 0)
+    monkeypatch.setattr("fastbptt.app.flow.serve.answer", lambda net: 1 / 0)
     result = get(client)
     assert (result.status_code, result.text) == (500, "ZeroDivisionError: division by zero\n")
 

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from fastbptt.train.text import DEFAULT_SOURCE, corpus_of, decode, read_corpus
+from fastbptt.app.train.text import DEFAULT_SOURCE, corpus_of, decode, read_corpus
 
 
 def write(path, content):

@@ -20,14 +20,14 @@ from fastbptt._checks import DTYPES
 
 pytest.importorskip("safetensors")
 
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS, Model
-from fastbptt.train.saved_run import resume, save
-from fastbptt.train.settings import SCHEDULES
-from fastbptt.train.settings import TextSettings as Settings
-from fastbptt.train.text import corpus_of, read_corpus
-from fastbptt.train.text_lesson import TextLesson, generate, mean_loss
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.loop import WARM_UP, Training
+from fastbptt.app.train.model import CELLS, Model
+from fastbptt.app.train.saved_run import resume, save
+from fastbptt.app.train.settings import SCHEDULES
+from fastbptt.app.train.settings import TextSettings as Settings
+from fastbptt.app.train.text import corpus_of, read_corpus
+from fastbptt.app.train.text_objective import TextObjective, generate, mean_loss
 
 SMALL = Settings(cell="rnn", dtype="float64", hidden=7, batch=3, seq_len=10, updates=40, seed=5)
 NETS = [(cell, dtype) for cell in CELLS for dtype in DTYPES]
@@ -45,7 +45,7 @@ def text(tmp_path_factory):
 
 
 def training_on(settings, corpus):
-    return Training(TextLesson(settings, corpus))
+    return Training(TextObjective(settings, corpus))
 
 
 def finished(training):
@@ -117,7 +117,7 @@ def test_omega_on_a_text(text, cell):
     training, plain = (training_on(replace(settings, omega=omega), read_corpus(text)) for omega in (2.0, 0.0))
     before = training.model.rnn.state_dict()
     rnn, readout = plain.model.rnn, plain.model.readout
-    window = plain.lesson.window(0, None)
+    window = plain.objective.window(0, None)
     out, _ = rnn(window.inputs)
     _, d_logits = fastbptt.softmax_cross_entropy(readout(out), window.targets)
     value, d_w_hh = fastbptt.omega(rnn.take_tape(), readout.backward(d_logits))
@@ -141,7 +141,7 @@ def test_both_precisions_learn_the_same(text, cell):
 def test_it_learns_what_can_be_known(cell, dtype):
     settings = Settings(cell=cell, dtype=dtype, hidden=16, batch=4, seq_len=20, updates=400)
     training = finished(training_on(settings, corpus_of("to be or not to be, " * 200, "")))
-    assert fastbptt.perplexity(training.last_exam().loss) < 1.1
+    assert fastbptt.perplexity(training.last_evaluation().loss) < 1.1
     assert "to be or not to be, to be" in training.sample(100, temperature=0.5)
 
 
@@ -154,7 +154,7 @@ def test_the_held_out_loss_is_over_the_whole_text_in_order(monkeypatch):
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
     for steps in (7, 10**6):
-        monkeypatch.setattr("fastbptt.train.text_lesson.EVALUATION_STEPS", steps)
+        monkeypatch.setattr("fastbptt.app.train.text_objective.EVALUATION_STEPS", steps)
         assert mean_loss(model, tokens) == pytest.approx(expected, rel=1e-12)
 
 
@@ -181,10 +181,10 @@ def test_the_same_seed_gives_the_same_bits(text, tmp_path, threads, cell, dtype)
     for n in (1, 2, 4):
         threads(n)
         training = finished(training_on(settings, read_corpus(text)))
-        results.add((bytes_of(training, tmp_path / "checkpoint"), training.last_exam().loss, training.sample(50, 1.0)))
+        results.add((bytes_of(training, tmp_path / "checkpoint"), training.last_evaluation().loss, training.sample(50, 1.0)))
     assert len(results) == 1
     other = finished(training_on(replace(settings, seed=6), read_corpus(text)))
-    assert other.last_exam().loss != results.pop()[1]
+    assert other.last_evaluation().loss != results.pop()[1]
 
 
 @pytest.mark.parametrize("updates", [0, 1, 21, 22, 23, 39, 40])
@@ -200,7 +200,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(text, tmp_path, cell, dtype, upd
     assert resumed.updates == updates and resumed.losses == whole.losses[:updates]
     finished(resumed)
     assert bytes_of(resumed, tmp_path / "resumed") == bytes_of(whole, tmp_path / "whole")
-    assert resumed.last_exam().loss == whole.last_exam().loss
+    assert resumed.last_evaluation().loss == whole.last_evaluation().loss
     assert resumed.sample(80, 0.7) == whole.sample(80, 0.7)
     assert (resumed.clipped, resumed.recent_loss) == (whole.clipped, whole.recent_loss)
 
@@ -280,7 +280,7 @@ def test_a_text_of_one_character(run, tmp_path):
 )
 def test_the_net_is_named(run, text, tmp_path, monkeypatch, options, net):
     titles = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, title, **__: titles.append(title))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda *_, title, **__: titles.append(title))
     result = run("train", text, *OPTIONS[:8], "--sample", 0, "--updates", 2, "--out", tmp_path, *options.split())
     assert re.search(rf"^model       {net}, \d+-7-\d+: [\d,]+ parameters$", result.out, re.MULTILINE), result.out
     assert titles == [f"{net}, 7 units: 2 updates"]
@@ -327,7 +327,7 @@ def test_a_net_that_does_not_fit_the_memory(run, text, tmp_path, monkeypatch):
 
     asked = ["train", text, *OPTIONS, "--updates", 2, "--out", tmp_path / "out"]
     sizes = "--hidden 7, --seq-len 10, --batch 3, --sample 0"
-    for status, where in ((1, "fastbptt.train.loop.Training.update"), (2, "fastbptt.train.loop.Model")):
+    for status, where in ((1, "fastbptt.app.train.loop.Training.update"), (2, "fastbptt.app.train.settings.Model")):
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
             assert_fails(status, f"not enough memory: Unable to allocate 7.28 TiB; with {sizes}", run(*asked))
@@ -614,9 +614,9 @@ DAMAGE = {
     "a weight that is not finite": changed("rnn.bias_hh_l0", np.full(7, np.nan)),
     "another vocabulary": changed("vocabulary", np.arange(3, dtype=np.uint32)),
     "histories of unequal length": changed("training.norms", np.zeros(3)),
-    "exams of another shape": changed("training.exams", np.ones((2, 3))),
-    "an exam of the future": changed("training.exams", np.array([[41.0, 1.0, 10.0, 5.0]])),
-    "half an exam": changed("training.exams", np.array([[10.0, 1.0, 10.0, 0.5]])),
+    "evaluations of another shape": changed("training.exams", np.ones((2, 3))),
+    "an evaluation of the future": changed("training.exams", np.array([[41.0, 1.0, 10.0, 5.0]])),
+    "half an evaluation": changed("training.exams", np.array([[10.0, 1.0, 10.0, 0.5]])),
     "a history in a matrix": changed("training.losses", np.zeros((40, 1))),
     "another count": changed("optimiser.steps", np.array(3)),
     "no state": without("training.h"),

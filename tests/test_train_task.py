@@ -16,23 +16,23 @@ from fastbptt.tasks import TASKS
 
 pytest.importorskip("safetensors")
 
+from fastbptt.app.train import task_objective
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
+from fastbptt.app.train.loop import WARM_UP, Training
+from fastbptt.app.train.model import CELLS
+from fastbptt.app.train.objective import Evaluation
+from fastbptt.app.train.saved_run import resume, save
+from fastbptt.app.train.settings import OPTIMISERS, TaskSettings
+from fastbptt.app.train.task_objective import TaskObjective
+from fastbptt.app.train.text_objective import TextObjective
 from fastbptt.init import STARTS
-from fastbptt.train import task_lesson
-from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
-from fastbptt.train.lesson import Exam
-from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS
-from fastbptt.train.saved_run import resume, save
-from fastbptt.train.settings import OPTIMISERS, TaskSettings
-from fastbptt.train.task_lesson import TaskLesson
-from fastbptt.train.text_lesson import TextLesson
 
 SMALL = TaskSettings(task="temporal-order", length=10, hidden=7, batch=3, updates=40, seed=5, check_every=15)
 OPTIONS = ["--task", "temporal-order", "--length", 10, "--hidden", 7, "--batch", 3, "--seed", 5, "--no-plot"]
 
 
 def training_on(**changes):
-    return Training(TaskLesson(replace(SMALL, **changes)))
+    return Training(TaskObjective(replace(SMALL, **changes)))
 
 
 def finished(training):
@@ -43,9 +43,9 @@ def finished(training):
 
 @pytest.fixture
 def short_exams(monkeypatch):
-    """Exams that take no time."""
-    monkeypatch.setattr(task_lesson, "SEQUENCES", 200)
-    monkeypatch.setattr(task_lesson, "FIRST_SEQUENCES", 50)
+    """Evaluations that take no time."""
+    monkeypatch.setattr(task_objective, "SEQUENCES", 200)
+    monkeypatch.setattr(task_objective, "FIRST_SEQUENCES", 50)
 
 
 # --- It learns --------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def textbook_omega(h, w_hh, d_out, nonlinearity):
 
 def draw_start(settings, task, rng):
     """Leave the generator where a new net leaves it."""
-    from fastbptt.train.model import Model
+    from fastbptt.app.train.model import Model
 
     Model(task.inputs, settings.hidden, task.outputs, cell=settings.cell, init=settings.init, rng=rng)
 
@@ -136,7 +136,7 @@ def test_updates_with_omega(task, nonlinearity):
 
 def test_omega_makes_gradients_reach_further():
     settings = TaskSettings(task="temporal-order", length=30, updates=150)
-    with_omega, without = (finished(Training(TaskLesson(replace(settings, omega=omega)))) for omega in (4.0, 1e-9))
+    with_omega, without = (finished(Training(TaskObjective(replace(settings, omega=omega)))) for omega in (4.0, 1e-9))
     assert np.mean(with_omega.omegas[-20:]) < 0.3 * np.mean(without.omegas[-20:])
 
 
@@ -161,12 +161,12 @@ def test_the_optimiser_is_the_one_asked_for(optimiser):
 ])  # fmt: skip
 def test_it_solves_what_is_short(task, changes, dtype):
     settings = TaskSettings(task=task, length=10, dtype=dtype, updates=8000, check_every=250, **changes)
-    training = finished(Training(TaskLesson(settings)))
-    assert training.solved, training.exams[-1]
-    exam = training.exams[-1]
-    assert training.updates == exam.update < 8000 and exam.sequences == 10_000 and exam.wrong < 100
-    assert all(earlier.wrong >= 0.01 * earlier.sequences for earlier in training.exams[:-1])
-    assert training.last_exam() is exam
+    training = finished(Training(TaskObjective(settings)))
+    assert training.solved, training.evaluations[-1]
+    evaluation = training.evaluations[-1]
+    assert training.updates == evaluation.update < 8000 and evaluation.sequences == 10_000 and evaluation.wrong < 100
+    assert all(earlier.wrong >= 0.01 * earlier.sequences for earlier in training.evaluations[:-1])
+    assert training.last_evaluation() is evaluation
 
 
 def test_the_defaults_are_the_papers():
@@ -189,19 +189,19 @@ def test_the_start_is_the_one_asked_for(init):
     assert np.array_equal(w, np.eye(7)) == (init == "identity")
 
 
-# --- Exams ------------------------------------------------------------------------------------------------------------
+# --- Evaluations ------------------------------------------------------------------------------------------------------
 
 
 def test_an_exam_is_over_fresh_sequences(monkeypatch, threads):
     """Recomputed with `reference`; the same at any number of threads, and however many are evaluated at once."""
     training = finished(training_on(task="copy-memory", length=3, updates=15, check_every=100))
-    task, params = training.lesson.task, training.model.rnn.params
+    task, params = training.objective.task, training.model.rnn.params
     readout = training.model.readout.params
     seen = []
     monkeypatch.setattr(type(task), "wrong", lambda _, outputs, targets: seen.append((outputs.copy(), targets)) or 1)
     for n in (1, 2):
         threads(n)
-        assert training.last_exam() == training.last_exam()
+        assert training.last_evaluation() == training.last_evaluation()
     outputs, targets = seen[0]
     x = targets[-10:]
     x = np.concatenate([x, np.zeros((2, x.shape[1]), int), np.full((1, x.shape[1]), 9), np.zeros((10, x.shape[1]), int)])
@@ -213,31 +213,31 @@ def test_an_exam_is_over_fresh_sequences(monkeypatch, threads):
 
 def test_exams_leave_the_training_alone(short_exams):
     often, never = (finished(training_on(check_every=n)) for n in (1, 1000))
-    assert often.losses == never.losses and len(often.exams) == 40 and not never.exams
-    assert [exam.update for exam in often.exams] == list(range(1, 41))
+    assert often.losses == never.losses and len(often.evaluations) == 40 and not never.evaluations
+    assert [evaluation.update for evaluation in often.evaluations] == list(range(1, 41))
 
 
 def test_few_sequences_decide_that_a_net_is_poor_but_not_that_it_is_good(monkeypatch):
-    lesson = TaskLesson(SMALL)
+    objective = TaskObjective(SMALL)
     model = training_on().model
     shares = iter([0.01, 0.009, 0.5, 0.0, 0.0099])
-    monkeypatch.setattr(lesson, "_examine", lambda model, updates, rng, n: Exam(updates, 1.0, n, int(next(shares) * n)))
-    assert lesson.examine(model, 10) == Exam(10, 1.0, 1000, 10)
-    assert lesson.examine(model, 20) == (second := Exam(20, 1.0, 10_000, 5000)) and not lesson.is_solved(second)
-    assert lesson.examine(model, 30) == (third := Exam(30, 1.0, 10_000, 99)) and lesson.is_solved(third)
-    assert not lesson.is_solved(Exam(30, 1.0, 1000, 0)) and not lesson.is_solved(Exam(30, 1.0, 10_000, 100))
+    monkeypatch.setattr(objective, "_evaluate", lambda model, updates, rng, n: Evaluation(updates, 1.0, n, int(next(shares) * n)))
+    assert objective.evaluate(model, 10) == Evaluation(10, 1.0, 1000, 10)
+    assert objective.evaluate(model, 20) == (second := Evaluation(20, 1.0, 10_000, 5000)) and not objective.is_solved(second)
+    assert objective.evaluate(model, 30) == (third := Evaluation(30, 1.0, 10_000, 99)) and objective.is_solved(third)
+    assert not objective.is_solved(Evaluation(30, 1.0, 1000, 0)) and not objective.is_solved(Evaluation(30, 1.0, 10_000, 100))
 
 
 def test_the_memory_of_an_exam_is_bounded(monkeypatch):
     sizes = []
     training = training_on(task="noiseless-memorisation", length=1000)
-    draw = training.lesson.task.batch
-    monkeypatch.setattr(training.lesson, "task", type("Spy", (), {
+    draw = training.objective.task.batch
+    monkeypatch.setattr(training.objective, "task", type("Spy", (), {
         "batch": lambda _, rng, size, dtype: sizes.append(size) or draw(rng, size, dtype),
         "loss": lambda *_: (0.0, None), "wrong": lambda *_: 0,
     })())  # fmt: skip
-    monkeypatch.setattr(task_lesson, "STATES_AT_ONCE", 7 * 1020 * 30)
-    training.lesson.examine(training.model, 1)
+    monkeypatch.setattr(task_objective, "STATES_AT_ONCE", 7 * 1020 * 30)
+    training.objective.evaluate(training.model, 1)
     assert sizes[0] == max(sizes) == 30 and sum(sizes) == 1000 + 10_000
 
 
@@ -260,16 +260,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(short_exams, tmp_path, task, cel
     save(finished(resumed), tmp_path / "resumed")
     save(whole, tmp_path / "whole")
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert resumed.exams == whole.exams and [exam.update for exam in whole.exams] == [15, 30]
-    assert resumed.last_exam() == whole.last_exam()
+    assert resumed.evaluations == whole.evaluations and [evaluation.update for evaluation in whole.evaluations] == [15, 30]
+    assert resumed.last_evaluation() == whole.last_evaluation()
 
 
 def test_a_solved_run_has_nothing_left_to_do(tmp_path):
     settings = TaskSettings(task="random-permutation", length=2, lr=0.5, updates=4000, check_every=100)
-    solved = finished(Training(TaskLesson(settings)))
+    solved = finished(Training(TaskObjective(settings)))
     save(solved, tmp_path / "checkpoint")
     again = resume(tmp_path / "checkpoint", updates=100_000)
-    assert solved.solved and again.done and again.last_exam() == solved.exams[-1]
+    assert solved.solved and again.done and again.last_evaluation() == solved.evaluations[-1]
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_every_task_by_its_name(run, short_exams, tmp_path, task):
 def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda path, *curves, **_: drawn.append(curves))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda path, *curves, **_: drawn.append(curves))
     result = run("train", *OPTIONS[:-1], "--updates", 20, "--omega", 4, "--out", tmp_path)
     assert ", clip 1, Omega 4, seed 5\n" in result.out and re.search(r"  Omega \d\.\d+  gradient norm ", result.out)
     assert [len(curve) for curve in drawn[0]] == [20, 20, 20]
@@ -323,7 +323,7 @@ def test_omega_is_shown(run, short_exams, tmp_path, monkeypatch):
 
 def test_the_task_is_named_in_the_picture(run, short_exams, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("fastbptt.train.job.plot_training", lambda *_, **options: drawn.append(options))
+    monkeypatch.setattr("fastbptt.app.train.run.plot_training", lambda *_, **options: drawn.append(options))
     assert run("train", *OPTIONS[:-1], "--updates", 20, "--check-every", 10, "--out", tmp_path).status == 0
     assert drawn[0]["title"] == "temporal-order, length 10; RNN, tanh, float64, 7 units: 20 updates"
     assert [update for update, _ in drawn[0]["errors"]] == [10, 20, 20] and drawn[0]["level"][1] == "by chance: 1.386"
@@ -442,8 +442,8 @@ DAMAGE = {
     "another kind": lambda arrays, metadata: metadata.update(kind="text"),
     "no description": lambda arrays, metadata: metadata.pop("description"),
     "a vocabulary": lambda arrays, metadata: arrays.update(vocabulary=np.arange(3, dtype=np.uint32)),
-    "an exam too many": lambda arrays, metadata: arrays.update({"training.exams": np.array([[99.0, 1, 50, 3]])}),
-    "an impossible exam": lambda arrays, metadata: arrays.update({"training.exams": np.array([[15.0, 1, 50, 51]])}),
+    "an evaluation too many": lambda arrays, metadata: arrays.update({"training.exams": np.array([[99.0, 1, 50, 3]])}),
+    "an impossible evaluation": lambda arrays, metadata: arrays.update({"training.exams": np.array([[15.0, 1, 50, 51]])}),
 }
 
 
@@ -462,5 +462,5 @@ def test_a_loss_that_explodes(run, tmp_path):
 
 
 def test_lessons_are_told_apart():
-    assert (TaskLesson.kind, TextLesson.kind) == ("task", "text")
-    assert TaskLesson.settings_type is TaskSettings
+    assert (TaskObjective.kind, TextObjective.kind) == ("task", "text")
+    assert TaskObjective.settings_type is TaskSettings

@@ -20,7 +20,7 @@ import sys
 import numpy as np
 import fastbptt
 import fastbptt.reference
-from fastbptt import cli
+from fastbptt.app import cli
 from fastbptt.gradients import frames, linearised
 from problems import CELLS, random_problem
 

@@ -85,8 +85,10 @@ class GradientFlow:
         0.995 for tanh; for sigmoid, below 0.0025 or above 0.9975; for ReLU, off). Of a GRU or an LSTM, of all gates.
     saturated_gates : dict
         The same for each gate: "h" of an RNN, r z n of a GRU, i f g o of an LSTM.
-    headline : str
-        The first line of the report.
+    headline, finding : str
+        The first line of the report, the verdict and what was found; and what was found alone.
+    setting : str
+        Its second line: the net, its size, and how much of it is saturated.
     reason : str or None
         Where inf or NaN first appeared, in causal order: in the weights, the inputs, a state, ``d_out``, or a gradient on the way back.
     """
@@ -304,13 +306,14 @@ class GradientFlow:
         plot_flow(self, path, title=title)
 
     def __str__(self):
-        return "\n  ".join([self.headline, self._setting(), *self._norms()])
+        return "\n  ".join([self.headline, self.setting, *self._norms()])
 
     @property
     def headline(self):
-        return f"{self.verdict}: {self._finding()}"
+        return f"{self.verdict}: {self.finding}"
 
-    def _finding(self):
+    @property
+    def finding(self):
         if self.reason is not None:
             return self.reason
         reached = np.flatnonzero(~np.isnan(self.log10_decay))
@@ -327,7 +330,8 @@ class GradientFlow:
             return f"{rate}; after {after} the gradient is {format_log10(left)} times as large"
         return f"{rate}; after {after} {format_log10(left)} of the gradient is left"
 
-    def _setting(self):
+    @property
+    def setting(self):
         T, B, H = self.tape.shape
         kind = self.tape.cell.upper()
         if self.tape.cell == "rnn":

@@ -163,6 +163,8 @@ class VanishingCondition(NamedTuple):
         Whether sigma_max < 1 / gamma, which is enough for gradients to vanish.
     may_explode : bool
         Whether sigma_max > 1 / gamma, without which gradients cannot explode.
+    finding : str
+        What follows, with the numbers it follows from.
     """
 
     sigma_max: float
@@ -171,13 +173,13 @@ class VanishingCondition(NamedTuple):
     must_vanish: bool
     may_explode: bool
 
+    @property
+    def finding(self):
+        fate, relation = ("must vanish", "<") if self.must_vanish else ("may explode", ">") if self.may_explode else ("cannot explode", "=")
+        return f"gradients {fate}: sigma_max {self.sigma_max:.4g} {relation} 1/gamma {1 / self.gamma:g}"
+
     def __str__(self):
-        relation = "<" if self.must_vanish else ">" if self.may_explode else "="
-        finding = (
-            "gradients must vanish" if self.must_vanish else "gradients may explode" if self.may_explode else "gradients cannot explode"
-        )
-        numbers = f"sigma_max {self.sigma_max:.4g} {relation} 1/gamma {1 / self.gamma:g}"
-        return f"{finding}: {numbers} (spectral radius {self.spectral_radius:.4g})"
+        return f"{self.finding} (spectral radius {self.spectral_radius:.4g})"
 
 
 def vanishing_condition(w_hh, nonlinearity="tanh"):

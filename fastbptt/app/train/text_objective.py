@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 
-from .._command import printable_name
-from ..losses import perplexity, softmax_cross_entropy
+from ...losses import perplexity, softmax_cross_entropy
+from ..messages import printable_name
 from .checkpoint import damage_named
-from .lesson import Exam, Lesson, Window
+from .objective import Evaluation, Objective, Window
 from .settings import TextSettings
-from .text import DEFAULT_SOURCE, decode, read_corpus, saved_reading
+from .text import decode, read_again
 
 EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
 
 
-class TextLesson(Lesson):
-    """A text as a lesson; see `Lesson`.
+class TextObjective(Objective):
+    """A text as an objective; see `Objective`.
 
     Parameters
     ----------
     settings : TextSettings
-    corpus : fastbptt.train.text.Corpus
+    corpus : fastbptt.app.train.text.Corpus
 
     Raises
     ------
@@ -52,9 +52,9 @@ class TextLesson(Lesson):
 
     loss = staticmethod(softmax_cross_entropy)
 
-    def examine(self, model, updates, *, thoroughly=False):
+    def evaluate(self, model, updates, *, thoroughly=False):
         """The held-out text is read once from its beginning to its end."""
-        return Exam(updates, mean_loss(model, self.corpus.held_out))
+        return Evaluation(updates, mean_loss(model, self.corpus.held_out))
 
     def sample(self, model, length, temperature, rng):
         """Text by the net, as if after a line break."""
@@ -73,10 +73,10 @@ class TextLesson(Lesson):
     def readings(self, training):
         return {"perplexity": f"{perplexity(training.recent_loss):.2f}"}
 
-    def verdict(self, exam):
-        return f"perplexity {perplexity(exam.loss):.4f} per character ({exam.loss / math.log(2):.4f} bits)"
+    def verdict(self, evaluation):
+        return f"perplexity {perplexity(evaluation.loss):.4f} per character ({evaluation.loss / math.log(2):.4f} bits)"
 
-    def picture(self, exams, last):
+    def picture(self, evaluations, last):
         level = None if last is None else (last.loss, f"held-out text: perplexity {perplexity(last.loss):.3f}")
         return {"loss_label": "loss (nats per character)", "level": level, "perplexities": True}
 
@@ -95,16 +95,11 @@ class TextLesson(Lesson):
         return {"vocabulary": self.corpus.vocabulary}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
         with damage_named(path):
-            before, digest = saved_reading(description), str(description["sha256"])
+            digest = str(description["sha256"])
             expected = f"expected {int(description['characters'])}, {int(description['different'])} different"
-        try:
-            corpus = read_corpus(**before | reading)
-        except OSError:
-            if "source" in reading or before["source"] == DEFAULT_SOURCE:
-                raise
-            raise ValueError(f"{before['source']}: {path} was trained on this text, which cannot be read; say where it is now") from None
+        corpus = read_again(path, description, source, encoding, advice="say where it is now")
         if corpus.digest != digest:
             size = f"{len(corpus.tokens)} characters, {len(corpus.vocabulary)} different"
             raise ValueError(f"{corpus.source}: not the text that {path} was trained on: {size}; {expected}")

@@ -2,21 +2,23 @@
 
 import math
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from .. import _checks
-from .._files import write_atomically
+from ... import _checks
+from ..._files import write_atomically
 from .checkpoint import below, damage_named, load_checkpoint, save_checkpoint
-from .lesson import Exam
 from .loop import Training
-from .task_lesson import TaskLesson
-from .text_lesson import TextLesson
+from .objective import Evaluation
+from .settings import Settings
+from .task_objective import TaskObjective
+from .text_objective import TextObjective
 
 FORMAT = "fastbptt train 3"
-LESSONS = {lesson.kind: lesson for lesson in (TextLesson, TaskLesson)}
+OBJECTIVES = {objective.kind: objective for objective in (TextObjective, TaskObjective)}
 STATES = ("training.h", "training.c")
-EXAMS = "training.exams"  # (exams, 4): what an `Exam` has
+EVALUATIONS = "training.exams"  # (evaluations, 4): what an `Evaluation` has
 
 
 def save(training, path, write=write_atomically):
@@ -43,13 +45,39 @@ def save(training, path, write=write_atomically):
     save_checkpoint(path, arrays, _metadata(training), write)
 
 
+class SavedRun(NamedTuple):
+    """What a checkpoint has: the kind of `Objective` and its description, the settings, and everything as it stands in the file."""
+
+    path: object
+    objective_type: type
+    settings: Settings
+    description: dict
+    arrays: dict
+    metadata: dict
+
+    def model(self, inputs, outputs):
+        """The `Model`. ValueError if its arrays are not such as these sizes ask for; nothing is allocated before that is known."""
+        settings, arrays = self.settings, self.arrays
+        shapes = arrays["rnn.weight_ih_l0"].shape, arrays["readout.weight"].shape
+        dtypes = {array.dtype for name, array in arrays.items() if name.startswith(("rnn.", "readout."))}
+        if shapes != ((len(arrays["rnn.weight_hh_l0"]), inputs), (outputs, settings.hidden)) or dtypes != {np.dtype(settings.dtype)}:
+            raise ValueError(
+                f"its weights are not those of {inputs} inputs, {settings.hidden} units and {outputs} outputs, {settings.dtype}"
+            )
+        model = settings.model(inputs, outputs, rng=0)
+        model.load_state_dict(arrays)
+        return model
+
+
 def load_run(path):
-    """A run's arrays and metadata, as `save` wrote them. OSError or ValueError if they are not to be had, or of another format."""
+    """A `SavedRun`, as `save` wrote it. OSError or ValueError if it is not to be had, damaged, or of another format."""
     arrays, metadata = load_checkpoint(path)
     with damage_named(path):
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-    return arrays, metadata
+        objective_type = OBJECTIVES[_checks.one_of("kind", metadata["kind"], tuple(OBJECTIVES))]
+        settings = _saved_settings(objective_type, metadata["settings"], arrays)
+        return SavedRun(path, objective_type, settings, dict(metadata["description"]), arrays, metadata)
 
 
 def resume(path, source=None, encoding=None, **changes):
@@ -78,18 +106,13 @@ def resume(path, source=None, encoding=None, **changes):
     ValueError
         If it is no checkpoint, or a damaged one; if the text is not the same; if a setting contradicts it.
     """
-    arrays, metadata = load_run(path)
+    saved = load_run(path)
+    settings = _changed(saved.settings, changes, path, saved.objective_type.kind)
+    objective = saved.objective_type.from_checkpoint(path, settings, saved.description, source, encoding)
     with damage_named(path):
-        lesson_type = LESSONS[_checks.one_of("kind", metadata["kind"], tuple(LESSONS))]
-        settings = _saved_settings(lesson_type, metadata["settings"], arrays)
-        description = dict(metadata["description"])
-    settings = _changed(settings, changes, path, lesson_type.kind)
-    reading = {name: value for name, value in (("source", source), ("encoding", encoding)) if value is not None}
-    lesson = lesson_type.from_checkpoint(path, settings, description, **reading)
-    with damage_named(path):
-        training = Training(lesson)
-        _check_arrays(arrays, training)
-        _restore(training, arrays, metadata)
+        training = Training(objective)
+        _check_arrays(saved.arrays, training)
+        _restore(training, saved.arrays, saved.metadata)
     if settings.updates is not None and training.updates > settings.updates:
         raise ValueError(f"updates: {path} has made {training.updates} already, more than {settings.updates}")
     return training
@@ -106,8 +129,8 @@ def _arrays(training):
         **{f"optimiser.{name}": array for name, array in training.optimiser.state_dict().items()},
         **dict(zip(STATES, _state(training))),
         **{f"training.{name}": np.array(getattr(training, name), np.float64) for name in _histories(training.settings)},
-        EXAMS: np.array(training.exams, np.float64).reshape(-1, len(Exam._fields)),
-        **training.lesson.arrays(),
+        EVALUATIONS: np.array(training.evaluations, np.float64).reshape(-1, len(Evaluation._fields)),
+        **training.objective.arrays(),
     }
 
 
@@ -120,12 +143,12 @@ def _state(training):
 
 
 def _metadata(training):
-    settings, lesson = training.settings, training.lesson
+    settings, objective = training.settings, training.objective
     return {
         "format": FORMAT,
-        "kind": lesson.kind,
+        "kind": objective.kind,
         "settings": asdict(settings) | {"clip": None if settings.clip == math.inf else settings.clip},
-        "description": lesson.description(),
+        "description": objective.description(),
         "rng": training.rng.bit_generator.state,
         "seconds": 0.0 if settings.minutes is None else training.seconds,
     }
@@ -139,15 +162,15 @@ def _check_arrays(arrays, training):
     updates = arrays["optimiser.steps"]
     shapes = {name: array.shape for name, array in expected.items()}
     shapes |= {f"training.{name}": (*updates.shape, int(updates)) for name in _histories(training.settings)}
-    shapes[EXAMS] = (*arrays[EXAMS].shape[:1], len(Exam._fields))
+    shapes[EVALUATIONS] = (*arrays[EVALUATIONS].shape[:1], len(Evaluation._fields))
     for name, array in arrays.items():
         if array.shape != shapes[name] or array.dtype != expected[name].dtype:
             raise ValueError(f"{name}: expected shape {shapes[name]}, {expected[name].dtype}, got {array.shape}, {array.dtype}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite")
-    for name, array in training.lesson.arrays().items():
+    for name, array in training.objective.arrays().items():
         if not np.array_equal(arrays[name], array):
-            raise ValueError(f"its {name} is not that of its {training.lesson.kind}")
+            raise ValueError(f"its {name} is not that of its {training.objective.kind}")
 
 
 def _restore(training, arrays, metadata):
@@ -158,22 +181,22 @@ def _restore(training, arrays, metadata):
     training.reader.reset(state if len(state) > 1 else state[0])
     for name in _histories(training.settings):
         setattr(training, name, arrays[f"training.{name}"].tolist())
-    training.exams = [_exam(*numbers, updates=training.updates) for numbers in arrays[EXAMS].tolist()]
+    training.evaluations = [_evaluation(*numbers, updates=training.updates) for numbers in arrays[EVALUATIONS].tolist()]
     training.clipped = sum(norm > training.settings.clip for norm in training.norms)
     training.rng.bit_generator.state = metadata["rng"]
     training.seconds = _checks.number("seconds", metadata["seconds"], 0)
 
 
-def _exam(update, loss, sequences, wrong, *, updates):
-    exam = Exam(int(update), loss, int(sequences), int(wrong))
-    if exam != (update, loss, sequences, wrong) or not (0 < update <= updates and 0 <= wrong <= sequences and sequences > 0):
-        raise ValueError(f"{EXAMS}: no exam is {(update, loss, sequences, wrong)}")
-    return exam
+def _evaluation(update, loss, sequences, wrong, *, updates):
+    evaluation = Evaluation(int(update), loss, int(sequences), int(wrong))
+    if evaluation != (update, loss, sequences, wrong) or not (0 < update <= updates and 0 <= wrong <= sequences and sequences > 0):
+        raise ValueError(f"{EVALUATIONS}: no evaluation is {(update, loss, sequences, wrong)}")
+    return evaluation
 
 
-def _saved_settings(lesson_type, saved, arrays):
+def _saved_settings(objective_type, saved, arrays):
     """The settings, if the arrays are of their size: nothing is allocated on a damaged file's word."""
-    settings = lesson_type.settings_type(**saved | {"clip": math.inf if saved["clip"] is None else saved["clip"]})
+    settings = objective_type.settings_type(**saved | {"clip": math.inf if saved["clip"] is None else saved["clip"]})
     rows, columns = arrays["rnn.weight_hh_l0"].shape
     if min(rows, columns) < settings.hidden or arrays["training.h"].shape != (1, settings.batch, settings.hidden):
         raise ValueError(f"its arrays are not those of {settings.hidden} units and {settings.batch} rows")

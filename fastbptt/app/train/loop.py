@@ -1,4 +1,4 @@
-"""Training a net: backpropagation through time, Omega if wanted, clipping by the norm, an optimiser; whatever the lesson is."""
+"""Training a net: backpropagation through time, Omega if wanted, clipping by the norm, an optimiser; whatever the objective is."""
 
 import copy
 import math
@@ -6,10 +6,9 @@ import time
 
 import numpy as np
 
-from ..clipping import clip_grad_norm_
-from ..gradients.regularisation import omega
-from ..truncation import TruncatedBPTT
-from .model import Model
+from ...clipping import clip_grad_norm_
+from ...gradients.regularisation import omega
+from ...truncation import TruncatedBPTT
 from .settings import OPTIMISERS, SCHEDULES
 
 WARM_UP = 100  # updates until the learning rate is reached: what RMSprop's mean square, with its alpha of 0.99, remembers
@@ -19,12 +18,12 @@ RECENT = 100  # updates that the displayed loss is the mean of
 class Training:
     """A training run, one update at a time.
 
-    The same lesson and settings give the same bits, at any number of threads; so does a run that was saved and resumed
-    (`fastbptt.train.saved_run`) at any update.
+    The same objective and settings give the same bits, at any number of threads; so does a run that was saved and resumed
+    (`fastbptt.app.train.saved_run`) at any update.
 
     Parameters
     ----------
-    lesson : Lesson
+    objective : Objective
         It has the settings.
 
     Attributes
@@ -35,7 +34,7 @@ class Training:
         Of every update so far: the window's mean loss, and the gradient norm before clipping.
     omegas : list of float
         Of every update so far: Omega, if it has a weight; otherwise empty.
-    exams : list of Exam
+    evaluations : list of Evaluation
         Those held so far.
     clipped : int
         How many updates were clipped.
@@ -49,33 +48,24 @@ class Training:
 
     Examples
     --------
-    >>> from fastbptt.train.settings import TaskSettings
-    >>> from fastbptt.train.task_lesson import TaskLesson
-    >>> training = Training(TaskLesson(TaskSettings(task="temporal-order", length=20, updates=3)))
+    >>> from fastbptt.app.train.settings import TaskSettings
+    >>> from fastbptt.app.train.task_objective import TaskObjective
+    >>> training = Training(TaskObjective(TaskSettings(task="temporal-order", length=20, updates=3)))
     >>> while not training.done:
     ...     training.update()
     >>> len(training.losses), round(training.losses[0], 1)
     (3, 1.4)
     """
 
-    def __init__(self, lesson):
-        self.lesson, self.settings = lesson, lesson.settings
+    def __init__(self, objective):
+        self.objective, self.settings = objective, objective.settings
         settings = self.settings
         self.rng = np.random.default_rng(settings.seed)
-        self.model = Model(
-            lesson.inputs,
-            settings.hidden,
-            lesson.outputs,
-            cell=settings.cell,
-            nonlinearity=settings.nonlinearity,
-            dtype=settings.dtype,
-            init=settings.init,
-            rng=self.rng,
-        )
+        self.model = settings.model(objective.inputs, objective.outputs, self.rng)
         self.optimiser = OPTIMISERS[settings.optimiser](self.model.layers)
         self.warm_up = 0 if settings.optimiser == "sgd" else WARM_UP
-        self.reader = TruncatedBPTT(self.model.rnn, lesson.steps)
-        self.losses, self.norms, self.omegas, self.exams = [], [], [], []
+        self.reader = TruncatedBPTT(self.model.rnn, objective.steps)
+        self.losses, self.norms, self.omegas, self.evaluations = [], [], [], []
         self.clipped = self.units = 0
         self.seconds = 0.0
         self.observer = None
@@ -94,8 +84,8 @@ class Training:
 
     @property
     def solved(self):
-        """Whether the last exam was passed, which ends the run."""
-        return bool(self.exams) and self.lesson.is_solved(self.exams[-1])
+        """Whether the task was solved at the last evaluation, which ends the run."""
+        return bool(self.evaluations) and self.objective.is_solved(self.evaluations[-1])
 
     @property
     def done(self):
@@ -114,7 +104,7 @@ class Training:
         return self.settings.lr * warmth * SCHEDULES[self.settings.schedule](self.progress)
 
     def update(self):
-        """Read one window, learn from it, and hold an exam if one is due.
+        """Read one window, learn from it, and evaluate the net if that is due.
 
         Raises
         ------
@@ -122,13 +112,13 @@ class Training:
             If the loss or the gradient is not finite. The parameters are then as they were.
         """
         start = time.perf_counter()
-        inputs, targets, begins = self.lesson.window(self.updates, self.rng)
+        inputs, targets, begins = self.objective.window(self.updates, self.rng)
         # each window is gone back through on its own, also after one that was shorter: a resumed run has no other to go back through
         self.reader.reset(None if begins else self.reader.state)
         out = self.reader.forward(inputs)
-        loss, d_answers = self.lesson.loss(self.model.readout(out[-len(targets) :]), targets)
         self.model.zero_grad()
-        gradients = self._gradients(out, self.model.readout.backward(d_answers))
+        loss, d_last = self.model.loss(self.objective.loss, out, targets)
+        gradients = self._gradients(out, d_last)
         tape = self.reader.tape if self.observer else None
         try:
             norm = self._go_back(loss, gradients)
@@ -138,19 +128,19 @@ class Training:
         unseen = self._show(tape, gradients)
         self.optimiser.lr = self.learning_rate
         self.optimiser.step()
-        self._record(loss, norm, self.lesson.units(inputs), time.perf_counter() - start - unseen)
-        if self.lesson.exam_is_due(self.updates):
-            self.exams.append(self.lesson.examine(self.model, self.updates))
+        self._record(loss, norm, self.objective.units(inputs), time.perf_counter() - start - unseen)
+        if self.objective.evaluation_is_due(self.updates):
+            self.evaluations.append(self.objective.evaluate(self.model, self.updates))
 
-    def last_exam(self):
-        """The exam to judge the net by as it is now."""
-        if self.solved and self.exams[-1].update == self.updates:
-            return self.exams[-1]
-        return self.lesson.examine(self.model, self.updates, thoroughly=True)
+    def last_evaluation(self):
+        """The evaluation of the net as it is now."""
+        if self.solved and self.evaluations[-1].update == self.updates:
+            return self.evaluations[-1]
+        return self.objective.evaluate(self.model, self.updates, thoroughly=True)
 
     def sample(self, length, temperature):
         """Something by the net, to look at. The same run gives the same."""
-        return self.lesson.sample(self.model, length, temperature, copy.deepcopy(self.rng))
+        return self.objective.sample(self.model, length, temperature, copy.deepcopy(self.rng))
 
     def _gradients(self, out, d_last):
         """The gradient of the last S states, (S, B, H), as arguments of a backward pass: of all of them, or of the last one."""

@@ -1,18 +1,18 @@
-"""Learning a task of `fastbptt.tasks`: every update has fresh sequences, exams are held on others, and the run ends once it is solved."""
+"""Learning a task of `fastbptt.tasks`: every update has fresh sequences, every evaluation others, and the run ends once it is solved."""
 
 import numpy as np
 
-from ..tasks import TASKS
-from .lesson import Exam, Lesson, Window
+from ...tasks import TASKS
+from .objective import Evaluation, Objective, Window
 from .settings import TaskSettings
 
-SEQUENCES, FIRST_SEQUENCES = 10_000, 1000  # of a whole exam, and of what must be passed before one is held
+SEQUENCES, FIRST_SEQUENCES = 10_000, 1000  # of a whole evaluation, and of the short one that comes first
 SOLVED = 0.01  # fewer are wrong
 STATES_AT_ONCE = 1 << 22  # numbers evaluated in one call: what bounds the memory
 
 
-class TaskLesson(Lesson):
-    """A task as a lesson; see `Lesson`.
+class TaskObjective(Objective):
+    """A task as an objective; see `Objective`.
 
     Parameters
     ----------
@@ -39,20 +39,20 @@ class TaskLesson(Lesson):
     def units(self, inputs):
         return inputs.shape[1]
 
-    def exam_is_due(self, updates):
+    def evaluation_is_due(self, updates):
         return updates % self.settings.check_every == 0
 
-    def examine(self, model, updates, *, thoroughly=False):
+    def evaluate(self, model, updates, *, thoroughly=False):
         """Fresh sequences; unless ``thoroughly``, a few, and many others only if the net does well on those."""
         rng = np.random.default_rng(np.random.SeedSequence(self.settings.seed, spawn_key=(updates,)))
         if not thoroughly:
-            exam = self._examine(model, updates, rng, FIRST_SEQUENCES)
-            if exam.error >= SOLVED:
-                return exam
-        return self._examine(model, updates, rng, SEQUENCES)
+            evaluation = self._evaluate(model, updates, rng, FIRST_SEQUENCES)
+            if evaluation.error >= SOLVED:
+                return evaluation
+        return self._evaluate(model, updates, rng, SEQUENCES)
 
-    def is_solved(self, exam):
-        return exam.sequences == SEQUENCES and exam.error < SOLVED
+    def is_solved(self, evaluation):
+        return evaluation.sequences == SEQUENCES and evaluation.error < SOLVED
 
     def introduction(self):
         task = self.task
@@ -69,30 +69,30 @@ class TaskLesson(Lesson):
         return f"batches of {self.settings.batch} fresh sequences"
 
     def readings(self, training):
-        return {"wrong": f"{training.exams[-1].error:.1%}" if training.exams else "-"}
+        return {"wrong": f"{training.evaluations[-1].error:.1%}" if training.evaluations else "-"}
 
-    def verdict(self, exam):
-        found = f"{exam.error:.2%} wrong of {exam.sequences:,} fresh sequences, loss {exam.loss:.4g}"
-        if self.is_solved(exam):
-            return f"{found}: solved after {exam.update:,} updates"
+    def verdict(self, evaluation):
+        found = f"{evaluation.error:.2%} wrong of {evaluation.sequences:,} fresh sequences, loss {evaluation.loss:.4g}"
+        if self.is_solved(evaluation):
+            return f"{found}: solved after {evaluation.update:,} updates"
         return f"{found}: not solved, which takes less than {SOLVED:.0%}"
 
-    def picture(self, exams, last):
+    def picture(self, evaluations, last):
         chance = self.task.baseline.loss
         return {
             "loss_label": "loss (squared error)" if self.task.tolerance else "loss (nats per answer)",
             "level": (chance, f"by chance: {chance:.4g}"),
-            "errors": [(exam.update, exam.error) for exam in (*exams, last) if exam is not None],
+            "errors": [(evaluation.update, evaluation.error) for evaluation in (*evaluations, last) if evaluation is not None],
             "solved": SOLVED,
         }
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
-        if reading:
-            raise ValueError(f"{reading.get('source', 'encoding')}: {path} was trained on the task {settings.task}, not on a text")
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
+        if (source or encoding) is not None:
+            raise ValueError(f"{source or 'encoding'}: {path} was trained on the task {settings.task}, not on a text")
         return cls(settings)
 
-    def _examine(self, model, updates, rng, sequences):
+    def _evaluate(self, model, updates, rng, sequences):
         at_once = min(FIRST_SEQUENCES, max(1, STATES_AT_ONCE // (self.steps * self.settings.hidden)))
         loss, wrong = 0.0, 0
         with model.evaluating():
@@ -103,4 +103,4 @@ class TaskLesson(Lesson):
                 outputs = model.readout(out[-len(targets) :])
                 loss += self.task.loss(outputs, targets)[0] * size
                 wrong += self.task.wrong(outputs, targets)
-        return Exam(updates, loss / sequences, sequences, wrong)
+        return Evaluation(updates, loss / sequences, sequences, wrong)

@@ -1,9 +1,13 @@
 """The net that is trained: a recurrent layer, and a linear layer that turns its states into answers."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
-from ..init import STARTS
-from ..layers import GRU, LSTM, RNN, Linear
+from ... import _checks
+from ...functional import NONLINEARITIES
+from ...init import STARTS
+from ...layers import GRU, LSTM, RNN, Linear
 from .checkpoint import below
 
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
@@ -60,13 +64,25 @@ class Model:
         zeros = np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype)
         return (zeros, zeros.copy()) if isinstance(self.rnn, LSTM) else zeros
 
+    def loss(self, loss, out, targets):
+        """``loss(answers, targets)`` at the last S steps of ``out``, as many as there are targets, and its gradient there (S, B, H)."""
+        value, d_answers = loss(self.readout(out[len(out) - len(targets) :]), targets)
+        return value, self.readout.backward(d_answers)
+
     def zero_grad(self):
         for layer in self.layers:
             layer.zero_grad()
 
+    @contextmanager
     def evaluating(self):
-        """A context within which the layers keep nothing for a backward pass."""
-        return _Evaluation(self.layers)
+        """Within it, the layers keep nothing for a backward pass."""
+        for layer in self.layers:
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.train()
 
     def state_dict(self):
         """Copies of the parameters, under the names that a `torch.nn.Module` with a `rnn` and a `readout` gives them."""
@@ -80,14 +96,10 @@ class Model:
         self.readout.load_state_dict(below("readout.", state))
 
 
-class _Evaluation:
-    def __init__(self, layers):
-        self.layers = layers
-
-    def __enter__(self):
-        for layer in self.layers:
-            layer.eval()
-
-    def __exit__(self, *_):
-        for layer in self.layers:
-            layer.train()
+def nonlinearity_of(cell, nonlinearity, usual):
+    """Of an RNN the given nonlinearity, or the usual one for None; None of a GRU or LSTM. ValueError if there is no such choice."""
+    if cell == "rnn":
+        return _checks.one_of("nonlinearity", usual if nonlinearity is None else nonlinearity, NONLINEARITIES)
+    if nonlinearity is not None:
+        raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {cell}")
+    return None

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .._figures import BLUE, VERMILION, new_figure, save
-from .._files import write_atomically
+from ..._figures import BLUE, VERMILION, new_figure, save
+from ..._files import write_atomically
 
 TOP = 1e150  # values beyond are drawn here, where Matplotlib's own arithmetic does not overflow yet
 POINTS = 300  # that a curve is drawn through; each stands for several updates, if there are more
@@ -110,9 +110,9 @@ def _curve(axes, values):
 
 
 def _errors(axes, errors, solved):
-    """The share of wrong answers, exam by exam, in per cent."""
+    """The share of wrong answers at each evaluation, in per cent."""
     updates, shares = zip(*errors) if errors else ((), ())
-    axes.plot(updates, [100 * share for share in shares], color=BLUE, linewidth=1.3, marker=".", label="exams on fresh sequences")
+    axes.plot(updates, [100 * share for share in shares], color=BLUE, linewidth=1.3, marker=".", label="evaluations on fresh sequences")
     axes.axhline(100 * solved, color=VERMILION, linestyle="--", label=f"solved below {solved:.0%}")
     axes.set_ylim(-3, 103)
     _finish(axes, np.zeros(0), "wrong answers (%)")

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .._checks import DTYPES
-from .._command import PictureError, drawing, fail, file_name, file_path, given, memory_for, printable_name, require, say, working
-from .._files import require_writable
-from .._notation import format_log10
-from ..functional import NONLINEARITIES
-from ..gradients.linearised import GATES
-from ..gradients.portrait import Portrait
-from .described import LOSSES, STARTS, DescribedNet, compared
+from ..._checks import DTYPES
+from ..._figures import new_figure, picture_format
+from ..._files import require_writable
+from ..._notation import format_log10
+from ...functional import NONLINEARITIES
+from ...gradients.linearised import GATES
+from ...gradients.portrait import Portrait
+from ...init import STARTS
+from ...losses import perplexity
+from ...pictures import draw_portrait, draw_portraits
+from ..messages import PictureError, drawing, fail, printable_name, say, working
+from ..options import REFUSALS, add_option, file_name, file_path, given, memory_for, refuse, require
+from .described import LOSSES, DescribedNet, compared
+from .saved import TextNet, load_net
 
 PICTURE = Path("fastbptt-flow.png")
 PORT = 8765
@@ -34,32 +40,31 @@ def add_flow(commands):
     parser.add_argument("--text", type=file_name, metavar="FILE", help="what the saved net is to read (default: what it was trained on)")
     parser.add_argument("--encoding", metavar="NAME", help="of that text (default: that of the text that the net was trained on)")
 
-    def option(group, name, help, default=None, **how):
-        default = getattr(DescribedNet, name.replace("-", "_"), None) if default is None else default
-        group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
-
     net = parser.add_argument_group("a net that is described")
-    option(net, "cell", ", ".join(GATES), choices=tuple(GATES), metavar="C")
-    option(net, "nonlinearity", f"of the rnn: {', '.join(NONLINEARITIES)}", "tanh", choices=NONLINEARITIES, metavar="F")
-    option(net, "init", f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
-    option(net, "radius", "their spectral radius, exactly", type=float, metavar="R")
-    option(net, "hidden", "units", type=int, metavar="H")
-    option(net, "gain", "standard deviation of what the inputs add to each pre-activation", type=float, metavar="G")
-    option(net, "gate-bias", "bias of the gate that keeps the state: f of the lstm, z of the gru", 1, type=float, metavar="B")
-    option(net, "loss", "at which steps there is a loss, with a random gradient: " + ", ".join(LOSSES), choices=LOSSES, metavar="L")
-    option(net, "seed", "seed; the same one gives the same net, and a saved one the same sequences of its task", type=int)
-    option(net, "dtype", ", ".join(DTYPES), choices=DTYPES, metavar="D")
+    add_option(net, "cell", DescribedNet.cell, ", ".join(GATES), choices=tuple(GATES), metavar="C")
+    add_option(net, "nonlinearity", "tanh", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
+    add_option(net, "init", DescribedNet.init, f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
+    add_option(net, "radius", DescribedNet.radius, "their spectral radius, exactly", type=float, metavar="R")
+    add_option(net, "hidden", DescribedNet.hidden, "units", type=int, metavar="H")
+    how = "standard deviation of what the inputs add to each pre-activation"
+    add_option(net, "gain", DescribedNet.gain, how, type=float, metavar="G")
+    add_option(net, "gate-bias", 1, "bias of the gate that keeps the state: f of the lstm, z of the gru", type=float, metavar="B")
+    how = f"at which steps there is a loss, with a random gradient: {', '.join(LOSSES)}"
+    add_option(net, "loss", DescribedNet.loss, how, choices=LOSSES, metavar="L")
+    how = "seed; the same one gives the same net, and a saved one the same sequences of its task"
+    add_option(net, "seed", DescribedNet.seed, how, type=int)
+    add_option(net, "dtype", DescribedNet.dtype, ", ".join(DTYPES), choices=DTYPES, metavar="D")
 
     length = parser.add_argument_group("how much of it")
-    option(length, "steps", "steps", f"{DescribedNet.steps}; of a saved net, as in its training", type=int, metavar="T")
-    option(length, "batch", "rows", type=int, metavar="B")
+    add_option(length, "steps", f"{DescribedNet.steps}; of a saved net, as in its training", "steps", type=int, metavar="T")
+    add_option(length, "batch", DescribedNet.batch, "rows", type=int, metavar="B")
 
     results = parser.add_argument_group("results")
     what = results.add_mutually_exclusive_group()
     what.add_argument("--compare", action="store_true", help="tanh, ReLU started with the identity, gru and lstm, side by side")
     what.add_argument("--serve", action="store_true", help="open a page with sliders, on this machine only, instead of drawing a picture")
-    option(results, "port", "of the page; 0 for any that is free", PORT, type=int, metavar="N")
-    option(results, "out", "the picture: .png, .svg or .pdf; one that is there is replaced", PICTURE, type=file_path, metavar="PATH")
+    add_option(results, "port", PORT, "of the page; 0 for any that is free", type=int, metavar="N")
+    add_option(results, "out", PICTURE, "the picture: .png, .svg or .pdf; one that is there is replaced", type=file_path, metavar="PATH")
     results.add_argument("--no-picture", action="store_true", help="draw no picture")
 
 
@@ -70,7 +75,7 @@ def flow(options):
             return _flow(options)
     except PictureError as error:
         return fail(error, 1)
-    except (ImportError, MemoryError, OSError, OverflowError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+    except REFUSALS as error:
         return fail(error, 2)
 
 
@@ -93,21 +98,16 @@ def _flow(options):
 
 def _look_at_saved(options, picture):
     require("train", "safetensors")
-    from ..losses import perplexity
-    from .saved import TextNet, load_net
-
     net = load_net(options.checkpoint)
     if isinstance(net, TextNet):
-        if options.seed is not None:
-            raise ValueError("seed: nothing is random about a net that reads a text")
+        refuse(options, ("seed",), "nothing is random about a net that reads a text")
         with working("the net on its text"):
             tokens, source, unknown = net.tokens(options.text, options.encoding)
             found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
         say("text", f"{printable_name(source)}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
     else:
-        for what in given(options, ("text", "encoding")):
-            raise ValueError(f"{what}: {options.checkpoint} was trained on the task {net.task.name}, not on a text")
+        refuse(options, ("encoding", "text"), f"{options.checkpoint} was trained on the task {net.task.name}, not on a text")
         with working("the net on its task"):
             found, loss = net.flow(length=options.steps, **given(options, ("batch", "seed")))
         say("task", f"{net.task.name}: loss {loss:.4g}; by chance {net.task.baseline.loss:.4g}")
@@ -126,36 +126,32 @@ def _look_at(found, title, picture):
         if text is not None:
             say(heading, text)
     if picture is not None:
-        from ..pictures import draw_portrait
-
-        with working("the picture"), drawing(picture):
-            draw_portrait(portrait, picture, title=title)
-        say("picture", printable_name(picture))
+        _draw(draw_portrait, portrait, picture, title)
 
 
 def _compare(options, picture):
-    settings = given(options, COMPARED)
-    nets = compared(**settings)
+    nets = compared(**given(options, COMPARED))
     portraits = {}
     for name, net in nets.items():
         with working(f"{name}, gradients by lag"):
-            found = net.flow()
-            headline = found.headline
-        portraits[name] = Portrait(found)
+            portraits[name] = Portrait(net.flow())
+            headline = portraits[name].flow.headline
         say("net", net)
         say("gradient", headline)
     if picture is not None:
-        from ..pictures import draw_portraits
-
         for name, portrait in portraits.items():
             for what, find in FINDINGS.values():
                 with working(f"{name}, {what}"):
                     find(portrait)
         net = nets["tanh"]
         title = f"{net.hidden} units, {net.steps} steps, {net.init} start of radius {net.radius:g}, input gain {net.gain:g}"
-        with working("the picture"), drawing(picture):
-            draw_portraits(portraits, picture, title=title)
-        say("picture", printable_name(picture))
+        _draw(draw_portraits, portraits, picture, title)
+
+
+def _draw(draw, what, picture, title):
+    with working("the picture"), drawing(picture):
+        draw(what, picture, title=title)
+    say("picture", printable_name(picture))
 
 
 def _weights(portrait):
@@ -199,27 +195,26 @@ def _serve(options):
 
 
 def _refuse_contradictions(options):
-    what = "a saved net" if options.checkpoint is not None else "a comparison" if options.compare else None
-    if options.checkpoint is not None and (options.compare or options.serve):
-        raise ValueError(f"{options.checkpoint}: --{'compare' if options.compare else 'serve'} takes no checkpoint")
     if options.checkpoint is None:
-        for name in given(options, ("text", "encoding")):
-            raise ValueError(f"{name}: only a saved net reads text; which checkpoint?")
-    if options.port is not None and not options.serve:
-        raise ValueError("port: only --serve has one")
-    if options.serve and (options.out is not None or options.no_picture):
-        raise ValueError("out: --serve draws no picture" if options.out is not None else "no-picture: --serve draws none anyway")
-    if options.out is not None and options.no_picture:
-        raise ValueError("out: not together with --no-picture")
-    if what is not None:
-        for name in given(options, set(DESCRIBED) - set(SAVED if options.checkpoint is not None else COMPARED)):
-            raise ValueError(f"{name.replace('_', '-')}: {what} has its own")
+        refuse(options, ("text", "encoding"), "only a saved net reads text; which checkpoint?")
+    elif options.compare or options.serve:
+        raise ValueError(f"{options.checkpoint}: --{'compare' if options.compare else 'serve'} takes no checkpoint")
+    if not options.serve:
+        refuse(options, ("port",), "only --serve has one")
+    elif options.no_picture:
+        raise ValueError("no-picture: --serve draws none anyway")
+    else:
+        refuse(options, ("out",), "--serve draws no picture")
+    if options.no_picture:
+        refuse(options, ("out",), "not together with --no-picture")
+    if options.checkpoint is not None:
+        refuse(options, set(DESCRIBED) - set(SAVED), "a saved net has its own")
+    elif options.compare:
+        refuse(options, set(DESCRIBED) - set(COMPARED), "a comparison has its own")
 
 
 def _writable(path):
     """The path, if a picture can be written there; nothing is computed before that is known."""
-    from .._figures import new_figure, picture_format
-
     picture_format(path)
     new_figure(1, 1)
     require_writable(path)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _checks
-from .._files import errors_name
+from ... import _checks
+from ..._files import errors_name
+from .checkpoint import damage_named
 
 DEFAULT_SOURCE = "pydoc_data.topics"
 HELD_OUT = 20  # one part in so many is held out
@@ -124,7 +125,23 @@ def read_corpus(source=None, encoding=None, newline=None):
     return corpus_of(_python_topics(), DEFAULT_SOURCE)
 
 
-def saved_reading(description):
+def read_again(path, description, source=None, encoding=None, *, advice):
+    """The `Corpus` that the checkpoint at ``path`` describes; or, with a source or an encoding, another that is otherwise read as that was.
+
+    OSError or ValueError if it cannot be read, with ``advice`` if it is no longer there, or if the checkpoint is damaged.
+    """
+    with damage_named(path):
+        before = _saved_reading(description)
+    asked = {name: value for name, value in (("source", source), ("encoding", encoding)) if value is not None}
+    try:
+        return read_corpus(**before | asked)
+    except OSError:
+        if source is not None or before["source"] == DEFAULT_SOURCE:
+            raise
+        raise ValueError(f"{before['source']}: {path} was trained on this text, which cannot be read; {advice}") from None
+
+
+def _saved_reading(description):
     """Arguments of `read_corpus`, out of a checkpoint's description. The first checkpoints had no choice: UTF-8, line ends as they are."""
     source, encoding, newline = description["source"], description.get("encoding"), description.get("newline", "")
     if not isinstance(source, str) or not source:

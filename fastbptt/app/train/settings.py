@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from .. import _checks
-from ..functional import NONLINEARITIES
-from ..init import STARTS
-from ..optim import SGD, Adam, RMSprop
-from ..tasks import TASKS
-from .model import CELLS
+from ... import _checks
+from ...init import STARTS
+from ...optim import SGD, Adam, RMSprop
+from ...tasks import TASKS
+from .model import CELLS, Model, nonlinearity_of
 
 OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
 RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them on a text, with RMSprop: learning rate times units
@@ -108,20 +107,19 @@ class Settings:
         """The recurrent layer in words."""
         return ", ".join(filter(None, (self.cell.upper(), self.nonlinearity, self.dtype)))
 
+    def model(self, inputs, outputs, rng):
+        """A `Model` that has learned nothing."""
+        start = {name: getattr(self, name) for name in ("cell", "nonlinearity", "dtype", "init")}
+        return Model(inputs, self.hidden, outputs, **start, rng=rng)
+
     def _settle_start(self):
         """The start, and the nonlinearity, which may depend on it."""
         if self.init is None:
             self._set("init", self._usual_start())
         start = STARTS[_checks.one_of("init", self.init, tuple(STARTS))]
-        if self.cell != "rnn":
-            if not start.gated:
-                raise ValueError(f"init: only the cell rnn has the start {self.init}; this is {self.cell}")
-            if self.nonlinearity is not None:
-                raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
-        elif self.nonlinearity is None:
-            self._set("nonlinearity", start.nonlinearity)
-        else:
-            _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
+        if self.cell != "rnn" and not start.gated:
+            raise ValueError(f"init: only the cell rnn has the start {self.init}; this is {self.cell}")
+        self._set("nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, start.nonlinearity))
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)
@@ -169,7 +167,7 @@ class TaskSettings(Settings):
     length : int or (int, int)
         Its length, or a range of lengths.
     check_every : int
-        Updates between exams.
+        Updates between evaluations.
     """
 
     UPDATES: ClassVar[int] = 100_000

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gradients.flow import gradient_flow
+from ...gradients.flow import gradient_flow
 
 SHARE = 0.03  # of the training time that looking may take
 PAUSE = 0.5  # seconds between looks at the least
-LEFT = -2.0  # decades: as far back as this much of a gradient is left, it reaches
+LEFT = -2.0  # log10 of the share, 1 %, that defines how far a gradient reaches
 RECENT = 100  # updates that are judged
 SPIKE = 100.0  # times the usual norm
 TEETH = 3  # leaps of the loss that make it jagged
@@ -60,12 +60,12 @@ class Look(NamedTuple):
         return [*(lag for lag in round_ones if lag < self.steps), self.steps]
 
 
-class Watch:
+class Monitor:
     """The observer of a `Training`: looks at the gradients of its windows, often enough to see and seldom enough not to matter.
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
         Its ``observer`` is set.
 
     Attributes
@@ -118,7 +118,7 @@ def take_look(update, tape, d_out, d_state=None, *, whole=False):
     flow = gradient_flow(tape, d_out, d_state)
     if flow.reason is not None:
         return Look(update, np.full(len(tape) + 1, np.nan), math.nan, "nonfinite", flow.reason)
-    return Look(update, flow.log10_decay, flow.half_life, flow.verdict, flow.headline.split(": ", 1)[1])
+    return Look(update, flow.log10_decay, flow.half_life, flow.verdict, flow.finding)
 
 
 class Trouble(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a net is trained on, as seen by the training that is the same for all: `text_lesson` and `task_lesson` fill it in."""
+"""What a net is trained to do, as seen by the training that is the same for all: `text_objective` and `task_objective` fill it in."""
 
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ class Window(NamedTuple):
     begins: bool
 
 
-class Exam(NamedTuple):
+class Evaluation(NamedTuple):
     """How a net has done on what it was not trained on.
 
     Attributes
     ----------
     update : int
-        After which it was held.
+        After which it was made.
     loss : float
         The mean loss.
     sequences, wrong : int
@@ -48,7 +48,7 @@ class Exam(NamedTuple):
         return self.wrong / self.sequences
 
 
-class Lesson:
+class Objective:
     """Where the windows come from, what mistakes cost, and how the net is judged.
 
     Attributes
@@ -86,15 +86,15 @@ class Lesson:
         """The loss of a window's answers, and its gradient."""
         raise NotImplementedError
 
-    def exam_is_due(self, updates):
-        """Whether to hold an exam after so many updates."""
+    def evaluation_is_due(self, updates):
+        """Whether to evaluate after so many updates."""
         return False
 
-    def examine(self, model, updates, *, thoroughly=False):
-        """Hold an `Exam`; unless ``thoroughly``, it may be short. The same net after as many updates has the same one."""
+    def evaluate(self, model, updates, *, thoroughly=False):
+        """The `Evaluation` of a net; unless ``thoroughly``, it may be a short one. The same net after as many updates has the same one."""
         raise NotImplementedError
 
-    def is_solved(self, exam):
+    def is_solved(self, evaluation):
         """Whether there is no more to learn."""
         return False
 
@@ -120,12 +120,12 @@ class Lesson:
         """What to show of the training beside its loss: texts by name."""
         raise NotImplementedError
 
-    def verdict(self, exam):
-        """The last exam in words."""
+    def verdict(self, evaluation):
+        """The last evaluation in words."""
         raise NotImplementedError
 
-    def picture(self, exams, last):
-        """Arguments of `plot_training` that depend on the lesson; ``last`` is the last exam, or None before it."""
+    def picture(self, evaluations, last):
+        """Arguments of `plot_training` that depend on the objective; ``last`` is the last evaluation, or None before it."""
         raise NotImplementedError
 
     # --- In a checkpoint
@@ -139,8 +139,8 @@ class Lesson:
         return {}
 
     @classmethod
-    def from_checkpoint(cls, path, settings, description, **reading):
-        """The lesson of a checkpoint.
+    def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
+        """The objective of a checkpoint.
 
         Parameters
         ----------
@@ -148,8 +148,8 @@ class Lesson:
             Where the checkpoint is.
         settings : Settings
         description : dict
-        **reading
-            Where and how it is to be read, as arguments of `read_corpus`, where that is to be otherwise than before.
+        source, encoding : str or None
+            Where and how it is to be read, as arguments of `read_corpus`; None means as before.
 
         Raises
         ------

@@ -1,24 +1,21 @@
-"""The job of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
+"""A run of `fastbptt train`: updates, with a display, checkpoints and a clean end; then what was learned."""
 
 import os
 import shlex
-import signal
-import threading
 import time
 from dataclasses import dataclass
 
-from .. import _checks
-from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
-from .._signals import status_of
+from ... import _checks
+from ..interruption import Interruption, status_of
+from ..messages import PictureError, drawing, fail, one_line, printable_name, say, show
 from .display import Meter, display_for
 from .folder import Folder
+from .monitor import Monitor
 from .plot import plot_training
 from .saved_run import save
 from .settings import OPTIMISERS
-from .watch import Watch
 
 CHECKPOINT, PICTURE, SAMPLE = "checkpoint.safetensors", "training.png", "sample.txt"
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def run(training, output):
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
     output : Output
 
     Returns
@@ -102,24 +99,24 @@ def run(training, output):
         If the checkpoint cannot be written.
     """
     meter, saver = Meter(training), Saver(training, output)
-    watch = Watch(training) if output.live else None
+    monitor = Monitor(training) if output.live else None
     if not output.quiet:
         introduce(training, output)
     with Interruption() as interruption:
         try:
-            with display_for(meter, output.quiet, watch) as display:
+            with display_for(meter, output.quiet, monitor) as display:
                 while not (training.done or interruption.signal):
                     training.update()
                     display.update()
                     saver.save_if_due()
                 saver.save()
         except FloatingPointError as error:
-            found = [] if watch is None else [watch.look.finding]
+            found = [] if monitor is None else [monitor.look.finding]
             advice = "a smaller --lr or --clip may help"
             raise FloatingPointError("; ".join([f"{error}", *found, saver.kept(), advice, *draw(training, output)])) from None
         try:
             interruption.heed()
-            troubles = report(training, output, meter, saver, watch)
+            troubles = report(training, output, meter, saver, monitor)
             return fail("; ".join(troubles), 1) if troubles else 0
         except KeyboardInterrupt as stop:
             status = status_of(stop)
@@ -169,79 +166,38 @@ class Saver:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-class Interruption:
-    """Within it, Ctrl-C, SIGTERM and SIGHUP only leave word, so that the update at hand is finished; repeated after a second, they interrupt.
-
-    They do so by a KeyboardInterrupt that has the number of the first one. What is ignored, as SIGHUP is under nohup, stays so.
-    """
-
-    PATIENCE = 1.0  # seconds; some programs send a signal twice
-
-    def __init__(self):
-        self.signal = 0
-        self._heeded = False
-        self._previous = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def heed(self):
-        """From now on, the first one interrupts at once, also if it has come already."""
-        self._heeded = True
-        if self.signal:
-            raise KeyboardInterrupt(self.signal)
-
-    def _note(self, number, _):
-        now = time.monotonic()
-        if not self.signal:
-            self.signal, self._at = number, now
-            interrupts = self._heeded
-        else:
-            interrupts = now - self._at > self.PATIENCE
-        if interrupts:
-            raise KeyboardInterrupt(self.signal)
-
-
 def introduce(training, output):
     """Print what is about to happen."""
-    settings, lesson = training.settings, training.lesson
+    settings, objective = training.settings, training.objective
     length = f"{settings.updates:,} updates" if settings.minutes is None else f"{settings.minutes:g} minutes"
     optimiser = OPTIMISERS[settings.optimiser].__name__
-    say(*lesson.introduction())
-    say("model", f"{settings.net}, {lesson.inputs}-{settings.hidden}-{lesson.outputs}: {training.model.parameters:,} parameters")
+    say(*objective.introduction())
+    say("model", f"{settings.net}, {objective.inputs}-{settings.hidden}-{objective.outputs}: {training.model.parameters:,} parameters")
     say(
         "training",
-        f"{length} on {lesson.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
+        f"{length} on {objective.portions()}; start {settings.init}; {optimiser}, lr {settings.lr:.3g} {settings.schedule}, "
         f"clip {settings.clip:g}, {f'Omega {settings.omega:g}, ' if settings.omega else ''}seed {settings.seed}",
     )
     if training.updates:
         say("resumed", f"after update {training.updates:,}")
 
 
-def report(training, output, meter, saver, watch=None):
+def report(training, output, meter, saver, monitor=None):
     """Judge the net, print what there is to see, and write it; what could not be written, in words."""
-    exam = training.last_exam()
-    say("held-out", training.lesson.verdict(exam))
+    evaluation = training.last_evaluation()
+    say("held-out", training.objective.verdict(evaluation))
     if training.units:
-        speed = f"{meter.speed:,.0f} {training.lesson.unit}/s"
+        speed = f"{meter.speed:,.0f} {training.objective.unit}/s"
         say("speed", f"{speed}; {training.clipped / training.updates:.1%} of the updates clipped")
-    if watch is not None and watch.look is not None:
-        say("gradients", f"{watch.look.verdict}: {watch.look.finding}; to look took {watch.share:.1%} of the time")
+    if monitor is not None and monitor.look is not None:
+        say("gradients", f"{monitor.look.verdict}: {monitor.look.finding}; to look took {monitor.share:.1%} of the time")
     unwritten = []
     if sample := training.sample(output.sample, output.temperature):
         unwritten = keep(sample, output)
         where = "" if unwritten else f"; also in {printable_name(output.sample_file)}"
         say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
-    undrawn = draw(training, output, exam)
+    undrawn = draw(training, output, evaluation)
     if output.picture and not undrawn:
         say("picture", printable_name(output.image))
     lost = saver.lost()
@@ -259,18 +215,18 @@ def keep(sample, output):
     return []
 
 
-def draw(training, output, last_exam=None):
+def draw(training, output, last_evaluation=None):
     """The picture, if it is wanted; in a list, why it could not be."""
     if not output.picture:
         return []
     settings = training.settings
     net = f"{settings.net}, {settings.hidden} units: {training.updates:,} updates"
-    title = "; ".join(filter(None, (training.lesson.title(), net)))
+    title = "; ".join(filter(None, (training.objective.title(), net)))
     curves = training.losses, training.norms, training.omegas
     how = {"clip": settings.clip, "title": title, "write": output.folder.write}
     try:
         with drawing(output.image):
-            plot_training(output.image, *curves, **how, **training.lesson.picture(training.exams, last_exam))
+            plot_training(output.image, *curves, **how, **training.objective.picture(training.evaluations, last_evaluation))
     except PictureError as error:
         return [str(error)]
     return []

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .._files import errors_name, write_atomically
+from ..._files import errors_name, write_atomically
+from ..messages import one_line
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = ("F64", "F32", "I64", "I32", "U32")
@@ -64,7 +65,7 @@ def load_checkpoint(path):
     try:
         return load(content), json.loads(json.loads(_header(content))["__metadata__"][METADATA_KEY])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+        raise ValueError(f"{path}: damaged checkpoint: {one_line(error)}") from None
 
 
 def below(prefix, arrays):
@@ -78,9 +79,9 @@ def damage_named(path):
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)} is missing") from None
+        raise ValueError(f"{path}: damaged checkpoint: {one_line(error)} is missing") from None
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+        raise ValueError(f"{path}: damaged checkpoint: {one_line(error)}") from None
 
 
 def _read_checked(path):
@@ -116,7 +117,7 @@ def _check_header(path, text):
         dtypes = {name: entry["dtype"] for name, entry in header.items()}
         ends = [operator.index(entry["data_offsets"][1]) for entry in header.values()]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {_one_line(error)}") from None
+        raise ValueError(f"{path}: damaged checkpoint: {one_line(error)}") from None
     if not ours:
         raise ValueError(f"{path}: not a checkpoint of fastbptt")
     for name, dtype in dtypes.items():
@@ -130,7 +131,3 @@ def _unique(pairs):
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return dict(pairs)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from .._files import lock, require_writable, write_atomically
+from ..._files import lock, require_writable, write_atomically
 
 
 class Folder:

@@ -1,11 +1,8 @@
-"""What the commands have in common: what was given, what is needed for it, and how things are said."""
+"""What the commands say: results, pictures that could not be drawn, errors. Nothing of it steers the terminal."""
 
 import sys
 import warnings
-from argparse import ArgumentTypeError
 from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
 
 # What steers a terminal, or turns the order of its letters: all controls but line breaks and tabs; the marks that override directions.
 _STEERING = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -15,48 +12,6 @@ LONGEST = 500  # characters of an error's line
 
 class PictureError(Exception):
     """A picture that could not be drawn, for whatever reason Matplotlib, its fonts, LaTeX or the disk had."""
-
-
-def file_name(text):
-    """A file's or directory's name, for the parser. An empty one, as of a shell's variable that is not set, is none."""
-    if not text:
-        raise ArgumentTypeError("expected a name, got ''")
-    return text
-
-
-def file_path(text):
-    """The same, as a path."""
-    return Path(file_name(text))
-
-
-def given(options, names):
-    """Those options that were given."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-@contextmanager
-def memory_for(options, *names):
-    """Where there is not enough memory, MemoryError says which of the named options, that of sizes, were given."""
-    try:
-        yield
-    except MemoryError as error:
-        sizes = [f"--{name.replace('_', '-')} {value}" for name, value in given(options, names).items()]
-        raise MemoryError("; with ".join(filter(None, (f"{error}", ", ".join(sizes))))) from None
-
-
-def require(extra, *packages):
-    """ImportError, in words, if any of an extra's packages is missing; the core of fastbptt needs none of them."""
-    missing = [name for name in packages if not _importable(name)]
-    if missing:
-        raise ImportError(f'{" and ".join(missing)} missing: pip install "fastbptt[{extra}]"')
-
-
-def _importable(name):
-    try:
-        import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 @contextmanager
@@ -119,7 +74,7 @@ def one_line(error):
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         error = f"not enough memory: {error}" if str(error) else "not enough memory"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _shortened(line):

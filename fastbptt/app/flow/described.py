@@ -6,12 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import _checks
-from ..functional import NONLINEARITIES, gru_forward, lstm_forward, rnn_forward
-from ..gradients.flow import gradient_flow
-from ..gradients.linearised import GATES
+from ... import _checks
+from ...functional import gru_forward, lstm_forward, rnn_forward
+from ...gradients.flow import gradient_flow
+from ...gradients.linearised import GATES
+from ...init import STARTS
+from ..train.model import nonlinearity_of
 
-STARTS = ("gaussian", "orthogonal", "identity")
 LOSSES = ("every", "last")
 BIASED = {"gru": "z", "lstm": "f"}  # the gate that keeps the state where it is open
 
@@ -29,8 +30,8 @@ class DescribedNet:
     cell : {"rnn", "gru", "lstm"}
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
         Of an RNN, where None means tanh; the others have no choice.
-    init : {"gaussian", "orthogonal", "identity"}
-        What recurrent matrices are a multiple of.
+    init : str
+        One of `fastbptt.init.STARTS`, whose kind of matrix the recurrent ones are a multiple of.
     radius : float
         Their spectral radius, the largest magnitude of their eigenvalues.
     hidden, steps, batch : int
@@ -73,18 +74,15 @@ class DescribedNet:
         for name in ("hidden", "steps", "batch"):
             _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
         _checks.size("seed", self.seed, 0)
-        for name, allowed in (("cell", tuple(GATES)), ("init", STARTS), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
+        for name, allowed in (("cell", tuple(GATES)), ("init", tuple(STARTS)), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
             _checks.one_of(name, getattr(self, name), allowed)
         _checks.number("radius", self.radius, 0, _checks.LARGEST)
         _checks.number("gain", self.gain, 0, _checks.LARGEST)
+        object.__setattr__(self, "nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, "tanh"))
         if self.cell == "rnn":
-            object.__setattr__(self, "nonlinearity", self.nonlinearity or "tanh")
-            _checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
             if self.gate_bias is not None:
                 raise ValueError("gate-bias: an rnn has no gates; only gru and lstm have")
             return
-        if self.nonlinearity is not None:
-            raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {self.cell}")
         object.__setattr__(self, "gate_bias", 1.0 if self.gate_bias is None else self.gate_bias)
         _checks.number("gate-bias", self.gate_bias, -_checks.LARGEST, _checks.LARGEST)
 
@@ -130,19 +128,12 @@ def _recurrent(init, H, G, seed):
 
     Eigenvalues take longer than all that a slider of the page can change, so the last net's are kept.
     """
-    rng = np.random.default_rng(seed)
-    matrices, radii = np.empty((G, H, H)), np.ones((G, 1, 1))
-    for i in range(G):
-        if init == "identity":
-            matrices[i] = np.eye(H)
-            continue
-        matrices[i] = rng.standard_normal((H, H))
-        if init == "orthogonal":
-            q, r = np.linalg.qr(matrices[i])
-            matrices[i] = q * np.sign(np.diag(r))
-        else:
-            radii[i] = np.abs(np.linalg.eigvals(matrices[i])).max()
-    return matrices, radii, rng
+    start, rng = STARTS[init], np.random.default_rng(seed)
+    matrices = np.empty((G, H, H))
+    for matrix in matrices:
+        matrix[:] = start.matrix(H, rng)
+    radii = np.abs(np.linalg.eigvals(matrices)).max(axis=1) if start.radius is None else np.full(G, start.radius)
+    return matrices, radii[:, None, None], rng
 
 
 def compared(**settings):

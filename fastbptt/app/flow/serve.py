@@ -23,11 +23,12 @@ from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, InternalSe
 from werkzeug.routing import Map, Rule
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from .. import _checks
-from .._command import say
-from .._notation import format_log10
-from ..gradients.portrait import Portrait
-from .described import STARTS, DescribedNet
+from ... import _checks
+from ..._notation import format_log10
+from ...gradients.portrait import Portrait
+from ...init import STARTS
+from ..messages import say
+from .described import DescribedNet
 from .turns import OvertakenError, Turns
 
 HOST = "127.0.0.1"
@@ -100,7 +101,7 @@ class App:
         if endpoint == "plotly":
             return Response(_plotly(), mimetype="text/javascript")
         if endpoint == "start":
-            return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": STARTS})
+            return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": list(STARTS)})
         net = self.described(request.args)
         try:
             with self.turns.turn(request.headers.get("X-Page"), request.environ.get(TICKET)):
@@ -149,7 +150,7 @@ def answer(net):
             "a step back": f"\N{MULTIPLICATION SIGN} {format_log10(flow.log10_slope, 3)}" if not math.isnan(flow.log10_slope) else "-",
             "largest Lyapunov exponent": f"{exponent:.3g} nats a step" if not math.isnan(exponent) else "-",
             "saturated": f"{flow.saturated:.0%}",
-            "weights alone": "-" if portrait.condition is None else str(portrait.condition).partition(" (")[0],
+            "weights alone": "-" if portrait.condition is None else portrait.condition.finding,
         },
     }
 
@@ -286,7 +287,7 @@ def _json(content):
 
 @cache
 def _file(name):
-    return (files("fastbptt.flow_command.page") / name).read_bytes()
+    return (files("fastbptt.app.flow.page") / name).read_bytes()
 
 
 @cache

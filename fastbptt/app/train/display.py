@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from .._command import show
-from .._notation import format_log10
-from .watch import LEFT, RECENT
+from ..._notation import format_log10
+from ..messages import show
+from .monitor import LEFT, RECENT
 
 LIVE_SECONDS, WATCH_SECONDS = 0.1, 0.25  # between redrawings; of more lines, which take longer
 LINE_SECONDS = 5.0  # between plain lines
@@ -19,7 +19,7 @@ BLOCKS, LEVELS = " ▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS, ASCII_LEVELS = " #", "_.-=*#"  # where the terminal has no others
 
 
-def display_for(meter, quiet=False, watch=None):
+def display_for(meter, quiet=False, monitor=None):
     """The display that suits standard output: a context manager whose ``update()`` is to be called after every update.
 
     Parameters
@@ -27,12 +27,12 @@ def display_for(meter, quiet=False, watch=None):
     meter : Meter
     quiet : bool
         Show nothing.
-    watch : fastbptt.train.watch.Watch or None
+    monitor : fastbptt.app.train.monitor.Monitor or None
         Show how the gradients fare, too.
     """
     if quiet:
         return Silence()
-    return Live(meter, watch) if is_live() else Lines(meter, watch)
+    return Live(meter, monitor) if is_live() else Lines(meter, monitor)
 
 
 def is_live():
@@ -56,8 +56,8 @@ class Silence:
 class Lines(Silence):
     """Prints a line now and then."""
 
-    def __init__(self, meter, watch=None):
-        self.meter, self.watch = meter, watch
+    def __init__(self, meter, monitor=None):
+        self.meter, self.monitor = meter, monitor
         self.shown = time.monotonic()
         self.known = set()
 
@@ -66,16 +66,16 @@ class Lines(Silence):
             self.shown = time.monotonic()
             readings = "  ".join(f"{name} {value}" for name, value in self.meter.readings().items())
             show(f"{self.meter.position()}  {readings}")
-            if self.watch is not None:
+            if self.monitor is not None:
                 self._print_gradients()
 
     def _print_gradients(self):
         """How much is left by lag, and what has gone wrong since the last line."""
-        look = self.watch.look
+        look = self.monitor.look
         if lags := look.lags():
             left = "  ".join(f"{lag}: {format_log10(look.log10_decay[lag])}" for lag in lags)
             show(f"  gradient left, by steps back  {left}")
-        troubles = self.watch.troubles()
+        troubles = self.monitor.troubles()
         for trouble in troubles:
             if trouble.kind not in self.known:
                 show(f"  warning: {trouble}")
@@ -85,12 +85,12 @@ class Lines(Silence):
 class Live(Silence):
     """Redraws a progress bar, the readings below it, and what is watched."""
 
-    def __init__(self, meter, watch=None):
+    def __init__(self, meter, monitor=None):
         from rich.live import Live as Screen
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.meter, self.watch = meter, watch
-        self.shown, self.pause = 0.0, LIVE_SECONDS if watch is None else WATCH_SECONDS
+        self.meter, self.monitor = meter, monitor
+        self.shown, self.pause = 0.0, LIVE_SECONDS if monitor is None else WATCH_SECONDS
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("left"), TimeRemainingColumn())
         self.task = self.bar.add_task(meter.position(), total=1.0)
         self.screen = Screen(self.bar, auto_refresh=False)
@@ -112,7 +112,7 @@ class Live(Silence):
 
         self.shown = time.monotonic()
         self.bar.update(self.task, description=self.meter.position(), completed=self.meter.training.progress)
-        watched = [] if self.watch is None else gradients_drawn(self.watch, plain=self.screen.console.options.ascii_only)
+        watched = [] if self.monitor is None else gradients_drawn(self.monitor, plain=self.screen.console.options.ascii_only)
         self.screen.update(Group(self.bar, self._table(), *watched), refresh=True)
 
     def _table(self):
@@ -126,12 +126,12 @@ class Live(Silence):
         return table
 
 
-def gradients_drawn(watch, plain=False):
+def gradients_drawn(monitor, plain=False):
     """What is watched, for a terminal: bars by lag, curves of the latest updates, warnings.
 
     Parameters
     ----------
-    watch : Watch
+    monitor : Monitor
     plain : bool
         Use ASCII only.
 
@@ -141,7 +141,7 @@ def gradients_drawn(watch, plain=False):
     """
     from rich.text import Text
 
-    training, look = watch.training, watch.look
+    training, look = monitor.training, monitor.look
     if not training.updates:
         return []
     lines = []
@@ -156,7 +156,7 @@ def gradients_drawn(watch, plain=False):
     after = f", clipped to {clip:g}" if norm > clip else ", not clipped" if math.isfinite(clip) else ""
     for name, values, now in (("loss", training.losses, f"{training.losses[-1]:.3g}"), ("norm", training.norms, f"{norm:.3g}{after}")):
         lines.append(Text.assemble((f"\n{name} " if name == "loss" else f"{name} "), (curve(values[-RECENT:], plain), "cyan"), f" {now}"))
-    for trouble in watch.troubles():
+    for trouble in monitor.troubles():
         lines.append(Text(f"! {trouble}", "bold yellow"))
     return lines
 
@@ -206,7 +206,7 @@ class Meter:
 
     Parameters
     ----------
-    training : fastbptt.train.loop.Training
+    training : fastbptt.app.train.loop.Training
     """
 
     def __init__(self, training):
@@ -215,7 +215,7 @@ class Meter:
 
     @property
     def speed(self):
-        """Characters or sequences per second since the meter was made; saving, showing and exams are left out."""
+        """Characters or sequences per second since the meter was made; saving, showing and evaluations are left out."""
         seconds = self.training.seconds - self._seconds_before
         return self.training.units / seconds if seconds else 0.0
 
@@ -232,9 +232,9 @@ class Meter:
         if not training.updates:
             return {}
         return {
-            f"{training.lesson.unit}/s": f"{self.speed:,.0f}",
+            f"{training.objective.unit}/s": f"{self.speed:,.0f}",
             "loss": f"{training.recent_loss:.3f}",
-            **training.lesson.readings(training),
+            **training.objective.readings(training),
             **({"Omega": f"{training.omegas[-1]:.3g}"} if training.omegas else {}),
             "gradient norm": f"{training.norms[-1]:.3g}",
             "clipped": f"{training.clipped / training.updates:.1%}",
