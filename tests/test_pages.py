@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 import fastbptt
-from fastbptt.cli import build_parser
+from fastbptt.app.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))}
