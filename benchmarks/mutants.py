@@ -48,6 +48,7 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 
 # The tests of each file, those that find most first; and those of all other files.
 TESTS = {
+    "chunks.pyx": ["clipping", "optim", "layers", "bits"],
     "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
@@ -177,7 +178,8 @@ class Mutation(NamedTuple):
 
 
 def source_files():
-    return sorted(path for path in (ROOT / KERNELS).iterdir() if path.suffix == ".pxi" or path.name in ("simd.h", "memory.pyx", "pool.pyx"))
+    folder = ROOT / KERNELS
+    return [*folder.glob("*.pxi"), *(folder / name for name in ("simd.h", "chunks.pyx", "memory.pyx", "pool.pyx"))]
 
 
 def code_of(text, is_c):
@@ -260,7 +262,7 @@ class Copy:
         self.kernels = [f"_{level}_float64", f"_{level}_float32"]
         for name in self.kernels:
             (self.folder / KERNELS / f"{name}.pyx").write_text('include "kernels.pxi"\n')
-        self.modules = {name: self.compile(name) for name in ("cpu", "memory", "pool", *self.kernels)}  # name: object code
+        self.modules = {name: self.compile(name) for name in ("cpu", "chunks", "memory", "pool", *self.kernels)}  # name: object code
         for name in self.modules:
             self.link(name)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _checks
 from ._checks import checked
-from ._kernels import kernels
+from ._kernels import chunks, kernels
 from ._signals import in_one_go
 
 at_least_0 = partial(_checks.number, low=0)
@@ -175,7 +175,7 @@ class Optimiser:
         if len(grads) != len(self._params):
             raise ValueError(f"grads: expected {len(self._params)} arrays, got {len(grads)}")
         grads = self._fitting(grads)
-        if not kernels[grads[0].dtype].disjoint(self._params + grads):
+        if not chunks.disjoint(self._params + grads):
             _checks.require_apart(self._names, grads, [_checks.item("layers_or_params", key) for key in self._keys], self._params)
         return grads
 
