@@ -1,5 +1,6 @@
 """What the commands have in common: what was given, what is needed for it, and how things are said."""
 
+import signal
 import sys
 import warnings
 from argparse import ArgumentTypeError
@@ -101,6 +102,11 @@ def fail(error, status):
     """Say in one line what went wrong; return the status."""
     print(f"fastbptt: error: {_shortened(printable(one_line(error)))}", file=sys.stderr, flush=True)
     return status
+
+
+def status_of(stop):
+    """The exit status after a KeyboardInterrupt: 128 + the signal's number, which is its argument unless Python has raised it, on Ctrl-C."""
+    return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def printable_name(name):

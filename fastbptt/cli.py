@@ -10,8 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from . import _kernels
-from ._command import fail, file_name, file_path, given, memory_for, one_line, require
-from ._signals import status_of
+from ._command import fail, file_name, file_path, given, memory_for, one_line, require, status_of
 from ._streams import Stream, occupy_descriptors
 from ._version import __version__
 

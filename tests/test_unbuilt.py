@@ -37,6 +37,8 @@ uses = {
     "gru_forward": lambda: fastbptt.gru_forward(x, None, np.ones((3, 1)), np.ones((3, 1))),
     "lstm_forward": lambda: fastbptt.lstm_forward(x, None, np.ones((4, 1)), np.ones((4, 1))),
     "layer": lambda: layer(x),
+    "load_state_dict": lambda: layer.load_state_dict(layer.state_dict()),
+    "init": lambda: fastbptt.init.identity(layer),
     "Linear": lambda: fastbptt.Linear(1, 1)(x),
     "SGD": lambda: fastbptt.SGD(layer, lr=1.0).step(),
     "Adam": lambda: fastbptt.Adam(layer, lr=1.0).step(),

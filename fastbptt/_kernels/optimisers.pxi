@@ -1,4 +1,4 @@
-# One step of each optimiser, element by element and in place.
+# What is done to parameters and gradients, element by element and in place: adding gradients up, and one step of each optimiser.
 #
 # The formulas of the steps are PyTorch's; so are the names. ``arrays`` are those of one parameter after the other: itself, its gradient and
 # the optimiser's, or None for one that an option does not need. `optim.py` has seen to it that none overlaps another that is written.
@@ -10,6 +10,16 @@
 
 cdef enum:
     ROOT_WORK = 30                 # a square root and a division cost about as much as this many multiply-adds
+
+
+def add_all(list pairs):
+    """Add the second of each pair, one array after the other in ``pairs``, to the first."""
+    Arrays(pairs, 2, sizeof(real), True).plan(chunk_add).run(WRITE)
+
+
+cdef double chunk_add(void **at, Py_ssize_t n, const double *given) noexcept nogil:
+    add(<const real *>at[1], n, <real *>at[0])
+    return 0
 
 
 def sgd(list arrays, double lr, double momentum, double dampening, double weight_decay, bint nesterov, bint first):

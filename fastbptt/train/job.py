@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 
 from .. import _checks
-from .._command import PictureError, drawing, fail, one_line, printable_name, say, show
-from .._signals import status_of
+from .._command import PictureError, drawing, fail, one_line, printable_name, say, show, status_of
 from .display import Meter, display_for
 from .folder import Folder
 from .plot import plot_training
