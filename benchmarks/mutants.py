@@ -48,7 +48,7 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 
 # The tests of each file, those that find most first; and those of all other files.
 TESTS = {
-    "chunks.pyx": ["clipping", "optim", "layers", "bits"],
+    "chunks.pyx": ["chunks", "clipping", "optim", "layers", "bits"],
     "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
