@@ -64,7 +64,7 @@ def plain_module(name):
     return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=FLAGS)
 
 
-extensions = [plain_module(name) for name in ("cpu", "memory", "pool")]
+extensions = [plain_module(name) for name in ("cpu", "chunks", "memory", "pool")]
 extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
 
 setup(

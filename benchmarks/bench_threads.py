@@ -7,6 +7,9 @@ of dispatch; the work that one thread does in twice that time is the least worth
 Units shared (STEP_WORK in recurrence.pxi): single rows through layers of growing width, whose threads meet at every step. The least width
 with a speed-up above 1 is the threshold.
 
+Elements shared (ROOT_WORK in optimisers.pxi): RMSprop's steps on growing arrays, of as many multiply-adds an element as its square root and
+division are worth.
+
 One thread and two take turns; medians.
 """
 
@@ -14,6 +17,7 @@ import argparse
 import time
 from statistics import median
 
+import numpy as np
 from grid import Case
 
 import fastbptt
@@ -21,6 +25,7 @@ import fastbptt
 ROWS, WIDTH = 16, 32
 STEPS = (4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)
+SIZES = (10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000)
 WORK_PER_TASK = 1e5  # as in pool.pyx: calls below twice this stay on one thread, and say nothing about dispatch
 REST = 2e-3  # seconds, longer than a helper spins
 CALLS = 20  # timed together when back to back
@@ -71,6 +76,15 @@ def units_shared(rounds):
         print(f"{H:5}{H * H:22,}{one * 1e6:14.1f}{two * 1e6:15.1f}{one / two:10.2f}", flush=True)
 
 
+def elements_shared(dtype, rounds):
+    print(f"{'parameters':>10}{'1 thread, us':>14}{'2 threads, us':>15}{'speed-up':>10}")
+    for size in SIZES:
+        gradient = np.ones(size, dtype)
+        optimiser = fastbptt.RMSprop(np.ones(size, dtype))
+        one, two = one_and_two(lambda step=optimiser.step, gradient=gradient: step(gradient), False, rounds)
+        print(f"{size:10,}{one * 1e6:14.1f}{two * 1e6:15.1f}{one / two:10.2f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
@@ -82,6 +96,9 @@ def main():
     rows_shared(True, rounds)
     print("\nUnits shared; tanh forward, float64, T=100, B=1, I=H")
     units_shared(rounds)
+    for dtype in ("float64", "float32"):
+        print(f"\nElements shared, back to back; steps of RMSprop, {dtype}")
+        elements_shared(dtype, rounds)
 
 
 if __name__ == "__main__":

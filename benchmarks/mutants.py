@@ -48,6 +48,7 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 
 # The tests of each file, those that find most first; and those of all other files.
 TESTS = {
+    "chunks.pyx": ["chunks", "clipping", "optim", "layers", "bits"],
     "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
@@ -149,8 +150,8 @@ SPEED_FUNCTION = re.compile(
 SPEED_LINE = re.compile(
     r"prefetch|is_stream|interrupted\(&|interrupted\(watch|give_way|spin_pause|spins|patience|tasks_for\(|(step_work|projection) =|"
     "(BACKWARD_ROWS|CELL_WORK|CHUNK|EXP_WORK|FEW_ROWS|FORWARD_BLOCK|GRADIENT_COLUMNS|GRADIENT_K|GRADIENT_PANELS|GRADIENT_ROWS|"
-    "GROUPED_WEIGHTS|GROUP_PANELS|GROUP_ROWS|GROUP_STEPS|KEPT_BLOCKS|KEPT_BYTES|LONG_STEP|LONG_SUM|LOOK_AROUND|MANY_ROWS|MAX_GROUPS|"
-    "PATIENCE|POW_WORK|PROJECTED_ROWS|SECOND_LEVEL_CACHE|SHARES|SMALL|SPINS|STEP_WORK|WORK_PER_LOOK|WORK_PER_TASK|YIELDS) ="
+    "GROUPED_WEIGHTS|GROUP_PANELS|GROUP_ROWS|GROUP_STEPS|KEPT_BLOCKS|KEPT_BYTES|LEAST_ROWS|LONG_STEP|LONG_SUM|LOOK_AROUND|MANY_ROWS|MAX_GROUPS|"
+    "PATIENCE|POW_WORK|PROJECTED_ROWS|ROOT_WORK|SECOND_LEVEL_CACHE|SHARES|SMALL|SPINS|STEP_WORK|WORK_PER_LOOK|WORK_PER_TASK|YIELDS) ="
 )
 
 
@@ -178,7 +179,8 @@ class Mutation(NamedTuple):
 
 
 def source_files():
-    return sorted(path for path in (ROOT / KERNELS).iterdir() if path.suffix == ".pxi" or path.name in ("simd.h", "memory.pyx", "pool.pyx"))
+    folder = ROOT / KERNELS
+    return [*folder.glob("*.pxi"), *(folder / name for name in ("simd.h", "chunks.pyx", "memory.pyx", "pool.pyx"))]
 
 
 def code_of(text, is_c):
@@ -261,7 +263,7 @@ class Copy:
         self.kernels = [f"_{level}_float64", f"_{level}_float32"]
         for name in self.kernels:
             (self.folder / KERNELS / f"{name}.pyx").write_text('include "kernels.pxi"\n')
-        self.modules = {name: self.compile(name) for name in ("cpu", "memory", "pool", *self.kernels)}  # name: object code
+        self.modules = {name: self.compile(name) for name in ("cpu", "chunks", "memory", "pool", *self.kernels)}  # name: object code
         for name in self.modules:
             self.link(name)
 

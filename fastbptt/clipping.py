@@ -1,13 +1,11 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
 import math
-from itertools import repeat
 
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels
-from ._signals import in_one_go
+from ._kernels import chunks, kernels
 from .functional import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
@@ -63,8 +61,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
         if nonfinite == "raise":
             raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(keys, arrays)}")
         if nonfinite == "zero":
-            arrays = [array for array in arrays if np.asarray(array).size]  # an empty one may be read-only
-            in_one_go(np.ndarray.fill, arrays, repeat(0))
+            chunks.zero([array for array in arrays if np.asarray(array).size])  # an empty one may be read-only
     return norm
 
 

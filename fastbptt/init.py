@@ -5,13 +5,12 @@ for each the kind of its recurrent matrix.
 All is checked and drawn before anything is written: with a TypeError or ValueError, no parameter has changed.
 """
 
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
-from ._signals import in_one_go
+from ._kernels import chunks
 from .layers import RNN, Linear, Recurrent
 
 SMART_CONNECTIONS, SMART_RADIUS = 15, 0.95
@@ -85,7 +84,8 @@ def identity(rnn, readout=None, rng=None):
     rng : None, int or numpy.random.Generator
     """
     rng = _checked(RNN, rnn, readout, rng)
-    _write([*_normal(0.001, rnn, readout, rng), (rnn.params["weight_hh_l0"], np.eye(rnn.hidden_size))])
+    w_hh = rnn.params["weight_hh_l0"]
+    _write([(p, np.eye(len(p)) if p is w_hh else values) for p, values in _normal(0.001, rnn, readout, rng)])
 
 
 def orthogonal(rnn, readout=None, rng=None):
@@ -190,5 +190,4 @@ def _thin_out(w_hh, rng):
 
 def _write(drawn):
     """Copy new values into parameters, all of them or, if Ctrl-C comes first, none."""
-    parameters, values = zip(*drawn)
-    in_one_go(np.ndarray.__setitem__, parameters, repeat(...), values)
+    chunks.copy([array for p, values in drawn for array in (p, np.asarray(values, p.dtype, order="C"))])

@@ -2,15 +2,14 @@
 
 import math
 from functools import partial
-from itertools import repeat
+from itertools import chain
 from operator import attrgetter
 from threading import get_ident
 
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels, memory
-from ._signals import in_one_go
+from ._kernels import chunks, kernels, memory
 from .functional import (
     CELLS,
     NONLINEARITIES,
@@ -175,18 +174,17 @@ class Layer(OneThread):
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
         _checks.require_names("state", state, self.params)
-        values = []
+        pairs = []
         for name, p in self.params.items():
             value = _checks.require_shape(f"state[{name!r}]", state[name], p.shape)
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
-            values.append(value.astype(p.dtype, copy=False))
-        in_one_go(np.ndarray.__setitem__, self.params.values(), repeat(...), values)
+            pairs += p, np.array(value, p.dtype, order="C")
+        chunks.copy(pairs)
 
     def _add(self, *gradients):
         """Add to `grads`: all, or if Ctrl-C comes first, nothing. None stands for a bias that there is not."""
-        totals = self.grads.values()
-        in_one_go(np.add, totals, gradients, totals)
+        kernels[self.dtype].add_all([*chain.from_iterable(zip(self.grads.values(), gradients))])
 
 
 class Recurrent(Layer):

@@ -1,15 +1,13 @@
 """Optimisers that update parameters in place, with PyTorch's hyper-parameters, defaults and formulas."""
 
 from functools import partial
-from itertools import repeat
-from operator import attrgetter, call
+from operator import attrgetter
 
 import numpy as np
 
 from . import _checks
 from ._checks import checked
-from ._kernels import kernels
-from ._signals import in_one_go
+from ._kernels import chunks, kernels
 
 at_least_0 = partial(_checks.number, low=0)
 
@@ -101,16 +99,13 @@ class Optimiser:
             if p.shape != shape or not p.flags.carray:
                 raise ValueError(f"{_checks.item('layers_or_params', key)}: resized or made read-only since the optimiser was made")
         gradients, wanted = self._gradients(grads), self._wants()
-        changed = wanted != self._wanted
-        slots = self._state_arrays(wanted) if changed else self._slots
+        slots = self._slots if wanted == self._wanted else self._state_arrays(wanted)
         used = self._slots[0] if self._steps else ()
-        steps = [
-            self._update(kernels[p.dtype], p.reshape(-1), g.reshape(-1), arrays, used)
-            for p, g, arrays in zip(self._params, gradients, slots)
-        ]
-        if changed:
-            steps += [partial(setattr, self, "_wanted", wanted), partial(setattr, self, "_slots", slots)]
-        in_one_go(call, [*steps, partial(setattr, self, "_steps", self._steps + 1)])
+        names, by_dtype = [*self._needs, *[name if name in wanted else None for name in self._options]], {}
+        for p, g, state in zip(self._params, gradients, slots):
+            by_dtype.setdefault(p.dtype, []).extend((p, g, *map(state.get, names)))
+        updates = [self._plan(kernels[dtype], arrays, used) for dtype, arrays in by_dtype.items()]
+        chunks.carry_out(updates, self, _wanted=wanted, _slots=slots, _steps=self._steps + 1)
 
     def state_dict(self):
         """Copies of all state arrays and the step count, under stable names, for `load_state_dict`."""
@@ -131,7 +126,7 @@ class Optimiser:
             {name: self._fit(f"{name}.{key}", state, (p.size,), p.dtype) for name in names} for key, p in zip(self._keys, self._params)
         ]
         steps = _checks.size("state['steps']", int(self._fit("steps", state, (), np.dtype(np.int64))), 0, 2**62)
-        in_one_go(setattr, repeat(self), ("_wanted", "_slots", "_steps"), (None, slots, steps))
+        chunks.carry_out([], self, _wanted=None, _slots=slots, _steps=steps)
 
     @staticmethod
     def _fit(name, state, shape, dtype):
@@ -175,7 +170,7 @@ class Optimiser:
         if len(grads) != len(self._params):
             raise ValueError(f"grads: expected {len(self._params)} arrays, got {len(grads)}")
         grads = self._fitting(grads)
-        if not kernels[grads[0].dtype].disjoint(self._params + grads):
+        if not chunks.disjoint(self._params + grads):
             _checks.require_apart(self._names, grads, [_checks.item("layers_or_params", key) for key in self._keys], self._params)
         return grads
 
@@ -221,19 +216,9 @@ class SGD(Optimiser):
             raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
         return ("momentum_buffer",) if self.momentum else ()
 
-    def _update(self, kernel, p, g, slots, used):
-        return partial(
-            kernel.sgd,
-            p,
-            g,
-            slots["momentum_buffer"] if self._momentum else None,
-            self._lr,
-            self._momentum,
-            self._dampening,
-            self._weight_decay,
-            self._nesterov,
-            "momentum_buffer" not in used,
-        )
+    def _plan(self, kernel, arrays, used):
+        first = "momentum_buffer" not in used
+        return kernel.sgd(arrays, self._lr, self._momentum, self._dampening, self._weight_decay, self._nesterov, first)
 
 
 class RMSprop(Optimiser):
@@ -275,20 +260,8 @@ class RMSprop(Optimiser):
     def _wants(self):
         return ("grad_avg",) * self.centered + ("momentum_buffer",) * (self.momentum > 0)
 
-    def _update(self, kernel, p, g, slots, used):
-        return partial(
-            kernel.rmsprop,
-            p,
-            g,
-            slots["square_avg"],
-            slots["grad_avg"] if self._centered else None,
-            slots["momentum_buffer"] if self._momentum else None,
-            self._lr,
-            self._alpha,
-            self._eps,
-            self._weight_decay,
-            self._momentum,
-        )
+    def _plan(self, kernel, arrays, used):
+        return kernel.rmsprop(arrays, self._lr, self._alpha, self._eps, self._weight_decay, self._momentum)
 
 
 class Adam(Optimiser):
@@ -327,17 +300,5 @@ class Adam(Optimiser):
     def _wants(self):
         return ("max_exp_avg_sq",) * self.amsgrad
 
-    def _update(self, kernel, p, g, slots, used):
-        return partial(
-            kernel.adam,
-            p,
-            g,
-            slots["exp_avg"],
-            slots["exp_avg_sq"],
-            slots["max_exp_avg_sq"] if self._amsgrad else None,
-            self._steps + 1,
-            self._lr,
-            *self._betas,
-            self._eps,
-            self._weight_decay,
-        )
+    def _plan(self, kernel, arrays, used):
+        return kernel.adam(arrays, self._steps + 1, self._lr, *self._betas, self._eps, self._weight_decay)

@@ -177,6 +177,31 @@ def test_norm_and_clipping_at_any_thread_count(size, dtype, threads):
         assert_same_bits("clipped", clipped, results[0][1])
 
 
+OPTIMISERS = [
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("RMSprop", {"momentum": 0.5, "centered": True}),
+    ("Adam", {"weight_decay": 0.1, "amsgrad": True}),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "options"), OPTIMISERS, ids=str)
+def test_optimisers_at_any_thread_count(name, options, dtype, threads):
+    """And whether a parameter is one array or several."""
+    values, *grads = np.random.default_rng(0).standard_normal((4, 230_003)).astype(dtype)
+    results = []
+    for n in THREADS:
+        for cuts in ([], [5, 100_000]):
+            threads(n)
+            params = np.split(values.copy(), cuts)
+            optimiser = getattr(fastbptt, name)(params, **options)
+            for g in grads:
+                optimiser.step(np.split(g, cuts))
+            results.append(np.concatenate(params))
+    for result in results:
+        assert_same_bits("parameters", result, results[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_loss_and_linear_at_any_thread_count(dtype, threads):
     rng = np.random.default_rng(0)

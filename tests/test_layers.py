@@ -217,6 +217,27 @@ def test_loading_is_strict_and_all_or_nothing(change, error, message):
     np.testing.assert_array_equal(layer.flat_params, before)
 
 
+def test_parameters_of_the_layer_itself_can_trade_places():
+    layer = fastbptt.RNN(4, 7, rng=0)
+    before = layer.state_dict()
+    layer.load_state_dict(dict(layer.params) | {"bias_ih_l0": layer.params["bias_hh_l0"], "bias_hh_l0": layer.params["bias_ih_l0"][::-1]})
+    np.testing.assert_array_equal(layer.params["bias_ih_l0"], before["bias_hh_l0"])
+    np.testing.assert_array_equal(layer.params["bias_hh_l0"], before["bias_ih_l0"][::-1])
+
+
+@pytest.mark.parametrize("write", [lambda layer, ones: layer.load_state_dict(ones), lambda layer, ones: layer._add(*ones.values())])
+@pytest.mark.parametrize("views", ["params", "grads"])
+def test_where_one_array_is_read_only_none_is_written(write, views):
+    layer = fastbptt.RNN(4, 7)
+    ones = {name: np.ones_like(p) for name, p in layer.params.items()}
+    for array in (layer.params["bias_hh_l0"], layer.grads["bias_hh_l0"]):
+        array.flags.writeable = False
+    before = getattr(layer, f"flat_{views}").copy()
+    with pytest.raises(ValueError, match="read-only"):
+        write(layer, ones)
+    np.testing.assert_array_equal(getattr(layer, f"flat_{views}"), before)
+
+
 # --- Forward and backward ---------------------------------------------------------------------------------------------
 
 
@@ -543,6 +564,35 @@ assert cut == 20 and tried_again >= 2, (cut, tried_again)
 @pytest.mark.parametrize("layer", ["linear", "lstm", "truncated"])
 def test_an_interrupted_backward_pass_adds_all_or_nothing(layer):
     run_python(BACKWARD_AND_SIGNALS, layer)
+
+
+LOADS_AND_SIGNALS = """
+import signal
+import fastbptt, numpy as np
+class Alarm(Exception): pass
+def handler(*_): raise Alarm
+signal.signal(signal.SIGALRM, handler)
+layer = fastbptt.LSTM(300, 300, rng=0)
+states = [{name: np.full_like(p, value) for name, p in layer.params.items()} for value in (0, 1)]
+layer.load_state_dict(states[0])
+cut = 0
+for n in range(60):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 5e-3 + 1e-4 * n, 10)  # once more, if the first is raised where Python ignores it
+        while True:
+            for state in states: layer.load_state_dict(state)
+    except Alarm:
+        cut += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert (layer.flat_params == layer.flat_params[0]).all(), n
+assert cut == 60
+"""
+
+
+@pytest.mark.one_level
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_state_is_loaded_as_a_whole_or_not_at_all():
+    run_python(LOADS_AND_SIGNALS)
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)

@@ -22,6 +22,7 @@ KERNEL_TESTS = [
     "test_early_stop.py",
     "test_ragged.py",
     "test_math.py",
+    "test_chunks.py",
     "test_clipping.py",
     "test_losses.py",
     "test_optim.py",
@@ -106,7 +107,7 @@ def test_only_the_chosen_level_is_imported():
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu", "memory", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])]
+    "name", ["cpu", "chunks", "memory", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])]
 )
 def test_no_avx_where_an_old_processor_comes_by(name):
     if CONFIG["isa_levels"].get("x86-64-v3") != "usable":

@@ -656,8 +656,9 @@ def handler(*_): raise Alarm
 signal.signal(signal.SIGALRM, handler)
 rng = np.random.default_rng(0)
 options = {"momentum": 0.9} if sys.argv[1] == "SGD" else {}
-params = [rng.standard_normal(30_000) for _ in range(30)]
-grads = [rng.standard_normal(30_000) for _ in range(30)]
+dtypes = [np.float64, np.float32] * 15
+params = [rng.standard_normal(30_000).astype(dtype) for dtype in dtypes]
+grads = [rng.standard_normal(30_000).astype(dtype) for dtype in dtypes]
 calm = [p.copy() for p in params]
 optimiser, again = (getattr(fastbptt, sys.argv[1])(arrays, **options) for arrays in (params, calm))
 cut = 0
@@ -680,7 +681,7 @@ assert cut == 60 and optimiser.steps > 0
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam"])
 def test_a_step_is_made_for_all_parameters_or_for_none(name):
-    """Whenever a signal comes, parameters and state are those of a number of whole steps."""
+    """Whenever a signal comes, parameters and state of both precisions are those of a number of whole steps."""
     run_python(STEPS_AND_SIGNALS, name)
 
 

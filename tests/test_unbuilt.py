@@ -37,6 +37,8 @@ uses = {
     "gru_forward": lambda: fastbptt.gru_forward(x, None, np.ones((3, 1)), np.ones((3, 1))),
     "lstm_forward": lambda: fastbptt.lstm_forward(x, None, np.ones((4, 1)), np.ones((4, 1))),
     "layer": lambda: layer(x),
+    "load_state_dict": lambda: layer.load_state_dict(layer.state_dict()),
+    "init": lambda: fastbptt.init.identity(layer),
     "Linear": lambda: fastbptt.Linear(1, 1)(x),
     "SGD": lambda: fastbptt.SGD(layer, lr=1.0).step(),
     "Adam": lambda: fastbptt.Adam(layer, lr=1.0).step(),
@@ -71,7 +73,7 @@ def test_nothing_is_built(tmp_path):
 
 
 names = (f"kernels_{i}" for i in itertools.count())
-COMMON = ("cpu.py", "memory.py", "pool.py")
+COMMON = ("cpu.py", "chunks.py", "memory.py", "pool.py")
 SUFFIX = EXTENSION_SUFFIXES[0]
 
 
@@ -103,13 +105,13 @@ def partly_built(tmp_path, monkeypatch):
         ("cpu.py", "memory.py", "_v3_float64.py", "_v3_float32.py"),
         (*COMMON, "_v3_float64.py"),
         (*COMMON, "_v3_float32.py", "_scalar_float64.py"),
-        tuple(f"{name}.cpython-30-some-other.so" for name in ("cpu", "memory", "pool", "_v3_float64", "_v3_float32")),
+        tuple(f"{name}.cpython-30-some-other.so" for name in ("cpu", "chunks", "memory", "pool", "_v3_float64", "_v3_float32")),
     ],
 )
 def test_too_little_is_built(partly_built, files):
     kernels = partly_built(*files)
     assert kernels.level is None and list(kernels.kernels) == list(kernels.DTYPES)
-    for module in (kernels.cpu, kernels.memory, kernels.pool, *kernels.kernels.values()):
+    for module in (kernels.cpu, kernels.chunks, kernels.memory, kernels.pool, *kernels.kernels.values()):
         with pytest.raises(ImportError, match="no kernels are built here"):
             module.whatever(1, by_name=2)
 

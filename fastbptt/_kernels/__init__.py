@@ -52,10 +52,10 @@ def require(*_, **__):
 
 #: The compiled modules, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
 try:
-    cpu, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "memory", "pool"))
+    cpu, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "chunks", "memory", "pool"))
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
     level = reason = None
-    cpu = memory = pool = _NotBuilt()
+    cpu = chunks = memory = pool = _NotBuilt()
     kernels = dict.fromkeys(DTYPES, pool)

@@ -5,13 +5,11 @@ from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
-from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
+from fastbptt._kernels.chunks cimport READ, WRITE, Arrays
 from fastbptt._kernels.memory cimport Block
 from fastbptt._kernels.pool cimport (
     MAX_PARTS, MAX_THREADS, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
