@@ -5,7 +5,6 @@ from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
 from .functional import (
-    Gradients,
     Tape,
     gru_backward,
     gru_forward,
@@ -21,6 +20,7 @@ from .gradients.regularisation import gradient_flossing, omega
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
+from .results import Gradients
 from .truncation import TruncatedBPTT
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 from . import _checks
 from ._kernels import kernels
 from ._signals import in_one_go
-from .functional import Gradients
+from .results import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
+from .results import Gradients
 
 
 class Cell(NamedTuple):
@@ -25,26 +26,6 @@ CELLS = {
     "lstm": Cell(2, gates=4, states=2),
 }
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # in the order of the kernels' numbers for them
-
-
-class Gradients(NamedTuple):
-    """What a backward pass returns; ``None`` where there is nothing (``need_dx=False``, tokens, no bias).
-
-    Attributes
-    ----------
-    x : ndarray (T, B, I) or None
-    state : ndarray (B, H), or two of them
-        The gradient of the initial state: dL/dh_0, or of an LSTM (dL/dh_0, dL/dc_0).
-    w_ih, w_hh : ndarray (G*H, I), (G*H, H)
-    b_ih, b_hh : ndarray (G*H,) or None
-    """
-
-    x: np.ndarray | None
-    state: np.ndarray | tuple[np.ndarray, np.ndarray]
-    w_ih: np.ndarray
-    w_hh: np.ndarray
-    b_ih: np.ndarray | None
-    b_hh: np.ndarray | None
 
 
 class Tape:

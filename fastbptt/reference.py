@@ -6,7 +6,7 @@ which are its states, are on the tape here. Nothing here is fast, and nothing is
 
 import numpy as np
 
-from .functional import Gradients
+from .results import Gradients
 
 
 def sigmoid(a):

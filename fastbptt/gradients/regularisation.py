@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import _checks
-from ..functional import Gradients
+from ..results import Gradients
 from .frames import orthonormalise, random_frame
 from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
