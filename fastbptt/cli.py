@@ -81,11 +81,10 @@ def build_parser():
 
 def add_train(commands):
     from ._checks import DTYPES
-    from .functional import NONLINEARITIES
+    from .cells import CELLS, NONLINEARITIES
     from .init import STARTS
     from .tasks import TASKS
-    from .train.model import CELLS
-    from .train.settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
+    from .train.settings import OPTIMISERS, SCHEDULES, TaskSettings, TextSettings
 
     parser = commands.add_parser(
         "train",
@@ -129,9 +128,8 @@ def add_train(commands):
     )
     option(learning, "batch", both("batch"), "streams of text, or sequences, read in parallel", type=int, metavar="B")
     option(learning, "optimiser", both("optimiser"), ", ".join(OPTIMISERS), choices=OPTIMISERS, metavar="O")
-    rate = (
-        f"{RATES[TextSettings.cell]:g} / hidden, at most 0.01, with {TextSettings.cell}; 1 with sgd; of a task 0.01, and 0.001 without sgd"
-    )
+    cell = CELLS[TextSettings.cell]
+    rate = f"{cell.rate:g} / hidden, at most 0.01, with {cell.name}; 1 with sgd; of a task 0.01, and 0.001 without sgd"
     option(learning, "lr", rate, "highest learning rate", type=float)
     how = f"how the learning rate goes on: {', '.join(SCHEDULES)}"
     option(learning, "schedule", both("schedule"), how, choices=tuple(SCHEDULES), metavar="S")

@@ -11,10 +11,10 @@ from commands import assert_fails, command, shown_in_terminal
 pytest.importorskip("safetensors")
 
 import fastbptt
+from fastbptt.cells import CELLS
 from fastbptt.train import watch as watching
 from fastbptt.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
 from fastbptt.train.loop import Training
-from fastbptt.train.model import CELLS
 from fastbptt.train.settings import TaskSettings, TextSettings
 from fastbptt.train.task_lesson import TaskLesson
 from fastbptt.train.text import Corpus

@@ -44,7 +44,7 @@ def test_reference_uses_no_kernels():
     assert "_kernels" not in source and "_checks" not in source
 
 
-def test_the_reference_needs_no_kernels():
+def test_reference_and_table_of_cells_need_no_kernels():
     """Nor anything else of the package but what a backward pass returns: the package's own ``__init__``, which loads all, is kept out."""
     run_python(
         """
@@ -52,9 +52,9 @@ import sys, types
 
 sys.modules["fastbptt"] = package = types.ModuleType("fastbptt")
 package.__path__ = [sys.argv[1]]
-import fastbptt.reference
+import fastbptt.cells, fastbptt.reference
 
-assert {name for name in sys.modules if name.startswith("fastbptt.")} == {f"fastbptt.{name}" for name in ("reference", "results")}
+assert {name for name in sys.modules if name.startswith("fastbptt.")} == {f"fastbptt.{name}" for name in ("cells", "reference", "results")}
 """,
         Path(fastbptt.__file__).parent,
     )

@@ -20,9 +20,10 @@ from fastbptt._checks import DTYPES
 
 pytest.importorskip("safetensors")
 
+from fastbptt.cells import CELLS
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS, Model
+from fastbptt.train.model import Model
 from fastbptt.train.saved_run import resume, save
 from fastbptt.train.settings import SCHEDULES
 from fastbptt.train.settings import TextSettings as Settings

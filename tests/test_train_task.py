@@ -16,12 +16,12 @@ from fastbptt.tasks import TASKS
 
 pytest.importorskip("safetensors")
 
+from fastbptt.cells import CELLS
 from fastbptt.init import STARTS
 from fastbptt.train import task_lesson
 from fastbptt.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.train.lesson import Exam
 from fastbptt.train.loop import WARM_UP, Training
-from fastbptt.train.model import CELLS
 from fastbptt.train.saved_run import resume, save
 from fastbptt.train.settings import OPTIMISERS, TaskSettings
 from fastbptt.train.task_lesson import TaskLesson

@@ -9,8 +9,7 @@ from .._checks import DTYPES
 from .._command import PictureError, drawing, fail, file_name, file_path, given, memory_for, printable_name, require, say, working
 from .._files import require_writable
 from .._notation import format_log10
-from ..functional import NONLINEARITIES
-from ..gradients.linearised import GATES
+from ..cells import CELLS, NONLINEARITIES
 from ..gradients.portrait import Portrait
 from .described import LOSSES, STARTS, DescribedNet, compared
 
@@ -39,13 +38,14 @@ def add_flow(commands):
         group.add_argument(f"--{name}", help=f"{help} (default: {default})", **how)
 
     net = parser.add_argument_group("a net that is described")
-    option(net, "cell", ", ".join(GATES), choices=tuple(GATES), metavar="C")
+    option(net, "cell", ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
     option(net, "nonlinearity", f"of the rnn: {', '.join(NONLINEARITIES)}", "tanh", choices=NONLINEARITIES, metavar="F")
     option(net, "init", f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
     option(net, "radius", "their spectral radius, exactly", type=float, metavar="R")
     option(net, "hidden", "units", type=int, metavar="H")
     option(net, "gain", "standard deviation of what the inputs add to each pre-activation", type=float, metavar="G")
-    option(net, "gate-bias", "bias of the gate that keeps the state: f of the lstm, z of the gru", 1, type=float, metavar="B")
+    keepers = ", ".join(f"{cell.keeper.letter} of the {name}" for name, cell in CELLS.items() if cell.gated)
+    option(net, "gate-bias", f"bias of the gate that keeps the state: {keepers}", 1, type=float, metavar="B")
     option(net, "loss", "at which steps there is a loss, with a random gradient: " + ", ".join(LOSSES), choices=LOSSES, metavar="L")
     option(net, "seed", "seed; the same one gives the same net, and a saved one the same sequences of its task", type=int)
     option(net, "dtype", ", ".join(DTYPES), choices=DTYPES, metavar="D")

@@ -3,14 +3,12 @@
 import numpy as np
 
 from .. import _checks
-from ..functional import NONLINEARITIES
+from ..cells import CELLS, NONLINEARITIES
 from ..gradients.flow import gradient_flow
-from ..gradients.linearised import GATES
-from ..layers import RNN, Linear
+from ..layers import LAYERS, Linear
 from ..losses import softmax_cross_entropy
 from ..tasks import TASKS
 from ..train.checkpoint import below, damage_named
-from ..train.model import CELLS
 from ..train.saved_run import load_run
 from ..train.text import DEFAULT_SOURCE, read_corpus, saved_reading
 
@@ -46,7 +44,7 @@ class SavedNet:
 
     def __str__(self):
         rnn = self.rnn
-        kind = f"{rnn.nonlinearity} RNN" if isinstance(rnn, RNN) else type(rnn).__name__
+        kind = CELLS[rnn._cell].title(getattr(rnn, "nonlinearity", None))
         return f"{kind}, {rnn.hidden_size} units, {rnn.dtype}, of {self.path}"
 
     def _flow(self, x, state, loss, targets):
@@ -184,13 +182,13 @@ def _vocabulary(array):
 
 
 def _recurrent(settings, arrays, inputs):
-    cell = _checks.one_of("cell", settings["cell"], tuple(CELLS))
+    cell = CELLS[_checks.one_of("cell", settings["cell"], tuple(CELLS))]
     w_hh = arrays["weight_hh_l0"]
     H = w_hh.shape[-1] if w_hh.ndim else 0
-    if w_hh.shape != (len(GATES[cell]) * H, H) or arrays["weight_ih_l0"].shape != (len(w_hh), inputs):
-        raise ValueError(f"its weights are not those of a {cell} with {inputs} inputs")
-    choice = {"nonlinearity": _checks.one_of("nonlinearity", settings["nonlinearity"], NONLINEARITIES)} if cell == "rnn" else {}
-    return _loaded(CELLS[cell](inputs, H, dtype=w_hh.dtype, rng=0, **choice), arrays)
+    if w_hh.shape != (len(cell.gates) * H, H) or arrays["weight_ih_l0"].shape != (len(w_hh), inputs):
+        raise ValueError(f"its weights are not those of a {cell.name} with {inputs} inputs")
+    choice = {} if cell.gated else {"nonlinearity": _checks.one_of("nonlinearity", settings["nonlinearity"], NONLINEARITIES)}
+    return _loaded(LAYERS[cell.name](inputs, H, dtype=w_hh.dtype, rng=0, **choice), arrays)
 
 
 def _readout(arrays, H, outputs):

@@ -2,11 +2,10 @@
 
 import numpy as np
 
+from ..cells import CELLS
 from ..init import STARTS
-from ..layers import GRU, LSTM, RNN, Linear
+from ..layers import LAYERS, Linear
 from .checkpoint import below
-
-CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 
 class Model:
@@ -45,7 +44,7 @@ class Model:
     def __init__(self, inputs, hidden, outputs, *, cell="rnn", nonlinearity=None, dtype=np.float64, init="default", rng=None):
         rng = np.random.default_rng(rng)
         choice = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-        self.rnn = CELLS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
+        self.rnn = LAYERS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
         self.readout = Linear(hidden, outputs, dtype=dtype, rng=rng)
         self.layers = [self.rnn, self.readout]
         STARTS[init].draw(self.rnn, self.readout, rng)
@@ -57,8 +56,8 @@ class Model:
 
     def initial_state(self, batch):
         """The state to begin with: zeros (1, B, H), of an LSTM two of them."""
-        zeros = np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype)
-        return (zeros, zeros.copy()) if isinstance(self.rnn, LSTM) else zeros
+        cell = CELLS[self.rnn._cell]
+        return cell.state([np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype) for _ in cell.states])
 
     def zero_grad(self):
         for layer in self.layers:
