@@ -201,7 +201,7 @@ class Recurrent(Layer):
         Parameters
         ----------
         x : ndarray (T, B, I), or integer ndarray (T, B)
-            The inputs, or tokens; batch first if the layer is.
+            The inputs, or tokens; batch first if the layer is, and then copied, time first.
         state : ndarray (1, B, H) or None
             The initial state; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays.
 
@@ -229,7 +229,7 @@ class Recurrent(Layer):
         Parameters
         ----------
         d_out : ndarray (T, B, H) or None
-            The gradient of the loss with respect to ``out``.
+            The gradient of the loss with respect to ``out``; copied, time first, if the layer is batch first.
         d_state : ndarray (1, B, H), or a pair of them, or None
             ... and to the last state.
         need_dx : bool
@@ -304,7 +304,8 @@ class RNN(Recurrent):
         In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained. Like the nonlinearity, it may be changed between passes.
     bias : bool
     batch_first : bool
-        Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state.
+        Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state. The kernels read time first, so
+        that each call copies ``x``, or ``d_out``, where it is laid out batch first; ``out`` and ``dx`` are views.
     dtype : dtype
         float64 or float32.
     rng : None, int or numpy.random.Generator
