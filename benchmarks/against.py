@@ -41,7 +41,7 @@ def load(checkout):
 def calls(package, case, arrays, options):
     """The two passes of one layer, by the functions: a dict of callables without arguments."""
     forward, backward = (getattr(package, f"{case.family}_{way}") for way in ("forward", "backward"))
-    state = arrays.state if case.traits.states == 2 else arrays.state[0]
+    state = case.traits.state(arrays.state)
 
     def both():
         _, _, tape = forward(arrays.x, state, *arrays.weights, **options)

@@ -25,7 +25,7 @@ def main():
     for cell, B, H in CASES:
         case = Case(cell, "float64", options.steps, B, H, H)
         arrays = case.arrays()
-        state = arrays.state if case.traits.states > 1 else arrays.state[0]
+        state = case.traits.state(arrays.state)
         _, _, tape = getattr(fastbptt, f"{case.family}_forward")(arrays.x, state, *arrays.weights)
         backward = getattr(fastbptt, f"{case.family}_backward")
         calls = {"backward": partial(backward, tape, arrays.d_out), "flow": partial(fastbptt.gradient_flow, tape, arrays.d_out)}

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbptt import functional
+from fastbptt.cells import CELLS as KNOWN
 
 # Each layer that can be measured, and what the interfaces call it: a vanilla RNN goes by its nonlinearity here.
-LAYERS = {"tanh": "rnn", "relu": "rnn"} | {name: name for name in functional.CELLS if name != "rnn"}
+LAYERS = {"tanh": "rnn", "relu": "rnn"} | {name: name for name, cell in KNOWN.items() if cell.gated}
 
 # What the benchmarks measure unless asked otherwise.
 CELLS = ("tanh", "gru", "lstm")
@@ -63,20 +63,20 @@ class Case:
 
     @property
     def traits(self):
-        """What fastbptt knows of the cell: its gates, its states, and whether it keeps a product apart."""
-        return functional.CELLS[self.family]
+        """What fastbptt knows of the cell: its row."""
+        return KNOWN[self.family]
 
     def flops(self, backward=True):
         """Floating-point operations of the matrix products; the backward pass has two for each of the forward pass."""
-        forward = 2 * self.T * self.B * self.traits.gates * self.H * (self.I + self.H)
+        forward = 2 * self.T * self.B * len(self.traits.gates) * self.H * (self.I + self.H)
         return 3 * forward if backward else forward
 
     def arrays(self, seed=0):
         """Fixed random numbers: weights as PyTorch initialises them, a state that is not zero, a cotangent for every output."""
         rng = np.random.default_rng(seed)
-        T, B, I, H, N = self.T, self.B, self.I, self.H, self.traits.gates * self.H
+        T, B, I, H, N = self.T, self.B, self.I, self.H, len(self.traits.gates) * self.H
         weights = (rng.uniform(-1, 1, shape) / np.sqrt(H) for shape in ((N, I), (N, H), N, N))
-        state = tuple(rng.standard_normal((B, H)) for _ in range(self.traits.states))
+        state = tuple(rng.standard_normal((B, H)) for _ in self.traits.states)
         return Arrays(rng.standard_normal((T, B, I)), state, *weights, rng.standard_normal((T, B, H))).astype(self.dtype)
 
 

@@ -82,9 +82,9 @@ def build_functions(module, case, arrays):
     run_backward = getattr(module, f"{case.family}_backward", None)
     if run_forward is None or run_backward is None:
         return None
-    options = {"nonlinearity": case.cell} if case.family == "rnn" else {}
+    options = {} if case.traits.gated else {"nonlinearity": case.cell}
     x, weights, d_out = arrays.x, arrays.weights, arrays.d_out
-    state = arrays.state if case.traits.states > 1 else arrays.state[0]
+    state = case.traits.state(arrays.state)
 
     def forward():
         return run_forward(x, state, *weights, **options)[0]
@@ -107,14 +107,14 @@ def build_torch(case, arrays):
     if layer is None:
         return None
     torch.set_num_threads(THREADS)
-    options = {"nonlinearity": case.cell} if case.family == "rnn" else {}
+    options = {} if case.traits.gated else {"nonlinearity": case.cell}
     module = layer(case.I, case.H, dtype=getattr(torch, case.dtype), **options)
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), arrays.weights, strict=True):
             parameter.copy_(torch.from_numpy(value))
     x = torch.from_numpy(arrays.x).requires_grad_()
     states = tuple(torch.from_numpy(s)[None].requires_grad_() for s in arrays.state)
-    state = states if case.traits.states > 1 else states[0]
+    state = case.traits.state(states)
     inputs = [x, *states, *module.parameters()]
     d_out = torch.from_numpy(arrays.d_out)
 
@@ -143,7 +143,7 @@ def build_jax(case, arrays):
         return None
 
     def layer(x, state, w_ih, w_hh, b_ih, b_hh):
-        if case.traits.apart:
+        if case.traits.reset_after:
             p, b = x @ w_ih.T + b_ih, b_hh
         else:
             p, b = x @ w_ih.T + (b_ih + b_hh), 0
@@ -172,7 +172,7 @@ def build_jax(case, arrays):
 
 
 def jax_cells(jax):
-    """The cells: from p = x W_ih^T + b, q = h W_hh^T (+ b_hh, where it is apart) and the old state, the new one."""
+    """The cells: from p = x W_ih^T + b, q = h W_hh^T (+ b_hh, where the reset comes after) and the old state, the new one."""
     jnp, sigmoid = jax.numpy, jax.nn.sigmoid
 
     def tanh(p, q, h):

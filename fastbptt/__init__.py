@@ -4,16 +4,7 @@ from . import init, reference, tasks
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
-from .functional import (
-    Gradients,
-    Tape,
-    gru_backward,
-    gru_forward,
-    lstm_backward,
-    lstm_forward,
-    rnn_backward,
-    rnn_forward,
-)
+from .functional import gru_backward, gru_forward, lstm_backward, lstm_forward, rnn_backward, rnn_forward
 from .gradients.flow import GradientFlow, gradient_flow
 from .gradients.jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
 from .gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
@@ -21,6 +12,8 @@ from .gradients.regularisation import gradient_flossing, omega
 from .layers import GRU, LSTM, RNN, Linear
 from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
+from .results import Gradients
+from .tape import Tape
 from .truncation import TruncatedBPTT
 
 __all__ = [

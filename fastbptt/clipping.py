@@ -6,7 +6,7 @@ import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels
-from .functional import Gradients
+from .results import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
 

@@ -1,110 +1,12 @@
 """Forward and backward of each recurrent layer: check the arguments, allocate the results, call the kernel."""
 
-from operator import attrgetter
-from typing import NamedTuple
-
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
-
-
-class Cell(NamedTuple):
-    """What the functions here must know of a cell; for what it computes, see ``_kernels/cells.pxi``."""
-
-    number: int  # what the kernels call it
-    gates: int
-    states: int  # 1, h; or 2, h and c
-    apart: bool = False  # whether its last gate keeps the recurrent product apart: as m on the tape, and with another gradient of b_hh
-    keeps_gates: bool = True  # on the tape; or else only with a leak, since without one they are the states
-
-
-CELLS = {
-    "rnn": Cell(0, gates=1, states=1, keeps_gates=False),
-    "gru": Cell(1, gates=3, states=1, apart=True),
-    "lstm": Cell(2, gates=4, states=2),
-}
-NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # in the order of the kernels' numbers for them
-
-
-class Gradients(NamedTuple):
-    """What a backward pass returns; ``None`` where there is nothing (``need_dx=False``, tokens, no bias).
-
-    Attributes
-    ----------
-    x : ndarray (T, B, I) or None
-    state : ndarray (B, H), or two of them
-        The gradient of the initial state: dL/dh_0, or of an LSTM (dL/dh_0, dL/dc_0).
-    w_ih, w_hh : ndarray (G*H, I), (G*H, H)
-    b_ih, b_hh : ndarray (G*H,) or None
-    """
-
-    x: np.ndarray | None
-    state: np.ndarray | tuple[np.ndarray, np.ndarray]
-    w_ih: np.ndarray
-    w_hh: np.ndarray
-    b_ih: np.ndarray | None
-    b_hh: np.ndarray | None
-
-
-class Tape:
-    """What a forward pass leaves for the backward pass, and for you to look at.
-
-    The tape refers to the arrays of its call and does not copy them, tokens excepted: change the input or the weights only after the
-    backward pass.
-
-    Attributes
-    ----------
-    h : ndarray (T+1, B, H), read-only
-        The states; slot 0 is the initial one. ``out`` is a view of ``h[1:]``.
-    c : ndarray (T+1, B, H), read-only, or None
-        The cell states of an LSTM.
-    gates : ndarray (T, B, G*H), read-only, or None
-        The activated gates: r z n of a GRU, i f g o of an LSTM, and of a leaky RNN f(a_t). A plain RNN's are its states.
-    m : ndarray (T, B, H), read-only, or None
-        Of a GRU, W_hn h_{t-1} + b_hn: what the reset gate is multiplied with.
-    cell : {"rnn", "gru", "lstm"}
-    x, w_ih, w_hh, b_ih, b_hh, leak : ndarray or None
-        The arguments of the call; ``x`` may be tokens (T, B), then a copy that is read-only.
-    nonlinearity : str
-    shape : (int, int, int)
-        T, B, H.
-    """
-
-    __slots__ = ("_cell", "_x", "_w_ih", "_w_hh", "_b_ih", "_b_hh", "_leak", "_nonlinearity", "_h", "_c", "_gates", "_m", "_shape")
-
-    # None of them can be assigned: the kernels are given what the forward pass put there.
-    cell, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, shape = (property(attrgetter(name)) for name in __slots__)
-
-    def __len__(self):
-        """The number of steps."""
-        return self._shape[0]
-
-    def last(self, steps):
-        """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
-        (T, B, H), steps = self._shape, _checks.size("steps", steps, 0)
-        return self if steps >= T else self._part((steps, B, H), lambda history: history[T - steps :])
-
-    def row(self, b):
-        """The tape of row ``b`` of the batch alone."""
-        (T, B, H), b = self._shape, _checks.size("b", b, 0)
-        if b >= B:
-            raise IndexError(f"b: expected a row from 0 to {B - 1}, got {_checks.quoted(b)}")
-        return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
-
-    def _part(self, shape, of_history):
-        part = Tape()
-        for name in self.__slots__:
-            setattr(part, name, getattr(self, name))
-        for name in ("_x", "_h", "_c", "_gates", "_m"):
-            if getattr(self, name) is not None:
-                setattr(part, name, of_history(getattr(self, name)))
-        part._shape = shape
-        return part
-
-    def __repr__(self):
-        T, B, H = self._shape
-        return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
+from .cells import CELLS, NONLINEARITIES
+from .results import Gradients
+from .tape import Tape, kernel_arguments, require_tape
 
 
 def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
@@ -164,7 +66,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
     _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-    return _forward("rnn", x, (h0,), w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
+    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -212,7 +114,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> grads.x.shape, grads.w_hh.shape, grads.b_ih
     ((5, 3, 4), (7, 7), None)
     """
-    return _backward("rnn", tape, d_out, (d_state,), need_dx)
+    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx)
 
 
 def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
@@ -256,7 +158,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     >>> out.shape, h_n.shape, tape.gates.shape
     ((5, 3, 7), (3, 7), (5, 3, 21))
     """
-    return _forward("gru", x, (h0,), w_ih, w_hh, b_ih, b_hh)
+    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -283,7 +185,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> fastbptt.gru_backward(tape, np.ones_like(out)).w_hh.shape
     (21, 7)
     """
-    return _backward("gru", tape, d_out, (d_state,), need_dx)
+    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx)
 
 
 def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
@@ -360,96 +262,71 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
 
 
 def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
-    """Any cell's forward pass; ``state`` is a tuple, (h0,) or (h0, c0)."""
-    cell, tape = CELLS[name], Tape()
-    dtype, T, B, H = _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh)
-    tape._cell, tape._nonlinearity, tape._leak, tape._shape = name, nonlinearity, check_leak(leak, H, dtype), (T, B, H)
+    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
+    cell = CELLS[name]
+    x, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh)
+    (T, B), (N, H), dtype = x.shape[:2], w_hh.shape, w_ih.dtype
+    leak = check_leak(leak, H, dtype)
     try:
         histories = [memory.empty((T + 1, B, H), dtype) for _ in state]
-        tape._gates = memory.empty((T, B, cell.gates * H), dtype) if cell.keeps_gates or leak is not None else None
-        tape._m = memory.empty((T, B, H), dtype) if cell.apart else None
+        gates = memory.empty((T, B, N), dtype) if cell.tape_gates or leak is not None else None
+        m = memory.empty((T, B, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    for argument, history, initial in zip(("h0",) if cell.states == 1 else ("state[0]", "state[1]"), histories, state):
+    for history, (argument, initial) in zip(histories, state.items()):
         history[0] = 0 if initial is None else _checks.array(argument, initial, (B, H), dtype)
-    tape._h, tape._c = histories if cell.states == 2 else (*histories, None)
+    h, c = histories[0], histories[1] if len(histories) == 2 else None
+    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
     if T and B:
-        x, tokens = _x_or_tokens(tape._x)
-        kernels[dtype].forward(
-            cell=cell.number,
-            activation=NONLINEARITIES.index(nonlinearity),
-            x=x,
-            tokens=tokens,
-            w_ih=tape._w_ih,
-            w_hh=tape._w_hh,
-            b_ih=tape._b_ih,
-            b_hh=tape._b_hh,
-            leak=tape._leak,
-            h=tape._h,
-            c=tape._c,
-            a=tape._gates,
-            m=tape._m,
-        )
-    for array in (*histories, tape._gates, tape._m):
+        vectors, tokens = _vectors_or_tokens(x)
+        activation = NONLINEARITIES[nonlinearity].number
+        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m)
+    for array in (h, c, gates, m):
         if array is not None:
             array.setflags(write=False)
-    last = [history[T].copy() for history in histories]
-    return tape._h[1:], last[0] if cell.states == 1 else tuple(last), tape
+    return h[1:], cell.state([history[T].copy() for history in histories]), tape
 
 
 def _backward(name, tape, d_out, d_state, need_dx):
-    """Any cell's backward pass; ``d_state`` is a tuple, (dh,) or (dh, dc)."""
+    """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
     d_initial = [
-        np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype).copy()
-        for argument, d in zip(("d_state",) if cell.states == 1 else ("d_state[0]", "d_state[1]"), d_state)
+        np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype).copy() for argument, d in d_state.items()
     ]
-    x, tokens = _x_or_tokens(tape._x)
+    x, tokens = _vectors_or_tokens(tape._x)
     dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
-    db_ih = np.zeros(cell.gates * H, dtype)
-    db_hh = np.zeros(cell.gates * H, dtype) if cell.apart else None
+    db_ih = np.zeros(len(dw_hh), dtype)
+    db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
     if T and B:
-        kernels[dtype].backward(
-            cell=cell.number,
-            activation=NONLINEARITIES.index(tape._nonlinearity),
-            x=x,
-            tokens=tokens,
-            w_ih=tape._w_ih,
-            w_hh=tape._w_hh,
-            leak=tape._leak,
-            h=tape._h,
-            c=tape._c,
-            a=tape._gates,
-            m=tape._m,
-            d_out=d_out,
-            dh=d_initial[0],
-            dc=d_initial[1] if cell.states == 2 else None,
-            dx=dx,
-            dw_ih=dw_ih,
-            dw_hh=dw_hh,
-            db_ih=db_ih,
-            db_hh=db_hh,
-        )
+        numbers, arrays = kernel_arguments(tape)
+        dh, dc = d_initial[0], d_initial[1] if len(d_initial) == 2 else None
+        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh)
     if tape._b_hh is None:
         db_hh = None
-    elif not cell.apart:
+    elif not cell.reset_after:
         db_hh = db_ih.copy()
-    return Gradients(dx, d_initial[0] if cell.states == 1 else tuple(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
+    return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
-def _x_or_tokens(x):
+def _vectors_or_tokens(x):
     return (x, None) if x.ndim == 3 else (None, x)
 
 
 def pair(name, state):
+    """The arrays of a state that has two, by the names that errors call them."""
     if state is None:
-        return None, None
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        state = None, None
+    elif not isinstance(state, (tuple, list)) or len(state) != 2:
         raise TypeError(f"{name}: expected a pair of arrays or None, got {_checks.describe(state)}")
-    return tuple(state)
+    return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
+
+
+def parts_of(cell, name, state):
+    """The arrays of a cell's state, by the names that errors call them."""
+    return {name: state} if len(cell.states) == 1 else pair(name, state)
 
 
 def check_leak(leak, H, dtype):
@@ -468,9 +345,8 @@ def check_leak(leak, H, dtype):
     return each
 
 
-def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
-    """Put the arrays of a call on the tape, in the layout that the kernels read; return their dtype and T, B, H."""
-    gates = cell.gates
+def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh):
+    """The arrays of a call, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     N, H = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
@@ -482,38 +358,13 @@ def _check_call(tape, cell, x, w_ih, w_hh, b_ih, b_hh):
     if x.dtype.kind in "iu":
         if x.ndim != 2:
             raise ValueError(f"x: expected tokens of shape (T, B), got {x.shape}")
-        tape._x = _checks.frozen(_checks.integers("x", x, x.shape, I, "tokens"))
+        x = _checks.frozen(_checks.integers("x", x, x.shape, I, "tokens"))
     else:
         if x.ndim != 3:
             raise ValueError(f"x: expected shape (T, B, {I}), or integer tokens (T, B), got {x.shape}")
-        tape._x = _checks.array("x", x, (*x.shape[:2], I), dtype)
-    tape._w_ih, tape._w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
-    tape._b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
-    tape._b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
-    return dtype, *x.shape[:2], H
-
-
-def require_tape(tape, cell):
-    """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
-    made_by = getattr(tape, "_cell", None) if isinstance(tape, Tape) else None
-    if made_by is None:
-        raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
-    if made_by != cell:
-        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {made_by}_forward")
-    T, B, H = tape._shape
-    N, I = CELLS[cell].gates * H, (tape._w_ih.shape or (0,))[-1]
-    states, tokens = (T + 1, B, H), tape._x.dtype.kind == "i"
-    if (
-        tape._x.shape != ((T, B) if tokens else (T, B, I))
-        or tape._w_ih.shape != (N, I)
-        or tape._w_hh.shape != (N, H)
-        or tape._h.shape != states
-        or (tape._c is not None and tape._c.shape != states)
-        or (tape._gates is not None and tape._gates.shape != (T, B, N))
-        or (tape._m is not None and tape._m.shape != (T, B, H))
-        or (tape._leak is not None and tape._leak.shape != (H,))
-    ):
-        raise RuntimeError("tape: an array of the forward pass was reshaped or resized before the backward pass")
-    if tokens and tape._x.flags.writeable:  # it is a copy's
-        _checks.integers("tape.x", tape._x, (T, B), I, "tokens")
-    return tape._shape, tape._h.dtype
+        T, B, _ = x.shape
+        x = _checks.array("x", x, (T, B, I), dtype)
+    w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
+    b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
+    b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
+    return x, w_ih, w_hh, b_ih, b_hh

@@ -10,19 +10,9 @@ import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels, memory
-from .functional import (
-    CELLS,
-    NONLINEARITIES,
-    check_leak,
-    gru_backward,
-    gru_forward,
-    lstm_backward,
-    lstm_forward,
-    pair,
-    require_tape,
-    rnn_backward,
-    rnn_forward,
-)
+from .cells import CELLS, NONLINEARITIES
+from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
+from .tape import require_tape
 
 ONE_AT_A_TIME = "a layer serves one thread at a time"
 
@@ -193,11 +183,11 @@ class Recurrent(Layer):
     input_size, hidden_size = map(_fixed, ("input_size", "hidden_size"))
     batch_first = _checks.checked("batch_first", _checks.flag, "Whether inputs and outputs are (B, T, ...).")
 
-    def __init__(self, input_size, hidden_size, bias, batch_first, dtype, rng):
+    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
         self._input_size = I = _checks.axis("input_size", input_size)
         self._hidden_size = H = _checks.axis("hidden_size", hidden_size)
         self.batch_first = batch_first
-        N = CELLS[self._cell].gates * H
+        N = len(CELLS[self._cell].gates) * H
         shapes = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
         if _checks.flag("bias", bias):
             shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
@@ -209,7 +199,7 @@ class Recurrent(Layer):
         Parameters
         ----------
         x : ndarray (T, B, I), or integer ndarray (T, B)
-            The inputs, or tokens; batch first if the layer is.
+            The inputs, or tokens; batch first if the layer is, and then copied, time first.
         state : ndarray (1, B, H) or None
             The initial state; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays.
 
@@ -237,7 +227,7 @@ class Recurrent(Layer):
         Parameters
         ----------
         d_out : ndarray (T, B, H) or None
-            The gradient of the loss with respect to ``out``.
+            The gradient of the loss with respect to ``out``; copied, time first, if the layer is batch first.
         d_state : ndarray (1, B, H), or a pair of them, or None
             ... and to the last state.
         need_dx : bool
@@ -286,12 +276,18 @@ class Recurrent(Layer):
         """The reverse; (B, H) is welcome too. Any number of rows is if ``B`` is None."""
         if state is None:
             return None
-        state = _checks.require_array(name, state)
-        if B is None and state.ndim > 1:
-            B = state.shape[-2]
-        if state.ndim == 2:
-            return _checks.array(name, state, (B, self.hidden_size), self.dtype)
-        return _checks.array(name, state, (1, B, self.hidden_size), self.dtype)[0]
+        cell = CELLS[self._cell]
+        return cell.state([self._part_without_layer_axis(*part, B) for part in parts_of(cell, name, state).items()])
+
+    def _part_without_layer_axis(self, name, part, B):
+        if part is None:
+            return None
+        part = _checks.require_array(name, part)
+        if B is None and part.ndim > 1:
+            B = part.shape[-2]
+        if part.ndim == 2:
+            return _checks.array(name, part, (B, self.hidden_size), self.dtype)
+        return _checks.array(name, part, (1, B, self.hidden_size), self.dtype)[0]
 
 
 class RNN(Recurrent):
@@ -306,7 +302,8 @@ class RNN(Recurrent):
         In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained. Like the nonlinearity, it may be changed between passes.
     bias : bool
     batch_first : bool
-        Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state.
+        Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state. The kernels read time first, so
+        that each call copies ``x``, or ``d_out``, where it is laid out batch first; ``out`` and ``dx`` are views.
     dtype : dtype
         float64 or float32.
     rng : None, int or numpy.random.Generator
@@ -344,7 +341,7 @@ class RNN(Recurrent):
         self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
     ):
         self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
+        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, dtype=dtype, rng=rng)
         self.leak = leak
 
     def _run(self, x, h0, *weights):
@@ -380,9 +377,6 @@ class GRU(Recurrent):
     ((1, 3, 7), (21, 7))
     """
 
-    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
-
     _run = staticmethod(gru_forward)
     _run_back = staticmethod(gru_backward)
     _cell = "gru"
@@ -414,16 +408,12 @@ class LSTM(Recurrent):
     ((1, 3, 7), (28, 7))
     """
 
-    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
-        super().__init__(input_size, hidden_size, bias, batch_first, dtype, rng)
-
-    def _without_layer_axis(self, name, state, B):
-        """Both halves of the state."""
-        return tuple([super(LSTM, self)._without_layer_axis(f"{name}[{i}]", part, B) for i, part in enumerate(pair(name, state))])
-
     _run = staticmethod(lstm_forward)
     _run_back = staticmethod(lstm_backward)
     _cell = "lstm"
+
+
+LAYERS = {layer._cell: layer for layer in (RNN, GRU, LSTM)}
 
 
 class Linear(Layer):

@@ -21,6 +21,7 @@ from ._figures import (
     save,
 )
 from ._notation import format_log10
+from .cells import CELLS
 from .gradients.flow import GradientFlow
 from .gradients.portrait import BINS, Portrait
 
@@ -31,7 +32,6 @@ GATE_COLOURS = (SKY, BLACK, PURPLE, GREY)
 DASHES = ("-", "--", "-.", ":")
 MAP = "cividis"
 THEORY = {"bound": ((0, (1, 1.6)), GREY), "largest Lyapunov exponent": ((0, (5, 2)), BLACK)}
-GATE_NAMES = {"h": "unit", "r": "reset", "z": "update", "n": "new", "i": "input", "f": "forget", "g": "cell", "o": "output"}
 
 
 def plot_flow(flow, path, *, title=None):
@@ -296,19 +296,20 @@ def _slopes(axes, portrait):
     from matplotlib.ticker import PercentFormatter
 
     edges = np.linspace(0, 1, BINS + 1)
-    shares = portrait.slopes
-    for (gate, share), colour, dash in zip(shares.items(), GATE_COLOURS, DASHES):
-        if len(shares) == 1:
+    gates = CELLS[portrait.tape.cell].gates
+    for gate, colour, dash in zip(gates, GATE_COLOURS, DASHES):
+        share = portrait.slopes[gate.letter]
+        if len(gates) == 1:
             axes.stairs(share, edges, fill=True, color=colour)
         else:
-            axes.stairs(share, edges, color=colour, linestyle=dash, linewidth=1.5, label=GATE_NAMES[gate])
+            axes.stairs(share, edges, color=colour, linestyle=dash, linewidth=1.5, label=gate.name)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("f'(a) / steepest slope")
     axes.set_ylabel("share")
     quiet_axes(axes, grid="y")
-    if len(shares) > 1:
+    if len(gates) > 1:
         _legend(axes, loc="upper left", handlelength=1.8)
 
 

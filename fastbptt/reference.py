@@ -6,7 +6,7 @@ its gates, which are its states. Nothing here is fast, and nothing is shared wit
 
 import numpy as np
 
-from .functional import Gradients
+from .results import Gradients
 
 
 def sigmoid(a):

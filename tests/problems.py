@@ -1,34 +1,72 @@
 """The cells under test, and random problems for them. Most test files take a new cell from its row in CELLS."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from tolerances import assert_close, assert_same_bits
 
+from fastbptt import cells
+
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+NONLINEARITIES = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "sigmoid": sigmoid, "identity": lambda a: a}
+
+
+# The next state of a net of one unit, written out: the equations of the documentation, in numbers. a = W_ih x + b_ih, m = W_hh h + b_hh.
+
+
+def rnn_step(a, m, h, nonlinearity, leak=1.0):
+    return [(1 - leak) * h + leak * NONLINEARITIES[nonlinearity](a[0] + m[0])]
+
+
+def gru_step(a, m, h):
+    r, z = sigmoid(a[0] + m[0]), sigmoid(a[1] + m[1])
+    n = np.tanh(a[2] + r * m[2])
+    return [(1 - z) * n + z * h]
+
+
+def lstm_step(a, m, h, c):
+    i, f, g, o = (squash(a_k + m_k) for squash, a_k, m_k in zip((sigmoid, sigmoid, np.tanh, sigmoid), a, m))
+    c = f * c + i * g
+    return [o * np.tanh(c), c]
 
 
 class Cell(NamedTuple):
     """A cell: its functions and options. ``torch`` is its class in torch.nn, with the arguments to make it the same cell."""
 
     prefix: str
-    gates: int
-    states: int
+    step: Callable
     options: dict
     torch: tuple | None
     leak: str | None = None  # "scalar" or "per unit"
 
+    @property
+    def gates(self):
+        """How many."""
+        return len(cells.CELLS[self.prefix].gates)
+
+    @property
+    def states(self):
+        """How many: h, or h and c."""
+        return len(cells.CELLS[self.prefix].states)
+
 
 CELLS = {
-    "rnn-tanh": Cell("rnn", 1, 1, {"nonlinearity": "tanh"}, ("RNN", {"nonlinearity": "tanh"})),
-    "rnn-relu": Cell("rnn", 1, 1, {"nonlinearity": "relu"}, ("RNN", {"nonlinearity": "relu"})),
-    "rnn-sigmoid": Cell("rnn", 1, 1, {"nonlinearity": "sigmoid"}, None),
-    "rnn-identity": Cell("rnn", 1, 1, {"nonlinearity": "identity"}, None),
-    "leaky-tanh": Cell("rnn", 1, 1, {"nonlinearity": "tanh"}, None, "scalar"),
-    "leaky-relu-units": Cell("rnn", 1, 1, {"nonlinearity": "relu"}, None, "per unit"),
-    "gru": Cell("gru", 3, 1, {}, ("GRU", {})),
-    "lstm": Cell("lstm", 4, 2, {}, ("LSTM", {})),
+    "rnn-tanh": Cell("rnn", rnn_step, {"nonlinearity": "tanh"}, ("RNN", {"nonlinearity": "tanh"})),
+    "rnn-relu": Cell("rnn", rnn_step, {"nonlinearity": "relu"}, ("RNN", {"nonlinearity": "relu"})),
+    "rnn-sigmoid": Cell("rnn", rnn_step, {"nonlinearity": "sigmoid"}, None),
+    "rnn-identity": Cell("rnn", rnn_step, {"nonlinearity": "identity"}, None),
+    "leaky-tanh": Cell("rnn", rnn_step, {"nonlinearity": "tanh"}, None, "scalar"),
+    "leaky-relu-units": Cell("rnn", rnn_step, {"nonlinearity": "relu"}, None, "per unit"),
+    "gru": Cell("gru", gru_step, {}, ("GRU", {})),
+    "lstm": Cell("lstm", lstm_step, {}, ("LSTM", {})),
 }
 ONE_OF_EACH = ["rnn-tanh", "leaky-relu-units", "gru", "lstm"]  # where the nonlinearity makes no difference
 LEAK = float(np.float32(0.3))  # the same number in every precision
@@ -58,8 +96,10 @@ class Problem:
     def forward(self, module):
         """(out, final state, tape) from ``module``: fastbptt or its reference."""
         run = getattr(module, f"{self.cell.prefix}_forward")
-        options = self.cell.options | ({} if self.leak is None else {"leak": self.leak}) | self.options
-        return run(self.x, self._state(self.state), self.w_ih, self.w_hh, self.b_ih, self.b_hh, **options)
+        return run(self.x, self._state(self.state), self.w_ih, self.w_hh, self.b_ih, self.b_hh, **self.all_options())
+
+    def all_options(self):
+        return self.cell.options | ({} if self.leak is None else {"leak": self.leak}) | self.options
 
     def backward(self, module, tape, **options):
         return getattr(module, f"{self.cell.prefix}_backward")(tape, self.d_out, self._state(self.d_state), **options)
@@ -114,7 +154,7 @@ class Problem:
         return max(sum(self.w_ih.shape[1:]) + self.w_hh.shape[1], self.w_hh.shape[0], self.x.shape[1])
 
     def _state(self, arrays):
-        return arrays if arrays is None or self.cell.states > 1 else arrays[0]
+        return None if arrays is None else cells.CELLS[self.cell.prefix].state(arrays)
 
 
 def results_by_name(out, state, grads):
@@ -154,7 +194,7 @@ def random_problem(cell, T=5, B=3, I=4, H=7, *, seed=0, dtype=np.float64, tokens
 
 def histories(tape):
     """The tape's arrays of states, initial ones first: (h,) or (h, c)."""
-    return (tape.h,) if tape.c is None else (tape.h, tape.c)
+    return tuple(getattr(tape, name) for name in cells.CELLS[tape.cell].states)
 
 
 def assert_results_close(got, expected, limit, relative=0.0):

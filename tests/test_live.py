@@ -14,12 +14,12 @@ import fastbptt
 from fastbptt.app.train import monitor as monitoring
 from fastbptt.app.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale
 from fastbptt.app.train.loop import Training
-from fastbptt.app.train.model import CELLS
 from fastbptt.app.train.monitor import Look, Monitor, take_look, troubles
 from fastbptt.app.train.settings import TaskSettings, TextSettings
 from fastbptt.app.train.task_objective import TaskObjective
 from fastbptt.app.train.text import Corpus
 from fastbptt.app.train.text_objective import TextObjective
+from fastbptt.cells import CELLS
 
 SMALL = TaskSettings(task="temporal-order", length=30, hidden=9, batch=3, updates=8, seed=5)
 OPTIONS = ["--task", "temporal-order", "--length", 20, "--hidden", 7, "--batch", 3, "--updates", 30, "--no-plot"]

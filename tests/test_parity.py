@@ -1,6 +1,7 @@
 """The reference and the fast functions take the same arguments."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 from problems import CELLS
@@ -41,3 +42,19 @@ def test_pictures_are_there_when_asked_for():
 def test_reference_uses_no_kernels():
     source = inspect.getsource(fastbptt.reference)
     assert "_kernels" not in source and "_checks" not in source
+
+
+def test_reference_and_table_of_cells_need_no_kernels():
+    """Nor anything else of the package but what a backward pass returns: the package's own ``__init__``, which loads all, is kept out."""
+    run_python(
+        """
+import sys, types
+
+sys.modules["fastbptt"] = package = types.ModuleType("fastbptt")
+package.__path__ = [sys.argv[1]]
+import fastbptt.cells, fastbptt.reference
+
+assert {name for name in sys.modules if name.startswith("fastbptt.")} == {f"fastbptt.{name}" for name in ("cells", "reference", "results")}
+""",
+        Path(fastbptt.__file__).parent,
+    )

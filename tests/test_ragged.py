@@ -11,8 +11,8 @@ from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 import fastbptt
 import fastbptt.reference
 from fastbptt._kernels import kernels
-from fastbptt.functional import CELLS as NUMBERS
-from fastbptt.functional import NONLINEARITIES
+from fastbptt.cells import CELLS as ROWS
+from fastbptt.cells import NONLINEARITIES
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_CELL = pytest.mark.parametrize("cell", CELLS)
@@ -50,34 +50,34 @@ class Ragged:
     def results(self, weights=None):
         """By name: h and c behind slot 0, and all gradients, packed."""
         p, dtype, (B, H) = self.problem, self.problem.w_hh.dtype, self.problem.state[0].shape
-        cell, R, N = NUMBERS[p.cell.prefix], self.first[-1], len(self.problem.w_hh)
+        cell, R, N = ROWS[p.cell.prefix], self.first[-1], len(self.problem.w_hh)
         tokens, x = p.x.ndim == 2, self.packed(p.x)
         leak = None if p.leak is None else np.full(H, p.leak, dtype)
         histories = [np.concatenate([s, np.full((R, H), np.nan, dtype)])[:, None] for s in p.state]
-        gates = np.full((R, 1, N), np.nan, dtype) if cell.keeps_gates or leak is not None else None
+        gates = np.full((R, 1, N), np.nan, dtype) if cell.tape_gates or leak is not None else None
         common = {
             "cell": cell.number,
-            "activation": NONLINEARITIES.index(p.cell.options.get("nonlinearity", "tanh")),
+            "activation": NONLINEARITIES[p.cell.options.get("nonlinearity", "tanh")].number,
             "x": None if tokens else x[:, None],
             "tokens": x[:, None] if tokens else None,
             "w_ih": p.w_ih,
             "w_hh": p.w_hh,
             "leak": leak,
             "h": histories[0],
-            "c": histories[1] if cell.states == 2 else None,
+            "c": histories[1] if len(histories) == 2 else None,
             "a": gates,
-            "m": np.full((R, 1, H), np.nan, dtype) if cell.apart else None,
+            "m": np.full((R, 1, H), np.nan, dtype) if cell.reset_after else None,
             "first": self.first,
         }
         kernels[dtype].forward(b_ih=p.b_ih, b_hh=p.b_hh, weights=weights, **common)
         d_state = [s.copy() for s in p.d_state]
         dx = None if tokens else np.full((R, 1, p.x.shape[2]), np.nan, dtype)
         sums = {f"d{name}": np.zeros_like(getattr(p, name)) for name in WEIGHTS}
-        apart = sums if cell.apart else sums | {"db_hh": None}
+        apart = sums if cell.reset_after else sums | {"db_hh": None}
         d_out = self.packed(p.d_out)[:, None]
         dh, dc = (*d_state, None)[:2]
         kernels[dtype].backward(d_out=d_out, dh=dh, dc=dc, dx=dx, **apart, **common)
-        if not cell.apart:
+        if not cell.reset_after:
             sums["db_hh"] = sums["db_ih"]
         named = {f"state {i}": history[B:, 0] for i, history in enumerate(histories)} | sums
         named |= {f"d_initial {i}": d for i, d in enumerate(d_state)}
@@ -206,7 +206,7 @@ def test_weights_packed_once(cell, tokens, dtype, threads):
     """For any number of calls, of any length."""
     problem = Ragged(cell, 11, 17, [30, 12, 5, 1], dtype, tokens)
     p = problem.problem
-    weights = kernels[np.dtype(dtype)].PackedWeights(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 17, NUMBERS[p.cell.prefix].apart, tokens)
+    weights = kernels[np.dtype(dtype)].PackedWeights(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 17, ROWS[p.cell.prefix].reset_after, tokens)
     for n in (1, 2):
         threads(n)
         got, expected = problem.results(weights), problem.results()

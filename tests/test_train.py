@@ -22,12 +22,13 @@ pytest.importorskip("safetensors")
 
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.loop import WARM_UP, Training
-from fastbptt.app.train.model import CELLS, Model
+from fastbptt.app.train.model import Model
 from fastbptt.app.train.saved_run import resume, save
 from fastbptt.app.train.settings import SCHEDULES
 from fastbptt.app.train.settings import TextSettings as Settings
 from fastbptt.app.train.text import corpus_of, read_corpus
 from fastbptt.app.train.text_objective import TextObjective, generate, mean_loss
+from fastbptt.cells import CELLS
 
 SMALL = Settings(cell="rnn", dtype="float64", hidden=7, batch=3, seq_len=10, updates=40, seed=5)
 NETS = [(cell, dtype) for cell in CELLS for dtype in DTYPES]

@@ -19,12 +19,12 @@ pytest.importorskip("safetensors")
 from fastbptt.app.train import task_objective
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.loop import WARM_UP, Training
-from fastbptt.app.train.model import CELLS
 from fastbptt.app.train.objective import Evaluation
 from fastbptt.app.train.saved_run import resume, save
 from fastbptt.app.train.settings import OPTIMISERS, TaskSettings
 from fastbptt.app.train.task_objective import TaskObjective
 from fastbptt.app.train.text_objective import TextObjective
+from fastbptt.cells import CELLS
 from fastbptt.init import STARTS
 
 SMALL = TaskSettings(task="temporal-order", length=10, hidden=7, batch=3, updates=40, seed=5, check_every=15)

@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from .._notation import format_log10
-from .linearised import GATES, check_loss, linearise, steepest, sum_of_products
+from ..cells import CELLS
+from .linearised import check_loss, linearise, slopes_by_gate, sum_of_products
 from .nonfinite import first_nonfinite
 from .state_gradients import log10_norm, rescale, state_gradients
 
@@ -116,11 +117,9 @@ class GradientFlow:
 
     def _linearise(self):
         """The linearised steps of the tape, which are too large to keep; the shares of saturated units are kept on the way."""
-        steps, H = linearise(self.tape), self.tape.shape[2]
-        slopes = steps.gate_slopes
+        steps = linearise(self.tape)
         self._saturated_gates = {
-            gate: float((slopes[..., i * H : (i + 1) * H] < SATURATED * steepest(self.tape)[gate]).mean()) if slopes.size else 0.0
-            for i, gate in enumerate(GATES[self.tape.cell])
+            gate.letter: float((slopes < SATURATED).mean()) if slopes.size else 0.0 for gate, slopes in slopes_by_gate(self.tape, steps)
         }
         return steps
 
@@ -153,7 +152,7 @@ class GradientFlow:
     def _losses(self):
         """The steps that have a loss, (n,), and the gradients of the states after them, (n, B, N)."""
         T, B, H = self.tape.shape
-        d = np.zeros((T, B, H * (1 if self.tape.c is None else 2)))
+        d = np.zeros((T, B, H * len(CELLS[self.tape.cell].states)))
         if self._d_out is not None:
             d[..., :H] = self._d_out
         for i, part in enumerate(self._d_state):
@@ -333,9 +332,7 @@ class GradientFlow:
     @property
     def setting(self):
         T, B, H = self.tape.shape
-        kind = self.tape.cell.upper()
-        if self.tape.cell == "rnn":
-            kind = f"{'leaky ' if self.tape.leak is not None else ''}{self.tape.nonlinearity} RNN"
+        kind = f"{'' if self.tape.leak is None else 'leaky '}{CELLS[self.tape.cell].title(self.tape.nonlinearity)}"
         shares = self.saturated_gates
         each = "" if len(shares) == 1 else " (" + ", ".join(f"{gate} {share:.0%}" for gate, share in shares.items()) + ")"
         size = f"{_plural(T, 'step')}, {_plural(B, 'row')}, {_plural(H, 'unit')}"

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _checks
+from ..cells import NONLINEARITIES
 from .chain import chains
 from .frames import KERNELS
-from .linearised import STEEPEST, check_tape, linearise
+from .linearised import check_tape, linearise
 
 EPS = np.finfo(np.float64).eps
 
@@ -218,7 +219,7 @@ def vanishing_condition(w_hh, nonlinearity="tanh"):
         raise ValueError(f"w_hh: expected shape (H, H) with H >= 1, got {w_hh.shape}")
     if not np.isfinite(w_hh).all():
         raise ValueError("w_hh: expected finite numbers, got inf or NaN")
-    gamma = STEEPEST[_checks.one_of("nonlinearity", nonlinearity, tuple(STEEPEST))]
+    gamma = NONLINEARITIES[_checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)].steepest
     w_hh = w_hh.astype(np.float64, copy=False)
     sigma_max = float(np.linalg.norm(w_hh, 2))
     radius = float(np.abs(np.linalg.eigvals(w_hh)).max())

@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import _checks
 from .._kernels import kernels, memory
-from ..functional import Tape, pair, require_tape
-
-GATES = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
+from ..cells import CELLS, NONLINEARITIES
+from ..functional import parts_of
+from ..tape import Tape, require_tape
 
 
 class Linearised:
@@ -159,14 +159,21 @@ def linearise(tape):
     Linearised
     """
     check_tape(tape)
-    h, w_hh = tape.h.astype(np.float64, copy=False), tape.w_hh.astype(np.float64, copy=False)
+    w_hh = tape.w_hh.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, by whoever looks at the result
-        return _LINEARISE[tape.cell](tape, h, w_hh, *_pre_activations(tape, h, w_hh))
+        return Linearised(w_hh, *CELLS[tape.cell].derivatives(tape, *_pre_activations(tape, w_hh)))
+
+
+def slopes_by_gate(tape, steps):
+    """Pairs of each gate and the derivatives of its nonlinearity, (T, B, H), as shares of the steepest that they can be."""
+    gates = CELLS[tape.cell].gates
+    for gate, slopes in zip(gates, np.split(steps.gate_slopes, len(gates), axis=-1)):
+        yield gate, slopes / NONLINEARITIES[gate.nonlinearity or tape.nonlinearity].steepest
 
 
 def check_tape(tape):
     """(T, B, H) of a tape whose arrays are still what the forward pass saw."""
-    if not isinstance(tape, Tape) or not hasattr(tape, "cell"):
+    if not isinstance(tape, Tape) or tape.cell is None:
         raise TypeError(f"tape: expected the tape of a forward pass, got {_checks.describe(tape)}")
     return require_tape(tape, tape.cell)[0]
 
@@ -176,51 +183,15 @@ def check_loss(tape, d_out, d_state):
     T, B, H = check_tape(tape)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), tape.h.dtype)
-    one = tape.c is None
-    named = {"d_state": d_state} if one else {f"d_state[{i}]": part for i, part in enumerate(pair("d_state", d_state))}
-    return d_out, tuple(None if part is None else _checks.array(name, part, (B, H), tape.h.dtype) for name, part in named.items())
+    parts = parts_of(CELLS[tape.cell], "d_state", d_state).items()
+    return d_out, tuple(None if part is None else _checks.array(name, part, (B, H), tape.h.dtype) for name, part in parts)
 
 
-def _rnn(tape, h, w_hh, a_x, a_h):
-    slope = _NONLINEARITY_SLOPE[tape.nonlinearity](a_x + a_h, tape)
-    if tape.leak is None:
-        return Linearised(w_hh, None, slope, None, slope)
-    # h_t = (1 - leak) h_{t-1} + leak f(a)
-    leak = tape.leak.astype(np.float64)
-    return Linearised(w_hh, np.broadcast_to(1 - leak, slope.shape), leak * slope, None, slope)
-
-
-def _gru(tape, h, w_hh, a_x, a_h):
-    H = w_hh.shape[1]
-    a_r, a_z = np.split((a_x + a_h)[..., : 2 * H], 2, axis=-1)
-    m = a_h[..., 2 * H :]
-    (r, d_r), (z, d_z) = _sigmoid(a_r), _sigmoid(a_z)
-    a_n = a_x[..., 2 * H :] + r * m
-    d_n = _tanh_slope(a_n)
-    # h_t = (1 - z) n + z h_{t-1}, with n = tanh(a_xn + r m), and 1 - z = sigmoid(-a_z)
-    into = _sigmoid(-a_z)[0] * d_n
-    slopes = np.concatenate([into * m * d_r, (h[:-1] - np.tanh(a_n)) * d_z, into * r], axis=-1)
-    return Linearised(w_hh, z, slopes, None, np.concatenate([d_r, d_z, d_n], axis=-1))
-
-
-def _lstm(tape, h, w_hh, a_x, a_h):
-    c = tape.c.astype(np.float64, copy=False)
-    a_i, a_f, a_g, a_o = np.split(a_x + a_h, 4, axis=-1)
-    (i, d_i), (f, d_f), (o, d_o) = _sigmoid(a_i), _sigmoid(a_f), _sigmoid(a_o)
-    g, d_g = np.tanh(a_g), _tanh_slope(a_g)
-    # c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
-    slopes = np.concatenate([g * d_i, c[:-1] * d_f, i * d_g, np.tanh(c[1:]) * d_o], axis=-1)
-    return Linearised(w_hh, f, slopes, o * _tanh_slope(c[1:]), np.concatenate([d_i, d_f, d_g, d_o], axis=-1))
-
-
-_LINEARISE = {"rnn": _rnn, "gru": _gru, "lstm": _lstm}
-
-
-def _pre_activations(tape, h, w_hh):
+def _pre_activations(tape, w_hh):
     """Both halves for all steps: W_ih x_t + b_ih and W_hh h_{t-1} + b_hh, (T, B, G*H) each."""
     w_ih = tape.w_ih.astype(np.float64, copy=False)
     a_x = w_ih.T[tape.x] if tape.x.ndim == 2 else product(tape.x.astype(np.float64, copy=False), w_ih)
-    a_h = product(h[:-1], w_hh)
+    a_h = product(tape.h[:-1].astype(np.float64, copy=False), w_hh)
     if tape.b_ih is not None:
         a_x = a_x + tape.b_ih
     if tape.b_hh is not None:
@@ -247,37 +218,3 @@ def sum_of_products(a, b):
         a, b = (np.ascontiguousarray(part).reshape(-1, part.shape[-1]) for part in (a, b))
         kernels[total.dtype].linear_backward(x=b, w=total, d_out=a, dx=None, dw=total, db=np.zeros(len(total)))  # w: for its shape alone
     return total
-
-
-def _sigmoid(a):
-    """The sigmoid and its derivative, which has all its digits in saturation too."""
-    e = np.exp(-np.abs(a))
-    return np.where(a < 0, e, 1.0) / (1 + e), e / (1 + e) ** 2
-
-
-def _tanh_slope(a):
-    """sech^2, with all its digits in saturation too."""
-    e = np.exp(-2 * np.abs(a))
-    return 4 * e / (1 + e) ** 2
-
-
-def _relu_slope(a, tape):
-    """1 where the unit is on; as in the kernels, that is read off f(a), so that rounding here cannot tell otherwise."""
-    f_a = tape.h[1:] if tape.gates is None else tape.gates
-    return np.where(f_a <= 0, 0.0, 1.0)
-
-
-_NONLINEARITY_SLOPE = {
-    "tanh": lambda a, tape: _tanh_slope(a),
-    "relu": _relu_slope,
-    "sigmoid": lambda a, tape: _sigmoid(a)[1],
-    "identity": lambda a, tape: np.ones(a.shape),
-}
-STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}  # gamma = sup f'
-
-
-def steepest(tape):
-    """The largest derivative that each gate's nonlinearity can have, by the gate's name."""
-    if tape.cell == "rnn":
-        return {"h": STEEPEST[tape.nonlinearity]}
-    return {name: STEEPEST["tanh" if name in "ng" else "sigmoid"] for name in GATES[tape.cell]}

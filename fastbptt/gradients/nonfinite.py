@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from ..cells import CELLS
+
 
 def first_nonfinite(tape, d_out, d_state, log10_state_norm):
     """In words, what was not finite first, in a `GradientFlow` with these arguments and norms; None if all is finite."""
-    states = {"h": tape.h} if tape.c is None else {"c": tape.c, "h": tape.h}
+    states = {name: getattr(tape, name) for name in reversed(CELLS[tape.cell].states)}  # c_t is computed before h_t
     for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
         if (at := _find(getattr(tape, name))) is not None:
             return f"{name}{at[0]} is {at[1]}"

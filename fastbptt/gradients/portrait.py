@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..cells import CELLS, NONLINEARITIES
 from .jacobians import log_singular_values, vanishing_condition
-from .linearised import GATES, STEEPEST, linearise, steepest
+from .linearised import linearise, slopes_by_gate
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 
 BINS = 20  # of the histogram: 5 % of the steepest slope each
@@ -55,6 +56,11 @@ class Portrait:
         if not (T and B):
             raise ValueError(f"tape: expected at least one step and one row to draw, got {T} and {B}")
 
+    @property
+    def N(self):
+        """The size of the state."""
+        return len(CELLS[self.tape.cell].states) * self.tape.shape[2]
+
     @cached_property
     def finite(self):
         """Whether there is a Jacobian at every step: weights, inputs and states are finite."""
@@ -81,7 +87,7 @@ class Portrait:
         if not self.finite:
             return None
         row = self.row
-        k = min(self.exponents, row.shape[2] * (1 if row.c is None else 2))
+        k = min(self.exponents, self.N)
         spectrum = lyapunov_spectrum(row, k, burn_in=len(row) // 5)
         return LyapunovSpectrum(*(array[0] for array in spectrum))
 
@@ -92,7 +98,7 @@ class Portrait:
         if self.lyapunov is not None and math.isfinite(exponent := self.lyapunov.exponents[0]):
             rates.append(Rate("largest Lyapunov exponent", r"$\mathrm{e}^{\lambda_1 \mathrm{lag}}$", exponent / math.log(10)))
         if self.condition is not None and self.condition.sigma_max > 0:
-            bound = math.log10(STEEPEST[self.tape.nonlinearity] * self.condition.sigma_max)
+            bound = math.log10(NONLINEARITIES[self.tape.nonlinearity].steepest * self.condition.sigma_max)
             rates.append(Rate("bound", r"$(\gamma\,\sigma_\mathrm{max})^\mathrm{lag}$", bound))
         return rates
 
@@ -101,20 +107,17 @@ class Portrait:
         """Lags (n,), and log10 of the singular values (n, N) of d state_T / d state_{T - lag}; None where there are no Jacobians."""
         if not self.finite:
             return None
-        T, _, H = self.row.shape
-        N = H * (1 if self.row.c is None else 2)
-        count = min(LAGS, max(3, AFFORDABLE // N))
+        T = len(self.row)
+        count = min(LAGS, max(3, AFFORDABLE // self.N))
         lags = np.unique(np.linspace(0, T, count).round().astype(int))
         return lags, np.array([log_singular_values(self.row, T - lag, T)[0] for lag in lags]) / math.log(10)
 
     @cached_property
     def slopes(self):
-        """For each gate a histogram (BINS,), over units, steps and rows, of f'(a) relative to the steepest slope."""
-        all_slopes, H = linearise(self.tape).gate_slopes, self.tape.shape[2]
+        """By each gate's letter a histogram (BINS,), over units, steps and rows, of f'(a) relative to the steepest slope."""
         shares = {}
-        for i, gate in enumerate(GATES[self.tape.cell]):
-            slopes = all_slopes[..., i * H : (i + 1) * H] / steepest(self.tape)[gate]
+        for gate, slopes in slopes_by_gate(self.tape, linearise(self.tape)):
             slopes = slopes[np.isfinite(slopes)]
             counts = np.histogram(slopes, BINS, (0, 1 + 1e-12))[0]
-            shares[gate] = counts / max(1, slopes.size)
+            shares[gate.letter] = counts / max(1, slopes.size)
         return shares

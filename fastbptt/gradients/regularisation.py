@@ -3,7 +3,8 @@
 import numpy as np
 
 from .. import _checks
-from ..functional import Gradients
+from ..cells import NONLINEARITIES, activations
+from ..results import Gradients
 from .frames import orthonormalise, random_frame
 from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
@@ -157,7 +158,8 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
         h, w_hh, w_ih = (array.astype(np.float64, copy=False) for array in (tape.h, tape.w_hh, tape.w_ih))
         x = np.eye(w_ih.shape[1])[tape.x] if tape.x.ndim == 2 else tape.x.astype(np.float64, copy=False)
         leak = 1.0 if tape.leak is None else tape.leak.astype(np.float64)
-        curvature = _curvature(tape, steps.gate_slopes)
+        f_a = activations(tape).astype(np.float64, copy=False)
+        curvature = NONLINEARITIES[tape.nonlinearity].curvature(f_a, steps.gate_slopes)
         frames, triangles = [random_frame(B, k, H)], []
         for t in range(T):
             v = steps.jvp(t, frames[-1])
@@ -213,13 +215,3 @@ def _require_rank(t, r, v):
             f"tape: step {t} leaves nothing of direction {i} of row {b}, so that its exponent is -inf and has no derivative"
             + (f"; with k = {i} it would not be looked at" if i else "")
         )
-
-
-def _curvature(tape, slope):
-    """f''(a) of an RNN's nonlinearity, (T, B, H), given f'(a)."""
-    f_a = (tape.h[1:] if tape.gates is None else tape.gates).astype(np.float64, copy=False)
-    if tape.nonlinearity == "tanh":
-        return -2 * f_a * slope
-    if tape.nonlinearity == "sigmoid":
-        return (1 - 2 * f_a) * slope
-    return np.zeros_like(slope)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._kernels import kernels, memory
-from ..functional import CELLS, NONLINEARITIES
+from ..tape import kernel_arguments
 from .linearised import linearise
 
 FLOAT64 = np.dtype(np.float64)
@@ -69,30 +69,13 @@ def _by_kernel(tape, d_out, d_state):
     T, B, H = tape.shape
     if not T * B:
         return None
-    h, c, gates, m, w_ih, w_hh, leak, d_out, *d_state = (
-        None if array is None else np.ascontiguousarray(array, FLOAT64)
-        for array in (tape.h, tape.c, tape.gates, tape.m, tape.w_ih, tape.w_hh, tape.leak, d_out, *d_state)
-    )
-    d_state = [np.zeros((B, H)) if part is None else part.copy() for part in d_state]
-    dh, dc = (memory.empty((T + 1, B, H), FLOAT64) if part is not None else None for part in (h, c))
-    da = memory.empty((T, B, len(w_hh)), FLOAT64)
-    kernels[FLOAT64].state_gradients(
-        cell=CELLS[tape.cell].number,
-        activation=NONLINEARITIES.index(tape.nonlinearity),
-        w_ih=w_ih,
-        w_hh=w_hh,
-        leak=leak,
-        h=h,
-        c=c,
-        a=gates,
-        m=m,
-        d_out=d_out,
-        dh=d_state[0],
-        dc=None if c is None else d_state[1],
-        all_dh=dh,
-        all_dc=dc,
-        da_h=da,
-    )
+    numbers, arrays = kernel_arguments(tape)
+    arrays = (None if array is None else np.ascontiguousarray(array, FLOAT64) for array in (*arrays, d_out))
+    d_state = [np.zeros((B, H)) if part is None else part.astype(FLOAT64) for part in d_state]
+    dh, dc = (memory.empty((T + 1, B, H), FLOAT64) if part is not None else None for part in (tape.h, tape.c))
+    da = memory.empty((T, B, len(tape.w_hh)), FLOAT64)
+    d_h, d_c = d_state if len(d_state) == 2 else (*d_state, None)
+    kernels[FLOAT64].state_gradients(*numbers, *arrays, d_h, d_c, dh, dc, da)
     squares = _squares(dh, dc)
     if not _comfortable(squares):
         # some may have left the range: a zero, too, that comes before something else on the way back, or is but a small square

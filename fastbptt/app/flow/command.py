@@ -9,8 +9,7 @@ from ..._checks import DTYPES
 from ..._figures import new_figure, picture_format
 from ..._files import require_writable
 from ..._notation import format_log10
-from ...functional import NONLINEARITIES
-from ...gradients.linearised import GATES
+from ...cells import CELLS, NONLINEARITIES
 from ...gradients.portrait import Portrait
 from ...init import STARTS
 from ...losses import perplexity
@@ -41,14 +40,15 @@ def add_flow(commands):
     parser.add_argument("--encoding", metavar="NAME", help="of that text (default: that of the text that the net was trained on)")
 
     net = parser.add_argument_group("a net that is described")
-    add_option(net, "cell", DescribedNet.cell, ", ".join(GATES), choices=tuple(GATES), metavar="C")
+    add_option(net, "cell", DescribedNet.cell, ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
     add_option(net, "nonlinearity", "tanh", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
     add_option(net, "init", DescribedNet.init, f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
     add_option(net, "radius", DescribedNet.radius, "their spectral radius, exactly", type=float, metavar="R")
     add_option(net, "hidden", DescribedNet.hidden, "units", type=int, metavar="H")
     how = "standard deviation of what the inputs add to each pre-activation"
     add_option(net, "gain", DescribedNet.gain, how, type=float, metavar="G")
-    add_option(net, "gate-bias", 1, "bias of the gate that keeps the state: f of the lstm, z of the gru", type=float, metavar="B")
+    keepers = ", ".join(f"{cell.keeper.letter} of the {name}" for name, cell in CELLS.items() if cell.gated)
+    add_option(net, "gate-bias", 1, f"bias of the gate that keeps the state: {keepers}", type=float, metavar="B")
     how = f"at which steps there is a loss, with a random gradient: {', '.join(LOSSES)}"
     add_option(net, "loss", DescribedNet.loss, how, choices=LOSSES, metavar="L")
     how = "seed; the same one gives the same net, and a saved one the same sequences of its task"

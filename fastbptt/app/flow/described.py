@@ -6,15 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from ... import _checks
-from ...functional import gru_forward, lstm_forward, rnn_forward
+from ... import _checks, functional
+from ...cells import CELLS
 from ...gradients.flow import gradient_flow
-from ...gradients.linearised import GATES
 from ...init import STARTS
 from ..train.model import nonlinearity_of
 
 LOSSES = ("every", "last")
-BIASED = {"gru": "z", "lstm": "f"}  # the gate that keeps the state where it is open
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class DescribedNet:
     gain : float
         Of the inputs.
     gate_bias : float or None
-        The bias of the gate that keeps the state: f of an LSTM, z of a GRU; None means 1. An RNN has none.
+        The bias of the gate that keeps the state: f of an LSTM, z of a GRU; its opposite, if the gate keeps the state where it is shut.
+        None means 1. An RNN has none.
     loss : {"every", "last"}
         Whether there is a loss at every step, or at the last one alone.
     seed : int
@@ -74,14 +73,15 @@ class DescribedNet:
         for name in ("hidden", "steps", "batch"):
             _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
         _checks.size("seed", self.seed, 0)
-        for name, allowed in (("cell", tuple(GATES)), ("init", tuple(STARTS)), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
+        for name, allowed in (("cell", tuple(CELLS)), ("init", tuple(STARTS)), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
             _checks.one_of(name, getattr(self, name), allowed)
         _checks.number("radius", self.radius, 0, _checks.LARGEST)
         _checks.number("gain", self.gain, 0, _checks.LARGEST)
         object.__setattr__(self, "nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, "tanh"))
-        if self.cell == "rnn":
+        if not CELLS[self.cell].gated:
             if self.gate_bias is not None:
-                raise ValueError("gate-bias: an rnn has no gates; only gru and lstm have")
+                gated = " and ".join(name for name, cell in CELLS.items() if cell.gated)
+                raise ValueError(f"gate-bias: an {self.cell} has no gates; only {gated} have")
             return
         object.__setattr__(self, "gate_bias", 1.0 if self.gate_bias is None else self.gate_bias)
         _checks.number("gate-bias", self.gate_bias, -_checks.LARGEST, _checks.LARGEST)
@@ -89,29 +89,27 @@ class DescribedNet:
     @property
     def name(self):
         """The cell in words."""
-        return f"{self.nonlinearity} RNN" if self.cell == "rnn" else self.cell.upper()
+        return CELLS[self.cell].title(self.nonlinearity)
 
     def __str__(self):
-        bias = "" if self.cell == "rnn" else f", bias {self.gate_bias:g} of the {BIASED[self.cell]} gate"
+        keeper = CELLS[self.cell].keeper
+        bias = "" if keeper is None else f", bias {keeper.keeps * self.gate_bias:g} of the {keeper.letter} gate"
         return f"{self.name}, {self.hidden} units, {self.init} start of radius {self.radius:g}, input gain {self.gain:g}{bias}"
 
     def tape(self):
         """Run it: the tape of the forward pass."""
-        H, G, dtype = self.hidden, len(GATES[self.cell]), np.dtype(self.dtype)
+        cell, H, dtype = CELLS[self.cell], self.hidden, np.dtype(self.dtype)
+        G = len(cell.gates)
         matrices, radii, rng = _recurrent(self.init, H, G, self.seed)
         rng = deepcopy(rng)
         w_hh = (self.radius / radii * matrices).reshape(G * H, H).astype(dtype, copy=False)
         w_ih = (self.gain / np.sqrt(H) * rng.standard_normal((G * H, H))).astype(dtype, copy=False)
         x = rng.standard_normal((self.steps, self.batch, H)).astype(dtype, copy=False)
         h0 = np.tanh(rng.standard_normal((self.batch, H))).astype(dtype, copy=False)
-        if self.cell == "rnn":
-            return rnn_forward(x, h0, w_ih, w_hh, nonlinearity=self.nonlinearity)[2]
-        bias = np.zeros(G * H, dtype)
-        at = GATES[self.cell].index(BIASED[self.cell])
-        bias[at * H : (at + 1) * H] = self.gate_bias
-        if self.cell == "gru":
-            return gru_forward(x, h0, w_ih, w_hh, bias, None)[2]
-        return lstm_forward(x, (h0, np.zeros_like(h0)), w_ih, w_hh, bias, None)[2]
+        state = cell.state([h0, *(np.zeros_like(h0) for _ in cell.states[1:])])
+        bias = np.repeat([gate.keeps and gate.keeps * self.gate_bias for gate in cell.gates], H).astype(dtype)
+        choice = {} if cell.gated else {"nonlinearity": self.nonlinearity}
+        return getattr(functional, f"{cell.name}_forward")(x, state, w_ih, w_hh, bias, None, **choice)[2]
 
     def flow(self):
         """Run it forwards and backwards: the `GradientFlow` of its loss."""

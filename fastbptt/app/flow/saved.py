@@ -3,8 +3,8 @@
 import numpy as np
 
 from ... import _checks
+from ...cells import CELLS
 from ...gradients.flow import gradient_flow
-from ...layers import RNN
 from ...losses import softmax_cross_entropy
 from ...tasks import TASKS
 from ..train.checkpoint import damage_named
@@ -38,7 +38,7 @@ class SavedNet:
 
     def __str__(self):
         rnn = self.model.rnn
-        kind = f"{rnn.nonlinearity} RNN" if isinstance(rnn, RNN) else type(rnn).__name__
+        kind = CELLS[rnn._cell].title(getattr(rnn, "nonlinearity", None))
         return f"{kind}, {rnn.hidden_size} units, {rnn.dtype}, of {self.path}"
 
     def _flow(self, x, state, loss, targets):

@@ -25,6 +25,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from ... import _checks
 from ..._notation import format_log10
+from ...cells import CELLS, NONLINEARITIES
 from ...gradients.portrait import Portrait
 from ...init import STARTS
 from ..messages import say
@@ -37,14 +38,6 @@ MOST_HIDDEN = 256  # units: few enough for the curve to follow the slider
 MOST_CONNECTIONS = 64  # at a time, each with a thread
 ANSWER_SECONDS = 5  # for a client to take an answer: to another program of this machine, it takes a fraction of one
 TICKET = "fastbptt.ticket"  # its name in the environment of a request
-NETS = {
-    "tanh": ("rnn", "tanh"),
-    "relu": ("rnn", "relu"),
-    "sigmoid": ("rnn", "sigmoid"),
-    "identity": ("rnn", "identity"),
-    "gru": ("gru", None),
-    "lstm": ("lstm", None),
-}
 RANGES = {"radius": (0.0, 2.0), "gain": (0.0, 3.0), "gate_bias": (-3.0, 6.0), "steps": (1, 400)}  # of the sliders
 PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
 HEADERS = {
@@ -73,6 +66,7 @@ class App:
         self.net = replace(net, loss="last", batch=BATCH)
         if net.hidden > MOST_HIDDEN:
             raise ValueError(f"hidden: expected at most {MOST_HIDDEN} units for a page that follows its sliders, got {net.hidden}")
+        self.nets = {f: ("rnn", f) for f in NONLINEARITIES} | {name: (name, None) for name, cell in CELLS.items() if cell.gated}
         self.start = {"net": net.nonlinearity or net.cell} | {name: getattr(net, name) for name in ("init", *RANGES)}
         if self.start["gate_bias"] is None:
             self.start["gate_bias"] = 1.0
@@ -101,7 +95,7 @@ class App:
         if endpoint == "plotly":
             return Response(_plotly(), mimetype="text/javascript")
         if endpoint == "start":
-            return _json({"values": self.start, "ranges": RANGES, "nets": list(NETS), "inits": list(STARTS)})
+            return _json({"values": self.start, "ranges": RANGES, "nets": self.nets, "inits": list(STARTS)})
         net = self.described(request.args)
         try:
             with self.turns.turn(request.headers.get("X-Page"), request.environ.get(TICKET)):
@@ -123,8 +117,8 @@ class App:
         try:
             for name, (low, high) in RANGES.items():
                 _checks.number(name, values[name], low, high)
-            cell, nonlinearity = NETS[_checks.one_of("net", values.pop("net"), tuple(NETS))]
-            if cell == "rnn":
+            cell, nonlinearity = self.nets[_checks.one_of("net", values.pop("net"), tuple(self.nets))]
+            if not CELLS[cell].gated:
                 del values["gate_bias"]
             return DescribedNet(**asdict(self.net) | {"gate_bias": None} | values | {"cell": cell, "nonlinearity": nonlinearity})
         except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..._checks import DTYPES
 from ..._config import set_num_threads
-from ...functional import NONLINEARITIES
+from ...cells import CELLS, NONLINEARITIES
 from ...init import STARTS
 from ...tasks import TASKS
 from ..messages import fail
@@ -13,10 +13,9 @@ from ..options import REFUSALS, add_option, file_name, file_path, given, memory_
 from .display import is_live
 from .folder import Folder
 from .loop import Training
-from .model import CELLS
 from .run import CHECKPOINT, Output, run
 from .saved_run import resume
-from .settings import OPTIMISERS, RATES, SCHEDULES, TaskSettings, TextSettings
+from .settings import OPTIMISERS, SCHEDULES, TaskSettings, TextSettings
 from .task_objective import TaskObjective
 from .text import read_corpus
 from .text_objective import TextObjective
@@ -69,9 +68,8 @@ def add_train(commands):
     )
     add_option(learning, "batch", both("batch"), "streams of text, or sequences, read in parallel", type=int, metavar="B")
     add_option(learning, "optimiser", both("optimiser"), ", ".join(OPTIMISERS), choices=OPTIMISERS, metavar="O")
-    rate = (
-        f"{RATES[TextSettings.cell]:g} / hidden, at most 0.01, with {TextSettings.cell}; 1 with sgd; of a task 0.01, and 0.001 without sgd"
-    )
+    cell = CELLS[TextSettings.cell]
+    rate = f"{cell.rate:g} / hidden, at most 0.01, with {cell.name}; 1 with sgd; of a task 0.01, and 0.001 without sgd"
     add_option(learning, "lr", rate, "highest learning rate", type=float)
     how = f"how the learning rate goes on: {', '.join(SCHEDULES)}"
     add_option(learning, "schedule", both("schedule"), how, choices=tuple(SCHEDULES), metavar="S")

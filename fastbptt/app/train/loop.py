@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from ...cells import CELLS
 from ...clipping import clip_grad_norm_
 from ...gradients.regularisation import omega
 from ...truncation import TruncatedBPTT
@@ -146,8 +147,8 @@ class Training:
         """The gradient of the last S states, (S, B, H), as arguments of a backward pass: of all of them, or of the last one."""
         if len(d_last) == len(out):
             return d_last, None
-        d_state = d_last[0]
-        return None, (d_state, None) if self.settings.cell == "lstm" else d_state
+        cell = CELLS[self.settings.cell]
+        return None, cell.state([d_last[0], *(None for _ in cell.states[1:])])
 
     def _go_back(self, loss, gradients):
         """The gradients of all parameters, clipped; their norm before."""

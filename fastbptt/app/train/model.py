@@ -5,12 +5,10 @@ from contextlib import contextmanager
 import numpy as np
 
 from ... import _checks
-from ...functional import NONLINEARITIES
+from ...cells import CELLS, NONLINEARITIES
 from ...init import STARTS
-from ...layers import GRU, LSTM, RNN, Linear
+from ...layers import LAYERS, Linear
 from .checkpoint import below
-
-CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 
 class Model:
@@ -49,7 +47,7 @@ class Model:
     def __init__(self, inputs, hidden, outputs, *, cell="rnn", nonlinearity=None, dtype=np.float64, init="default", rng=None):
         rng = np.random.default_rng(rng)
         choice = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-        self.rnn = CELLS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
+        self.rnn = LAYERS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
         self.readout = Linear(hidden, outputs, dtype=dtype, rng=rng)
         self.layers = [self.rnn, self.readout]
         STARTS[init].draw(self.rnn, self.readout, rng)
@@ -61,8 +59,8 @@ class Model:
 
     def initial_state(self, batch):
         """The state to begin with: zeros (1, B, H), of an LSTM two of them."""
-        zeros = np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype)
-        return (zeros, zeros.copy()) if isinstance(self.rnn, LSTM) else zeros
+        cell = CELLS[self.rnn._cell]
+        return cell.state([np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype) for _ in cell.states])
 
     def loss(self, loss, out, targets):
         """``loss(answers, targets)`` at the last S steps of ``out``, as many as there are targets, and its gradient there (S, B, H)."""
@@ -98,7 +96,7 @@ class Model:
 
 def nonlinearity_of(cell, nonlinearity, usual):
     """Of an RNN the given nonlinearity, or the usual one for None; None of a GRU or LSTM. ValueError if there is no such choice."""
-    if cell == "rnn":
+    if not CELLS[cell].gated:
         return _checks.one_of("nonlinearity", usual if nonlinearity is None else nonlinearity, NONLINEARITIES)
     if nonlinearity is not None:
         raise ValueError(f"nonlinearity: only the cell rnn has a choice of it; this is {cell}")

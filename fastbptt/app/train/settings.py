@@ -5,13 +5,13 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from ... import _checks
+from ...cells import CELLS
 from ...init import STARTS
 from ...optim import SGD, Adam, RMSprop
 from ...tasks import TASKS
-from .model import CELLS, Model, nonlinearity_of
+from .model import Model, nonlinearity_of
 
 OPTIMISERS = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
-RATES = {"rnn": 1.2, "gru": 2.0, "lstm": 1.2}  # what suits them on a text, with RMSprop: learning rate times units
 SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
@@ -117,7 +117,7 @@ class Settings:
         if self.init is None:
             self._set("init", self._usual_start())
         start = STARTS[_checks.one_of("init", self.init, tuple(STARTS))]
-        if self.cell != "rnn" and not start.gated:
+        if CELLS[self.cell].gated and not start.gated:
             raise ValueError(f"init: only the cell rnn has the start {self.init}; this is {self.cell}")
         self._set("nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, start.nonlinearity))
 
@@ -153,7 +153,7 @@ class TextSettings(Settings):
         return "default"
 
     def _usual_rate(self):
-        return 1.0 if self.optimiser == "sgd" else min(0.01, RATES[self.cell] / self.hidden)
+        return 1.0 if self.optimiser == "sgd" else min(0.01, CELLS[self.cell].rate / self.hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class TaskSettings(Settings):
         super().__post_init__()
 
     def _usual_start(self):
-        return "basic-tanh" if self.cell == "rnn" else "default"
+        return "default" if CELLS[self.cell].gated else "basic-tanh"
 
     def _usual_rate(self):
         return 0.01 if self.optimiser == "sgd" else 0.001

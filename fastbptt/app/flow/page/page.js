@@ -2,11 +2,11 @@
 
 // Okabe and Ito's colours, which colour-blind people tell apart
 const BLUE = "#0072B2", BLACK = "#000000", GREY = "#606060", KEPT = ["#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"];
-const GATED = ["gru", "lstm"];
 const THEORY = { "largest Lyapunov exponent": { color: BLACK, dash: "dash" }, bound: { color: GREY, dash: "dot" } };
 const PAGE = { "X-Page": String(Math.random()) }; // of all that one page asks for, the server computes the newest alone
 const at = (id) => document.getElementById(id);
 
+let nets = {}; // by name: the cell, and the nonlinearity of one that has no gates
 let shown = null; // the answer that is drawn
 let kept = [];
 let asking = false;
@@ -81,7 +81,7 @@ function controls() {
 
 function label() {
   for (const input of document.querySelectorAll("#controls input")) at(`${input.id}-value`).textContent = input.value;
-  at("gate_bias").disabled = !GATED.includes(at("net").value);
+  at("gate_bias").disabled = nets[at("net").value][1] !== null;
 }
 
 // One request at a time; what changed in the meantime is asked for after it, once.
@@ -109,8 +109,9 @@ async function ask() {
 }
 
 async function begin() {
-  const { values, ranges, nets, inits } = await (await fetch("start")).json();
-  for (const [id, choices] of [["net", nets], ["init", inits]]) {
+  const { values, ranges, inits, ...start } = await (await fetch("start")).json();
+  nets = start.nets;
+  for (const [id, choices] of [["net", Object.keys(nets)], ["init", inits]]) {
     at(id).replaceChildren(...choices.map((choice) => new Option(choice)));
   }
   for (const [id, [low, high]] of Object.entries(ranges)) Object.assign(at(id), { min: low, max: high });

@@ -1,0 +1,303 @@
+"""The table of cells; and what a new cell gets by its row: the minimal gated unit (Zhou et al. 2016), with the reset after the product.
+
+f = sigmoid(W_if x + b_if + W_hf h + b_hf),  n = tanh(W_in x + b_in + f (W_hn h + b_hn)),  h = (1 - f) h + f n
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import problems
+import pytest
+from problems import random_problem
+from processes import run_python
+from test_reference import complex_step, differentiable, gradient_of
+from tolerances import bound
+
+import fastbptt
+from fastbptt import cells, functional, layers, reference
+from fastbptt.app import cli
+from fastbptt.app.flow.described import DescribedNet
+from fastbptt.app.train.settings import TaskSettings, TextSettings
+from fastbptt.cells import Cell, Gate
+from fastbptt.gradients.flow import gradient_flow
+from fastbptt.gradients.linearised import linearise, slopes_by_gate
+from fastbptt.tape import Tape
+
+
+def test_rows_agree_with_themselves_and_with_what_bears_their_names():
+    assert list(layers.LAYERS) == list(cells.CELLS)
+    assert [cell.number for cell in cells.CELLS.values()] == list(range(len(cells.CELLS)))
+    assert [f.number for f in cells.NONLINEARITIES.values()] == list(range(len(cells.NONLINEARITIES)))
+    for name, cell in cells.CELLS.items():
+        letters = [gate.letter for gate in cell.gates]
+        assert cell.name == name and len(set(letters)) == len(letters)
+        assert cell.gated == (cell.keeper is not None) == all(gate.nonlinearity in cells.NONLINEARITIES for gate in cell.gates)
+        for half in ("forward", "backward"):
+            assert callable(getattr(fastbptt, f"{name}_{half}")) and callable(getattr(reference, f"{name}_{half}"))
+        assert layers.LAYERS[name] is getattr(fastbptt, name.upper())
+
+
+# --- A new cell -------------------------------------------------------------------------------------------------------
+
+
+def derivatives(tape, a_x, a_h):
+    (a_f, a_n), (m_f, m) = np.split(a_x, 2, axis=-1), np.split(a_h, 2, axis=-1)
+    f, d_f = cells.sigmoid(a_f + m_f)
+    n, d_n = np.tanh(a_n + f * m), cells.tanh_slope(a_n + f * m)
+    slopes = np.concatenate([(n - tape.h[:-1] + f * d_n * m) * d_f, f * d_n * f], axis=-1)
+    return 1 - f, slopes, None, np.concatenate([d_f, d_n], axis=-1)
+
+
+def reference_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+    bias_x, bias_h = reference.zero_if_none(b_ih), reference.zero_if_none(b_hh)
+    h, gates, recurrent = [reference.initial_state(h0, x, w_hh)], [], []
+    for x_t in reference.one_hot(x, w_ih):
+        (a_f, a_n), (m_f, m_n) = np.split(x_t @ w_ih.T + bias_x, 2, axis=1), np.split(h[-1] @ w_hh.T + bias_h, 2, axis=1)
+        f = reference.sigmoid(a_f + m_f)
+        n = np.tanh(a_n + f * m_n)
+        h.append((1 - f) * h[-1] + f * n)
+        gates.append(np.hstack([f, n]))
+        recurrent.append(m_n)
+    h = np.array(h)
+    return h[1:], h[-1], reference.Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
+
+
+def reference_backward(tape, d_out, d_state=None, *, need_dx=True):
+    h, grads = tape.h, reference.Sums(tape)
+    dh = np.zeros_like(h[0]) if d_state is None else d_state
+    for t in reversed(range(len(h) - 1)):
+        dh = dh if d_out is None else dh + d_out[t]
+        f, n = np.split(tape.gates[t], 2, axis=1)
+        # h_t = (1 - f) h_{t-1} + f n
+        da_n = dh * f * (1 - n**2)
+        # n = tanh(a_n + f m_n)
+        da_f = (dh * (n - h[t]) + da_n * tape.m[t]) * f * (1 - f)
+        da_h = np.hstack([da_f, da_n * f])
+        dh = dh * (1 - f) + da_h @ tape.w_hh
+        grads.add(t, np.hstack([da_f, da_n]), da_h)
+    return grads.result(dh, need_dx)
+
+
+def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
+
+
+def backward(tape, d_out, d_state=None, *, need_dx=True):
+    return functional._backward("mgu", tape, d_out, {"d_state": d_state}, need_dx)
+
+
+class MGU(layers.Recurrent):
+    """A layer."""
+
+    _run = staticmethod(forward)
+    _run_back = staticmethod(backward)
+    _cell = "mgu"
+
+
+def step(a, m, h):
+    f = problems.sigmoid(a[0] + m[0])
+    return [(1 - f) * h + f * np.tanh(a[1] + f * m[1])]
+
+
+ROW = Cell(
+    "mgu",
+    number=3,
+    gates=(Gate("f", "forget", "sigmoid", keeps=-1), Gate("n", "new", "tanh")),
+    states=("h",),
+    derivatives=derivatives,
+    rate=2.0,
+    reset_after=True,
+)
+ROWS = [(cells.CELLS, ROW), (layers.LAYERS, MGU), (problems.CELLS, problems.Cell("mgu", step, {}, None))]
+FUNCTIONS = [(module, forward, backward) for module in (fastbptt, functional)] + [(reference, reference_forward, reference_backward)]
+
+
+def add(monkeypatch):
+    for table, row in ROWS:
+        monkeypatch.setitem(table, "mgu", row)
+    for module, *both in FUNCTIONS:
+        for half, function in zip(("forward", "backward"), both):
+            monkeypatch.setattr(module, f"mgu_{half}", function, raising=False)
+
+
+@pytest.fixture
+def mgu(monkeypatch):
+    add(monkeypatch)
+
+
+def tape_of(problem):
+    """The fast functions' tape, as the reference fills it."""
+    out, state, tape = problem.forward(reference)
+    made_of = (getattr(tape, name) for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "nonlinearity", "h", "c", "gates", "m"))
+    return Tape("mgu", *made_of, (len(out), *state.shape))
+
+
+def test_the_reference(mgu):
+    problem = random_problem("mgu", T=1, B=1, I=1, H=1)
+    a, m = problem.w_ih[:, 0] * problem.x.item() + problem.b_ih, problem.w_hh[:, 0] * problem.state[0].item() + problem.b_hh
+    np.testing.assert_allclose(problem.forward(reference)[1], [step(a, m, problem.state[0].item())], rtol=1e-14)
+    problem = random_problem("mgu")
+    grads = problem.backward(reference, problem.forward(reference)[2])
+    for key in differentiable(problem):
+        np.testing.assert_allclose(gradient_of(grads, key), complex_step(problem, key), rtol=1e-12, atol=1e-13, err_msg=str(key))
+
+
+def test_the_linearisation(mgu):
+    """The Jacobian of each step by complex steps of the reference."""
+    problem = random_problem("mgu")
+    tape = tape_of(problem)
+    steps = linearise(tape)
+    for t in range(len(tape)):
+        for j in range(7):
+            moved = tape.h[t].astype(complex)
+            moved[:, j] += 1e-30j
+            after = problem.steps(t, t + 1, state=(moved,)).forward(reference)[1]
+            np.testing.assert_allclose(steps.jacobian(t)[:, :, j], after.imag / 1e-30, rtol=1e-12, atol=1e-15)
+    slopes = {gate.name: slope for gate, slope in slopes_by_gate(tape, steps)}
+    f, n = np.split(tape.gates, 2, axis=-1)
+    np.testing.assert_allclose(slopes["forget"], 4 * f * (1 - f), rtol=1e-12)
+    np.testing.assert_allclose(slopes["new"], 1 - n**2, rtol=1e-12)
+
+
+def test_the_layer(mgu):
+    layer = MGU(4, 7, rng=0)
+    assert {name: p.shape for name, p in layer.params.items()} == {
+        "weight_ih_l0": (14, 4),
+        "weight_hh_l0": (14, 7),
+        "bias_ih_l0": (14,),
+        "bias_hh_l0": (14,),
+    }
+    with pytest.raises(ValueError, match=r"^w_hh: expected shape \(2\*H, H\) with H >= 1, got \(21, 7\)"):
+        fastbptt.mgu_forward(np.ones((5, 3, 4)), None, np.ones((21, 4)), np.ones((21, 7)))
+    fastbptt.init.orthogonal(layer, rng=0)
+    with pytest.raises(TypeError, match=r"^rnn: expected an RNN, got MGU"):
+        fastbptt.init.identity(layer, rng=0)
+
+
+def test_what_the_commands_offer(mgu, run):
+    for command in ("train", "flow"):
+        assert "rnn, gru, lstm, mgu" in " ".join(run(command, "--help").out.split())
+    assert TextSettings(cell="mgu", hidden=250).lr == 2.0 / 250 and TextSettings(cell="mgu").net == "MGU, float32"
+    assert TaskSettings(task="adding", cell="mgu").init == "default"
+    with pytest.raises(ValueError, match=r"^init: only the cell rnn has the start identity; this is mgu$"):
+        TaskSettings(task="adding", cell="mgu", init="identity")
+    assert str(DescribedNet(cell="mgu", gate_bias=2.0)).endswith("bias -2 of the f gate")
+    with pytest.raises(ValueError, match=r"^gate-bias: an rnn has no gates; only gru and lstm and mgu have$"):
+        DescribedNet(gate_bias=2.0)
+
+
+def test_the_page_offers_it(mgu):
+    pytest.importorskip("werkzeug")
+    pytest.importorskip("plotly")
+    from werkzeug.test import Client
+
+    from fastbptt.app.flow.serve import App
+
+    client = Client(App(DescribedNet(cell="mgu", hidden=8)))
+    start = client.get("/start", headers={"Host": "127.0.0.1"}, environ_overrides={"REMOTE_ADDR": "127.0.0.1"}).json
+    assert list(start["nets"]) == ["tanh", "relu", "sigmoid", "identity", "gru", "lstm", "mgu"] and start["values"]["net"] == "mgu"
+    assert [cell for cell, nonlinearity in start["nets"].values() if nonlinearity is None] == ["gru", "lstm", "mgu"]
+
+
+# What is added to `_kernels/cells.pxi`: a branch in `step_of`, and the equations.
+BRANCH = """
+    if cell == 3:
+        return mgu_backward_row if backward else mgu_forward_row
+"""
+EQUATIONS = """
+cdef inlined mgu_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef real *a = s.a + i
+    cdef vec f = vector_sigmoid(get(whole, a, k))
+    cdef vec n = vector_tanh(get(whole, a + s.H, k) + f * get(whole, s.m + i, k))
+    put(whole, a, k, f)
+    put(whole, a + s.H, k, n)
+    put(whole, s.h + i, k, (1 - f) * get(whole, s.h_prev + i, k) + f * n)
+
+
+cdef inlined mgu_backward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec f = get(whole, s.a + i, k), n = get(whole, s.a + i + s.H, k), dh = get(whole, s.dh + i, k)
+    # reverse of: h_t = (1 - f) h_{t-1} + f n
+    cdef vec da_n = through_tanh(n, dh * f)
+    put(whole, s.dh + i, k, dh * (1 - f) + get(whole, s.d_prev + i, k))
+    # reverse of: n = tanh(a_n + f m)
+    cdef vec da_f = through_sigmoid(f, dh * (n - get(whole, s.h_prev + i, k)) + da_n * get(whole, s.m + i, k))
+    put(whole, s.da + i, k, da_f)
+    put(whole, s.da + i + s.H, k, da_n)
+    put(whole, s.da_h + i, k, da_f)
+    put(whole, s.da_h + i + s.H, k, da_n * f)
+
+
+cdef void mgu_forward_row(const Span *s) noexcept nogil:
+    along_row(<Units>mgu_forward_units, s)
+
+
+cdef void mgu_backward_row(const Span *s) noexcept nogil:
+    along_row(<Units>mgu_backward_units, s)
+"""
+FLAGS = ["-shared", "-fPIC", "-O1", "-fno-math-errno", "-ffp-contract=fast", "-I", sysconfig.get_paths()["include"]]
+CHILD = """
+import sys
+from pytest import MonkeyPatch
+import fastbptt, test_cells
+
+assert fastbptt.__file__.startswith(sys.argv[1]) and fastbptt.show_config(mode="dicts")["isa"] == "baseline"
+test_cells.add(MonkeyPatch())
+test_cells.check_the_kernels(sys.argv[1])
+"""
+
+
+def check_the_kernels(folder):
+    for shape in [(5, 3, 4, 7), (1, 1, 1, 1), (9, 20, 5, 33), (60, 2, 3, 130)]:
+        for tokens in (False, True):
+            problem = random_problem("mgu", *shape, tokens=tokens)
+            expected = problem.astype(np.longdouble).results(reference)
+            problems.assert_results_close(problem.results(fastbptt), expected, bound("float64", problem.K, shape[0]))
+    problem = random_problem("mgu")
+    _, _, tape = problem.forward(fastbptt)
+    grads = problem.backward(fastbptt, tape)
+    layer = MGU(4, 7)
+    layer.load_state_dict(dict(zip(layer.params, (problem.w_ih, problem.w_hh, problem.b_ih, problem.b_hh))))
+    layer(problem.x, problem.state[0][None])
+    dx, d_state = layer.backward(problem.d_out, problem.d_state[0])
+    for got, expected in zip((dx, d_state[0], *layer.grads.values()), grads):
+        np.testing.assert_array_equal(got, expected)
+    flow = gradient_flow(tape, problem.d_out, problem.d_state[0])
+    np.testing.assert_allclose(flow.log10_state_norm[0], np.log10(np.linalg.norm(grads.state, axis=-1)), rtol=1e-10)
+    assert "MGU: 5 steps" in str(flow) and list(flow.saturated_gates) == ["f", "n"]
+    assert np.isfinite(fastbptt.lyapunov_spectrum(tape).exponents).all()
+    train = ["train", "--task", "adding", "--length", "20", "--cell", "mgu", "--updates", "2", "--hidden", "5", "--out", f"{folder}/run"]
+    described = ["flow", "--cell", "mgu", "--hidden", "5", "--steps", "9", "--out", f"{folder}/flow.png"]
+    saved = ["flow", f"{folder}/run/checkpoint.safetensors", "--no-picture"]
+    for arguments in (train, described, saved):
+        assert cli.main(arguments) == 0, arguments
+
+
+@pytest.mark.one_level
+@pytest.mark.skipif(not (find_spec("Cython") and shutil.which("gcc")), reason="compiles a kernel")
+def test_the_kernels(tmp_path):
+    """In a copy of the package, with kernels of one precision and level: right gradients, and all that is made of them."""
+    for module in ("matplotlib", "rich", "safetensors"):
+        pytest.importorskip(module)
+    package, kernels = tmp_path / "fastbptt", tmp_path / "fastbptt" / "_kernels"
+    shutil.copytree(Path(fastbptt.__file__).parent, package, ignore=shutil.ignore_patterns("_*_float*", "*.c", "__pycache__"))
+    insert(kernels / "cells.pxi", '"""The cell\'s element-wise half of a step."""', BRANCH)
+    with (kernels / "cells.pxi").open("a") as file:
+        file.write(EQUATIONS)
+    insert(kernels / "__init__.py", "DTYPES = (np.dtype(np.float64),", ")  #")
+    source = kernels / "_baseline_float64.pyx"
+    source.write_text('include "kernels.pxi"\n')
+    subprocess.run([sys.executable, "-m", "cython", "-3", "-X", "cdivision=True", source], cwd=tmp_path, check=True)
+    target = source.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
+    subprocess.run(["gcc", *FLAGS, source.with_suffix(".c"), "-o", target], check=True)
+    run_python(CHILD, tmp_path, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}", FASTBPTT_ISA="baseline")
+
+
+def insert(path, after, text):
+    before, found, rest = path.read_text().partition(after)
+    assert found, f"{path.name}: no {after!r}"
+    path.write_text(before + after + text + rest)
