@@ -22,11 +22,16 @@ DTYPES = ["float64", "float32"]
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
 if os.environ.get("FASTBPTT_DEBUG"):
     DIRECTIVES.update(boundscheck=True, wraparound=True, initializedcheck=True)
+SANITIZERS = os.environ.get("FASTBPTT_SANITIZE")  # such as "address,undefined"
 TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by the files' dates, and does not see other directives
 
 # For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
 # whole process's arithmetic.
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
+LINK_FLAGS = []
+if SANITIZERS:
+    FLAGS += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+    LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
 
 
 class BuildExt(build_ext):
@@ -50,6 +55,7 @@ def kernel_module(level, dtype):
         [str(stub)],
         define_macros=macros,
         extra_compile_args=FLAGS + LEVELS[level],
+        extra_link_args=LINK_FLAGS,
         depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
     )
 
@@ -61,7 +67,8 @@ def levels():
 
 def plain_module(name):
     """An extension for any processor."""
-    return Extension(f"fastbptt._kernels.{name}", [str(KERNELS / f"{name}.pyx")], extra_compile_args=FLAGS)
+    source = str(KERNELS / f"{name}.pyx")
+    return Extension(f"fastbptt._kernels.{name}", [source], extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS)
 
 
 extensions = [plain_module(name) for name in ("cpu", "chunks", "memory", "pool")]

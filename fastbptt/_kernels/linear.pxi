@@ -40,12 +40,12 @@ cdef void lay_out_linear(void *call, Space *space) noexcept nogil:
 
 
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):
-    """dx (M, I) = d_out w unless it is None; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows"""
+    """dx (M, I) = d_out w; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows. Without dx, no w is needed; db may be None."""
     cdef Linear run
     memset(&run, 0, sizeof(Linear))
-    run.M, run.N, run.I = x.shape[0], w.shape[0], w.shape[1]
+    run.M, run.N, run.I = x.shape[0], dw.shape[0], dw.shape[1]
     run.x, run.d_out, run.dx = &x[0, 0], &d_out[0, 0], &dx[0, 0] if dx is not None else NULL
-    run.dw, run.db = &dw[0, 0], &db[0]
+    run.dw, run.db = &dw[0, 0], &db[0] if db is not None else NULL
     run.sharing.threads = thread_limit()
     cdef Block room = make_room(lay_out_linear_backward, &run)
     with nogil:
@@ -75,4 +75,5 @@ cdef void collect_linear(void *context, int part, int worker) noexcept nogil:
                            &run.watch, worker)
     add_weight_gradient(run.d_out, N, M, sequence(rows(run.x, 0, I), M), I, panels * part // parts, panels * (part + 1) // parts, run.dw,
                         run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH, &run.watch, worker)
-    add_column_sums(run.d_out, N, M, N * part // parts, N * (part + 1) // parts, run.db)
+    if run.db != NULL:
+        add_column_sums(run.d_out, N, M, N * part // parts, N * (part + 1) // parts, run.db)

@@ -34,13 +34,26 @@ typedef int64_t bits;
 #define inlined inline void
 #endif
 
-#if !defined(FASTBPTT_SCALAR) && defined(__AVX512F__)
+/* What the compiler's -march gives: bytes in a vector, registers, and whether parts of vectors can be masked. */
+#ifdef FASTBPTT_SCALAR
+#define VECTOR_BYTES ((int)sizeof(real))
+#define REGISTERS 16
+#define VECTOR_MASKS 0
+#elif defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define REGISTERS 32
 #define VECTOR_MASKS 512
-#elif !defined(FASTBPTT_SCALAR) && defined(__AVX__)
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define REGISTERS 16
 #define VECTOR_MASKS 256
 #else
+#define VECTOR_BYTES 16
+#define REGISTERS 16
 #define VECTOR_MASKS 0
 #endif
+#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
+
 #if VECTOR_MASKS
 #include <immintrin.h>
 #endif
@@ -53,34 +66,19 @@ typedef int64_t bits;
 #endif
 
 #ifdef FASTBPTT_SCALAR
-#define VECTOR_BYTES ((int)sizeof(real))
 typedef real vec;
 typedef bits ivec;
 #define MASK(condition) (-(ivec)(condition))
 #else
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef bits ivec __attribute__((vector_size(VECTOR_BYTES)));
 #define MASK(condition) ((ivec)(condition))
 #endif
 
-#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
-
 /* A tile of the matrix product keeps this many accumulators in flight, in at most TILE_ROWS rows: 16 registers
- * hold 12, three vectors of weights and one broadcast; AVX-512 has 32. */
-#if defined(__AVX512F__) && !defined(FASTBPTT_SCALAR)
-#define TILE_ROWS 8
-#define ACCUMULATORS 24
-#else
-#define TILE_ROWS 4
-#define ACCUMULATORS 12
-#endif
+ * hold 12, three vectors of weights and one broadcast. */
+#define TILE_ROWS (REGISTERS / 4)
+#define ACCUMULATORS (REGISTERS * 3 / 4)
 
 static inline vec load(const real *p)
 {
