@@ -189,7 +189,6 @@ cdef struct Frames:
 
 
 cdef void lay_out_done(Done *done, Space *space, Py_ssize_t k, Py_ssize_t N) noexcept nogil:
-    """For elimination."""
     cdef Py_ssize_t panels = panels_of(k)
     done.k, done.N = k, N
     done.pivot = take_indices(space, panels * PANEL)
@@ -202,25 +201,27 @@ cdef void lay_out_done(Done *done, Space *space, Py_ssize_t k, Py_ssize_t N) noe
 
 def eliminate(real[:, :, ::1] v, double[:, ::1] logs):
     """v (B, k, N) = C q becomes q; the logarithms of the magnitudes on the diagonal of C are added to logs (B, k)."""
+    in_each_row(eliminate_row, v, logs)
+
+
+cdef int in_each_row(Task task, real[:, :, ::1] v, double[:, ::1] logs) except -1:
+    """Do the task, whose context are `Frames`, for every row of the batch."""
     cdef Frames run
     memset(&run, 0, sizeof(Frames))
-    bind_frames(&run, v, logs)
-    cdef Block room = make_room(lay_out_elimination, &run)
-    with nogil:
-        parallel(eliminate_row, &run, <int>run.B, run.workers, &run.watch)
-    raise_if_interrupted(&run.watch)
-
-
-cdef void bind_frames(Frames *run, real[:, :, ::1] v, double[:, ::1] logs):
     run.B, run.k, run.N, run.v, run.logs = v.shape[0], v.shape[1], v.shape[2], &v[0, 0, 0], &logs[0, 0]
     run.workers = tasks_for(thread_limit(), <double>run.B * run.k * run.k * run.N, run.B)
+    cdef Block room = make_room(lay_out_frames, &run)
+    with nogil:
+        parallel(task, &run, <int>run.B, run.workers, &run.watch)
+    return raise_if_interrupted(&run.watch)
 
 
-cdef void lay_out_elimination(void *call, Space *space) noexcept nogil:
+cdef void lay_out_frames(void *call, Space *space) noexcept nogil:
     cdef Frames *run = <Frames *>call
     cdef int i
     for i in range(run.workers):
         lay_out_done(&run.done[i], space, run.k, run.N)
+        run.done[i].q_t = take_stack(space, panels_of(run.k), PANEL, run.N)
 
 
 cdef void eliminate_row(void *context, int b, int worker) noexcept nogil:
@@ -246,25 +247,7 @@ def orthonormalise(real[:, :, ::1] v, double[:, ::1] logs):
     Meant for what elimination leaves: of rows that are nearly parallel, orthogonality suffers. A row of zeros gets some other direction;
     its logarithm is -inf.
     """
-    cdef Frames run
-    memset(&run, 0, sizeof(Frames))
-    bind_frames(&run, v, logs)
-    cdef Block room = make_room(lay_out_orthogonalisation, &run)
-    with nogil:
-        parallel(orthonormalise_row, &run, <int>run.B, run.workers, &run.watch)
-    raise_if_interrupted(&run.watch)
-
-
-cdef void lay_out_orthogonalisation(void *call, Space *space) noexcept nogil:
-    cdef Frames *run = <Frames *>call
-    cdef Done *done
-    cdef int i
-    for i in range(run.workers):
-        done = &run.done[i]
-        done.k, done.N = run.k, run.N
-        done.q = take_stack(space, panels_of(run.k), run.N, PANEL)
-        done.q_t = take_stack(space, panels_of(run.k), PANEL, run.N)
-        done.factors = take(space, PANEL * PANEL)
+    in_each_row(orthonormalise_row, v, logs)
 
 
 cdef void orthonormalise_row(void *context, int b, int worker) noexcept nogil:

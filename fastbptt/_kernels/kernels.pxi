@@ -4,7 +4,7 @@
 from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -12,7 +12,7 @@ cdef extern from "Python.h":
 from fastbptt._kernels.chunks cimport READ, WRITE, Arrays
 from fastbptt._kernels.memory cimport Block
 from fastbptt._kernels.pool cimport (
-    MAX_PARTS, MAX_THREADS, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
+    MAX_PARTS, MAX_THREADS, Task, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
 )
 from fastbptt._kernels.simd cimport *
 

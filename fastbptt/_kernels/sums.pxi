@@ -40,11 +40,8 @@ cdef inline double difference_from_itself(double v) noexcept nogil:
 
 
 cdef inline bint all_zero_bits(const real *v, Py_ssize_t n) noexcept nogil:
-    """Whether all are 0, and none -0."""
-    cdef Py_ssize_t i = 0
-    while i < n and v[i] == 0 and not signbit(v[i]):
-        i += 1
-    return i == n
+    """Whether all are 0, and none -0: the first is, and each has the bits of the one before it."""
+    return n == 0 or (v[0] == 0 and not signbit(v[0]) and memcmp(v, v + 1, (n - 1) * sizeof(real)) == 0)
 
 
 cdef double sum_of(const real *v, Py_ssize_t n) noexcept nogil:
