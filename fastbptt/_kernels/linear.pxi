@@ -40,7 +40,7 @@ cdef void lay_out_linear(void *call, Space *space) noexcept nogil:
 
 
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):
-    """dx (M, I) = d_out w; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows. Without dx, no w is needed; db may be None."""
+    """dx (M, I) = d_out w, or None, as w may then be; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows, or None."""
     cdef Linear run
     memset(&run, 0, sizeof(Linear))
     run.M, run.N, run.I = x.shape[0], dw.shape[0], dw.shape[1]
