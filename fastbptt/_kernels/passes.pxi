@@ -15,8 +15,7 @@ def forward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, 
     bind(&run.problem, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first)
     cdef const Problem *problem = &run.problem
     if weights is None:
-        weights = PackedWeights(w_ih, w_hh, b_ih, b_hh, problem.H, problem.reset_after,
-                                VECTORS if x is not None else kind_of_tokens(first_row(&problem.time, problem.time.T), problem.I))
+        weights = packed_for(problem, vector(b_ih), vector(b_hh))
     elif not weights.fit(problem):
         raise ValueError("weights: packed for another layer, or for other inputs")
     run.weights = &weights.at

@@ -75,20 +75,33 @@ cdef class PackedWeights:
     cdef ForwardWeights at
     cdef Block block
 
-    def __cinit__(self, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H,
-                  int reset_after, InputKind kind):
-        memset(&self.at, 0, sizeof(ForwardWeights))
-        self.at.N, self.at.I, self.at.H, self.at.P = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1]
-        self.at.reset_after = reset_after
+    def __init__(self, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H,
+                 int reset_after, InputKind kind):
+        self.at.N, self.at.I, self.at.H, self.at.P, self.at.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
         self.at.input.kind = kind
+        self.pack(&w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
+
+    cdef int pack(self, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) except -1:
+        """The sizes are known."""
         self.block = make_room(lay_out_forward, &self.at)
         with nogil:
-            pack_forward(&self.at, &w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
+            pack_forward(&self.at, w_ih, w_hh, b_ih, b_hh)
+        return 0
 
     cdef bint fit(self, const Problem *problem) noexcept:
         cdef const ForwardWeights *at = &self.at
         return (at.N, at.I, at.H, at.P, at.reset_after, at.input.kind == VECTORS) == (
             problem.N, problem.I, problem.H, problem.P, problem.reset_after, problem.x != NULL)
+
+
+cdef PackedWeights packed_for(const Problem *problem, const real *b_ih, const real *b_hh):
+    """The weights of one call."""
+    cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
+    cdef ForwardWeights *at = &weights.at
+    at.N, at.I, at.H, at.P, at.reset_after = problem.N, problem.I, problem.H, problem.P, problem.reset_after
+    at.input.kind = VECTORS if problem.x != NULL else kind_of_tokens(first_row(&problem.time, problem.time.T), problem.I)
+    weights.pack(problem.w_ih, problem.w_hh, b_ih, b_hh)
+    return weights
 
 
 cdef void pack_backward(Panels packed, const real *w, Py_ssize_t N, Py_ssize_t I) noexcept nogil:
