@@ -64,7 +64,7 @@ TESTS = {
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
-TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "ragged"]
+TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "core"]
 NOT_ABOUT_TIME = "not half_a_second and not cost_nothing and not leaves_memory_alone"
 SINGLE = "(float32 or single) and "
 

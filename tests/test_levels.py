@@ -20,7 +20,7 @@ KERNEL_TESTS = [
     "test_bits.py",
     "test_bounds.py",
     "test_early_stop.py",
-    "test_ragged.py",
+    "test_core.py",
     "test_math.py",
     "test_chunks.py",
     "test_clipping.py",

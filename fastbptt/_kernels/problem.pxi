@@ -47,7 +47,7 @@ cdef struct Span:                  # what a cell sees: neighbouring units of one
 
 cdef inline bint rows_touch(const Problem *problem, Patch patch) noexcept nogil:
     """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
-    return problem.N == problem.H and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
+    return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
 
 
 cdef inline Span any_span(const Problem *problem, Patch patch) noexcept nogil:

@@ -1,6 +1,5 @@
-"""The kernels on rows of different lengths, as `_kernels/time.pxi` lays them out; and on weights that were packed before the call.
-
-No public function has lengths yet: the kernels are called as `functional.py` calls them.
+"""What the kernels can do and no public function asks of them yet: rows of different lengths, as `_kernels/time.pxi` lays them out; weights
+that were packed before the call; states with more numbers than units. They are called as `functional.py` calls them.
 """
 
 import numpy as np
@@ -222,3 +221,40 @@ def test_packed_weights_of_another_layer_are_refused():
     for wrong in [pack(p.w_ih[:, :2].copy(), p.w_hh, None, None, 8, 1, 0), pack(p.w_ih, p.w_hh, None, None, 8, 1, 1)]:
         with pytest.raises(ValueError, match="weights: packed for another layer"):
             problem.results(wrong)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("shape", [(7, 3, 4, 9), (300, 2, 3, 8), (40, 3, 2, 136), (30, 33, 2, 40)], ids=str)
+def test_states_with_more_numbers_than_units(shape, dtype, threads):
+    """Those that no unit writes are inputs by another name: the next step reads them, through their own columns of w_hh."""
+    T, B, I, H = shape
+    extra, row = 3, ROWS["lstm"]
+    whole = random_problem("lstm", T, B, I + extra, H, dtype=dtype, gain=0.6)
+    x, more = np.ascontiguousarray(whole.x[..., :I]), whole.x[..., I:]
+    w_ih, w_hh = np.ascontiguousarray(whole.w_ih[:, :I]), np.hstack([whole.w_hh, whole.w_ih[:, I:]])
+
+    def wide(array):
+        """With room for numbers that no unit writes."""
+        return np.concatenate([array, np.zeros((*array.shape[:-1], extra), dtype)], axis=-1)
+
+    results = []
+    for n in (1, 2, 3):
+        threads(n)
+        h, c = (np.zeros((T + 1, B, width), dtype) for width in (H + extra, H))
+        h[0, :, :H], c[0] = whole.state
+        h[:T, :, H:] = more
+        a, dx = np.zeros((T, B, 4 * H), dtype), np.zeros_like(x)
+        kernels[np.dtype(dtype)].forward(row.number, 0, x, None, w_ih, w_hh, whole.b_ih, whole.b_hh, None, h, c, a, None)
+        dh, dc = wide(whole.d_state[0]), whole.d_state[1].copy()
+        dw_ih, dw_hh, db = np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(whole.b_ih)
+        arrays = (w_ih, w_hh, None, h, c, a, None, wide(whole.d_out), dh, dc, dx, dw_ih, dw_hh, db, None)
+        kernels[np.dtype(dtype)].backward(row.number, 0, x, None, *arrays)
+        results.append((h[1:, :, :H], c[1:], dx, dh[:, :H], dc, np.hstack([dw_ih, dw_hh[:, H:]]), dw_hh[:, :H], db))
+    oracle = whole.astype(TOLERANCES[np.dtype(dtype)].oracle)
+    out, _, tape = oracle.forward(fastbptt.reference)
+    grads = oracle.backward(fastbptt.reference, tape)
+    expected = (out, tape.c[1:], grads.x[..., :I], *grads.state, grads.w_ih, grads.w_hh, grads.b_ih)
+    for got in results:
+        for i, array in enumerate(expected):
+            assert_close(f"result {i}", got[i], array, bound(dtype, whole.K, T))
+            assert_same_bits(f"result {i}", got[i], results[0][i])
