@@ -93,10 +93,11 @@ cdef void back_through_block(Backward *run) noexcept nogil:
 
 cdef void back_rows(void *context, int task, int worker) noexcept nogil:
     cdef Backward *run = <Backward *>context
-    recur_back(run, &run.block, rows_of_task(&run.problem, task, run.sharing.tasks), worker)
+    cdef Patch patch = rows_of_task(&run.problem, task, run.sharing.tasks)
+    recur_back(run, &run.block, &patch, worker)
 
 
-cdef void recur_back(Backward *run, const TimeBlock *block, Patch patch, int worker) noexcept nogil:
+cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, int worker) noexcept nogil:
     """The patch's rows, through the block: fill their da."""
     cdef Py_ssize_t t = block.t1 - 1
     while t >= block.t0:
@@ -115,40 +116,39 @@ cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept 
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
     cdef Py_ssize_t t = block.t1 - 1 - i
     if t < block.t0:
-        leave_block(run, block, patch)
+        leave_block(run, block, &patch)
         return
-    back_to_state(run, block, t, patch)
-    step_backward(run, block, t, patch)
-    interrupted(&run.watch, worker, patch_work(&run.problem, patch))
+    back_to_state(run, block, t, &patch)
+    step_backward(run, block, t, &patch)
+    interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
-cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """dh becomes the gradient of the state after step t."""
     if t < block.t1 - 1:
         through_product(run, block, t, patch)
     add_last_outputs(run, t, patch)
     if run.all_dh != NULL:
-        keep_state_gradient(run, t + 1, active_part(&run.problem.time, t, patch))
+        keep_state_gradient(run, t + 1, patch, rows_at(&run.problem.time, t, patch.b0, patch.b1))
 
 
-cdef inline void leave_block(Backward *run, const TimeBlock *block, Patch patch) noexcept nogil:
+cdef inline void leave_block(Backward *run, const TimeBlock *block, const Patch *patch) noexcept nogil:
     """Take the gradient of the block's first step to the state before it."""
     through_product(run, block, block.t0 - 1, patch)
     if run.all_dh != NULL and block.t0 == 0:
-        keep_state_gradient(run, 0, patch)
+        keep_state_gradient(run, 0, patch, patch.b1 - patch.b0)
 
 
-cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """da_{t+1} -> dh_t"""
-    cdef Py_ssize_t N = run.problem.N, P = run.problem.P
-    patch = active_part(&run.problem.time, t + 1, patch)
+    cdef Py_ssize_t N = run.problem.N, P = run.problem.P, held = rows_at(&run.problem.time, t + 1, patch.b0, patch.b1)
     cdef Rows dh = rows(run.dh + patch.b0 * P + patch.u0, 0, P)
     cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
     # reverse of: a_{t+1} += h_t W_hh^T
-    product(1, patch.b1 - patch.b0, patch.u1 - patch.u0, N, da, 1, panels_from(run.w_hh, patch.u0 // LANES), dh, dh)
+    product(1, held, patch.u1 - patch.u0, N, da, 1, panels_from(run.w_hh, patch.u0 // LANES), dh, dh)
 
 
-cdef void add_last_outputs(Backward *run, Py_ssize_t t, Patch patch) noexcept nogil:
+cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """dh += d_out_t for the rows that end with step t. All others have had it from the step after it."""
     cdef const Time *time = &run.problem.time
     cdef Py_ssize_t P = run.problem.P, b = patch.b0, u
@@ -166,17 +166,16 @@ cdef void add_last_outputs(Backward *run, Py_ssize_t t, Patch patch) noexcept no
         b += 1
 
 
-cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, Patch patch) noexcept nogil:
+cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
-    cdef Py_ssize_t N = problem.N, P = problem.P, b = patch.b0, at
+    cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
     cdef Span span = any_span(problem, patch)
     cdef const real *d_before = run.zeros if t == 0 or run.d_out == NULL else run.d_out + first_row(&problem.time, t - 1) * P
-    patch = active_part(&problem.time, t, patch)
     if rows_touch(problem, patch):
-        span.n *= patch.b1 - b
-        patch.b1 = min(patch.b1, b + 1)
-    while b < patch.b1:
+        span.n *= held
+        held = min(held, <Py_ssize_t>1)
+    for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0
         span.d_prev = d_before + b * P + patch.u0
@@ -185,13 +184,12 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
         span.da = block.da + at
         span.da_h = block.da_h + at
         problem.backward(&span)
-        b += 1
 
 
-cdef void keep_state_gradient(const Backward *run, Py_ssize_t t, Patch patch) noexcept nogil:
-    """dL/dh_t, and dL/dc_t, of the patch."""
+cdef void keep_state_gradient(const Backward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
+    """dL/dh_t, and dL/dc_t, of the first rows of the patch."""
     cdef Py_ssize_t b, row = slot(&run.problem.time, t), units = patch.u1 - patch.u0, P = run.problem.P, H = run.problem.H
-    for b in range(patch.b0, patch.b1):
+    for b in range(patch.b0, patch.b0 + held):
         memcpy(run.all_dh + (row + b) * P + patch.u0, run.dh + b * P + patch.u0, units * sizeof(real))
         if run.dc != NULL:
             memcpy(run.all_dc + (row + b) * H + patch.u0, run.dc + b * H + patch.u0, units * sizeof(real))

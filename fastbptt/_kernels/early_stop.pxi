@@ -19,38 +19,29 @@ cdef bint nothing_left(const Backward *run, TimeBlock *block, bint to_inputs) no
 
 cdef Py_ssize_t last_loss(const Backward *run, const TimeBlock *block) noexcept nogil:
     """The last step before the block with a d_out other than 0; -1 if there is none."""
+    cdef const Time *time = &run.problem.time
     cdef Py_ssize_t t = block.t0 - 1, P = run.problem.P
-    cdef Patch part
-    if run.d_out == NULL:
-        return -1
-    while t >= 0:
-        part = active_part(&run.problem.time, t, whole_block(&run.problem, block))
-        if not all_zero_bits(run.d_out + (first_row(&run.problem.time, t) + part.b0) * P, (part.b1 - part.b0) * P):
-            return t
+    while t >= 0 and (run.d_out == NULL or all_zero_bits(run.d_out + (first_row(time, t) + block.b0) * P,
+                                                         rows_at(time, t, block.b0, block.b1) * P)):
         t -= 1
-    return -1
+    return t
 
 
 cdef bint remains_finite(const Problem *problem, const TimeBlock *block, bint to_inputs) noexcept nogil:
     """Whether all that a gradient of 0 meets before the block is finite: 0 times inf or NaN is NaN."""
     cdef const Time *time = &problem.time
-    cdef Py_ssize_t t
-    cdef Patch part
+    cdef Py_ssize_t t, row, held
     for t in range(block.t0 + 1):  # the states before a step, and at its end
-        part = whole_block(problem, block)
-        if t > 0:
-            part = active_part(time, t - 1, part)
-        if not finite_rows(problem.h, slot(time, t), part, problem.P) or not finite_rows(problem.c, slot(time, t), part, problem.H):
+        row, held = slot(time, t) + block.b0, rows_at(time, t - 1, block.b0, block.b1) if t > 0 else block.b1 - block.b0
+        if not finite_rows(problem.h, row, held, problem.P) or not finite_rows(problem.c, row, held, problem.H):
             return False
     for t in range(block.t0):
-        part = active_part(time, t, whole_block(problem, block))
-        if not finite_rows(problem.x, first_row(time, t), part, problem.I):
-            return False
-        if not finite_rows(problem.m, first_row(time, t), part, problem.H):
+        row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
+        if not finite_rows(problem.x, row, held, problem.I) or not finite_rows(problem.m, row, held, problem.H):
             return False
     return all_finite(problem.w_hh, problem.N * problem.P) and not (to_inputs and not all_finite(problem.w_ih, problem.N * problem.I))
 
 
-cdef inline bint finite_rows(const real *array, Py_ssize_t first, Patch part, Py_ssize_t width) noexcept nogil:
+cdef inline bint finite_rows(const real *array, Py_ssize_t row, Py_ssize_t held, Py_ssize_t width) noexcept nogil:
     """Of an array that may not be there."""
-    return array == NULL or all_finite(array + (first + part.b0) * width, (part.b1 - part.b0) * width)
+    return array == NULL or all_finite(array + row * width, held * width)

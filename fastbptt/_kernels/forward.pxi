@@ -38,23 +38,21 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = max(1, rows_in_block(&run.projection) // held)
     while t < problem.time.T:
         t_end = min(problem.time.T, t + block)
-        project_steps(run, t, t_end, patch)
+        project_steps(run, t, t_end, &patch)
         while t < t_end:
-            recur(problem, run.weights, t, patch)
+            recur(problem, run.weights, t, &patch)
             t += 1
-            if interrupted(&run.watch, worker, patch_work(problem, patch) + <double>held * problem.N * problem.I):
+            if interrupted(&run.watch, worker, patch_work(problem, &patch) + <double>held * problem.N * problem.I):
                 return
 
 
-cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, Patch patch) noexcept nogil:
+cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, const Patch *patch) noexcept nogil:
     cdef const Time *time = &run.problem.time
-    cdef Patch part
     if time.first == NULL:
         project(&run.projection, first_row(time, t) + patch.b0, t_end - t, time.B, patch.b1 - patch.b0)
         return
     while t < t_end:
-        part = active_part(time, t, patch)
-        project(&run.projection, first_row(time, t) + part.b0, 1, 0, part.b1 - part.b0)
+        project(&run.projection, first_row(time, t) + patch.b0, 1, 0, rows_at(time, t, patch.b0, patch.b1))
         t += 1
 
 
@@ -62,14 +60,14 @@ cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept
     """A part's units of one step, for all rows."""
     cdef Forward *run = <Forward *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    recur(&run.problem, run.weights, t, patch)
-    interrupted(&run.watch, worker, patch_work(&run.problem, patch))
+    recur(&run.problem, run.weights, t, &patch)
+    interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
-cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_t t, Patch patch) noexcept nogil:
+cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell. Gates whose panels touch are one product."""
-    patch = active_part(&problem.time, t, patch)
-    cdef Py_ssize_t H = problem.H, P = problem.P, N = problem.N, units = patch.u1 - patch.u0, held = patch.b1 - patch.b0
+    cdef Py_ssize_t H = problem.H, P = problem.P, N = problem.N, units = patch.u1 - patch.u0
+    cdef Py_ssize_t held = rows_at(&problem.time, t, patch.b0, patch.b1)
     cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
     cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * P, 0, P), a
     cdef Py_ssize_t gate_panels = ceil_div(H, LANES), gate = 0, summed = problem.gates - problem.reset_after
@@ -81,17 +79,16 @@ cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_
     if problem.reset_after:
         product(1, held, units, P, h_prev, 1, panels_from(weights.w_hh, gate * gate_panels + patch.u0 // LANES),
                 rows(weights.m_bias + patch.u0, 0, 0), rows(problem.m + row * H + patch.u0, 0, H))
-    step_forward(problem, t, patch)
+    step_forward(problem, t, patch, held)
 
 
-cdef void step_forward(const Problem *problem, Py_ssize_t t, Patch patch) noexcept nogil:
-    """The cell's step t, for every row of the patch."""
+cdef void step_forward(const Problem *problem, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
+    """The cell's step t, for the first rows of the patch, ``held`` of them."""
     cdef Span span = any_span(problem, patch)
-    cdef Py_ssize_t b = patch.b0
+    cdef Py_ssize_t b
     if rows_touch(problem, patch):
-        span.n *= patch.b1 - b
-        patch.b1 = min(patch.b1, b + 1)
-    while b < patch.b1:
+        span.n *= held
+        held = min(held, <Py_ssize_t>1)
+    for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         problem.forward(&span)
-        b += 1

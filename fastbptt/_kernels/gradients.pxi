@@ -65,12 +65,11 @@ cdef void collect_part(void *context, int task, int worker) noexcept nogil:
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
     """dx = 0 before the step at which the pass ended."""
     cdef const Problem *problem = &run.back.problem
-    cdef Patch part
-    cdef Py_ssize_t t
+    cdef const Time *time = &problem.time
+    cdef Py_ssize_t t, I = problem.I
     if run.dx != NULL:
         for t in range(block.t0):
-            part = active_part(&problem.time, t, whole_block(problem, block))
-            memset(run.dx + (first_row(&problem.time, t) + part.b0) * problem.I, 0, (part.b1 - part.b0) * problem.I * sizeof(real))
+            memset(run.dx + (first_row(time, t) + block.b0) * I, 0, rows_at(time, t, block.b0, block.b1) * I * sizeof(real))
 
 
 # --- Groups of rows ---------------------------------------------------------------------------------------------------
@@ -94,10 +93,11 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     cdef const Problem *problem = &run.back.problem
     cdef Py_ssize_t B = problem.time.B, at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
     cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at)
+    cdef Patch patch = whole_block(problem, &block)
     cdef Sums sums = sums_of_group(run, group)
     memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
     while step_back(&problem.time, &block, run.held_rows) and not run.back.watch.stop:
-        recur_back(&run.back, &block, whole_block(problem, &block), worker)
+        recur_back(&run.back, &block, &patch, worker)
         if not run.back.watch.stop:
             collect(run, &block, sums, 0, 1, worker)
         if nothing_left(&run.back, &block, run.dx != NULL):

@@ -45,12 +45,12 @@ cdef struct Span:                  # what a cell sees: neighbouring units of one
     real *da_h
 
 
-cdef inline bint rows_touch(const Problem *problem, Patch patch) noexcept nogil:
+cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept nogil:
     """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
     return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
 
 
-cdef inline Span any_span(const Problem *problem, Patch patch) noexcept nogil:
+cdef inline Span any_span(const Problem *problem, const Patch *patch) noexcept nogil:
     """What the spans of a patch have in common."""
     cdef Span span
     memset(&span, 0, sizeof(Span))

@@ -22,7 +22,7 @@ cdef inline double recurrent_work(const Problem *problem, Py_ssize_t t0, Py_ssiz
     return <double>(first_row(&problem.time, t1) - first_row(&problem.time, t0)) * problem.N * (problem.P + CELL_WORK)
 
 
-cdef inline double patch_work(const Problem *problem, Patch patch) noexcept nogil:
+cdef inline double patch_work(const Problem *problem, const Patch *patch) noexcept nogil:
     return <double>(patch.b1 - patch.b0) * (patch.u1 - patch.u0) * problem.gates * (problem.P + CELL_WORK)
 
 

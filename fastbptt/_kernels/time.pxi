@@ -30,7 +30,6 @@ cdef struct Patch:                 # the part of a step that a task does: rows b
     Py_ssize_t b0, b1, u0, u1
 
 
-cdef inline Patch active_part(const Time *time, Py_ssize_t t, Patch patch) noexcept nogil:
-    """The patch without the rows that have ended before step t."""
-    patch.b1 = max(patch.b0, min(patch.b1, active(time, t)))
-    return patch
+cdef inline Py_ssize_t rows_at(const Time *time, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+    """How many of the rows b0..b1 step t has."""
+    return b1 - b0 if time.first == NULL else max(0, min(b1, active(time, t)) - b0)
