@@ -73,8 +73,8 @@ cdef inline bint is_stream(const real *init, const real *c, Py_ssize_t K) noexce
 
 # --- The tile ---------------------------------------------------------------------------------------------------------
 
-cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Panels B,
-                  const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
+cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
+                  Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
     """R rows by V vectors; the last vector has ``last`` <= LANES columns. R and V are constants at every call."""
     cdef vec acc[8][8]
     cdef vec w[8]
@@ -95,13 +95,13 @@ cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssiz
                 acc[i][j] = load_part(init + i * init_row + j * LANES, last)
     for k in range(K):
         for j in range(V):
-            w[j] = load(b + j * B.panel)
+            w[j] = load(b + j * b_panel)
         for i in range(R):
             s = broadcast(a[i * a_row])
             for j in range(V):
                 acc[i][j] = acc[i][j] + s * w[j]
         a += a_k
-        b += B.row
+        b += b_row
     for i in range(R):
         for j in range(V):
             if j < V - 1 or last == LANES:
@@ -114,29 +114,29 @@ cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssiz
                 store_part(c + i * c_row + j * LANES, acc[i][j], last)
 
 
-cdef inlined tile_of(const int R, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Panels B,
-                     const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
+cdef inlined tile_of(const int R, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
+                     Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
     """The tile of R rows by v vectors; what would not fit the registers is not compiled."""
-    if v == 1: tile(R, 1, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 2 and R * 2 <= ACCUMULATORS: tile(R, 2, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 3 and R * 3 <= ACCUMULATORS: tile(R, 3, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 4 and R * 4 <= ACCUMULATORS: tile(R, 4, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 5 and R * 5 <= ACCUMULATORS: tile(R, 5, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 6 and R * 6 <= ACCUMULATORS: tile(R, 6, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 7 and R * 7 <= ACCUMULATORS: tile(R, 7, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif v == 8 and R * 8 <= ACCUMULATORS: tile(R, 8, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
+    if v == 1: tile(R, 1, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 2 and R * 2 <= ACCUMULATORS: tile(R, 2, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 3 and R * 3 <= ACCUMULATORS: tile(R, 3, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 4 and R * 4 <= ACCUMULATORS: tile(R, 4, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 5 and R * 5 <= ACCUMULATORS: tile(R, 5, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 6 and R * 6 <= ACCUMULATORS: tile(R, 6, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 7 and R * 7 <= ACCUMULATORS: tile(R, 7, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif v == 8 and R * 8 <= ACCUMULATORS: tile(R, 8, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
 
 
-cdef void any_tile(int r, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Panels B,
-                   const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
-    if r == 1: tile_of(1, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 2: tile_of(2, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 3: tile_of(3, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 4: tile_of(4, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 5 and TILE_ROWS >= 5: tile_of(5, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 6 and TILE_ROWS >= 6: tile_of(6, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 7 and TILE_ROWS >= 7: tile_of(7, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
-    elif r == 8 and TILE_ROWS >= 8: tile_of(8, v, K, a, a_row, a_k, b, B, init, init_row, c, c_row, last)
+cdef void any_tile(int r, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
+                   Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
+    if r == 1: tile_of(1, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 2: tile_of(2, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 3: tile_of(3, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 4: tile_of(4, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 5 and TILE_ROWS >= 5: tile_of(5, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 6 and TILE_ROWS >= 6: tile_of(6, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 7 and TILE_ROWS >= 7: tile_of(7, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
+    elif r == 8 and TILE_ROWS >= 8: tile_of(8, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
 
 
 cdef inline void prefetch_rows(const real *a, Py_ssize_t row, Py_ssize_t R, Py_ssize_t K) noexcept nogil:
@@ -151,19 +151,29 @@ cdef inline void prefetch_rows(const real *a, Py_ssize_t row, Py_ssize_t R, Py_s
 
 # --- The product ------------------------------------------------------------------------------------------------------
 
-cdef void product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K,
-                  Rows A, Py_ssize_t a_k, Panels B, Rows init, Rows C) noexcept nogil:
+cdef inlined product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K,
+                     Rows A, Py_ssize_t a_k, Panels B, Rows init, Rows C) noexcept nogil:
     """C = init + A B for outer * inner rows, N columns and a sum over K.
 
-    A group of panels stays in the cache while all rows pass by. Rows and panels are dealt out evenly, so that no tile is left with
+    Taken apart here: a structure that is passed by value is copied in larger pieces than it has been written in, and waited for.
+    """
+    all_tiles(outer, inner, N, K, A.at, A.outer, A.inner, a_k, B.at, B.row, B.panel, init.at, init.outer, init.inner,
+              C.at, C.outer, C.inner)
+
+
+cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t a_outer, Py_ssize_t a_inner,
+                    Py_ssize_t a_k, const real *b, Py_ssize_t b_row, Py_ssize_t b_panel, const real *init, Py_ssize_t init_outer,
+                    Py_ssize_t init_inner, real *c, Py_ssize_t c_outer, Py_ssize_t c_inner) noexcept nogil:
+    """A group of panels stays in the cache while all rows pass by. Rows and panels are dealt out evenly, so that no tile is left with
     one row or one vector where its neighbours have four: 9 rows are 3 + 3 + 3.
     """
     cdef Py_ssize_t o, i, i_end, j, j_end, tiles, groups, g, m
     cdef Py_ssize_t vectors = ceil_div(N, LANES)
+    cdef const real *start = NULL
     cdef int last
     if outer == 0 or inner == 0 or N == 0:
         return
-    if A.outer == inner * A.inner and init.outer == inner * init.inner and C.outer == inner * C.inner:
+    if a_outer == inner * a_inner and init_outer == inner * init_inner and c_outer == inner * c_inner:
         inner *= outer
         outer = 1
     tiles = ceil_div(inner, TILE_ROWS)
@@ -176,12 +186,12 @@ cdef void product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K
             i = 0
             for m in range(tiles):
                 i_end = inner * (m + 1) // tiles
-                if g == 0 and is_stream(init.at, C.at, K):
-                    prefetch_rows(A.at + o * A.outer + i_end * A.inner, A.inner, min(inner, i_end + TILE_ROWS) - i_end, K)
-                any_tile(<int>(i_end - i), <int>(j_end - j), K,
-                         A.at + o * A.outer + i * A.inner, A.inner, a_k, B.at + j * B.panel, B,
-                         NULL if init.at == NULL else init.at + o * init.outer + i * init.inner + j * LANES, init.inner,
-                         C.at + o * C.outer + i * C.inner + j * LANES, C.inner, last)
+                if g == 0 and is_stream(init, c, K):
+                    prefetch_rows(a + o * a_outer + i_end * a_inner, a_inner, min(inner, i_end + TILE_ROWS) - i_end, K)
+                if init != NULL:
+                    start = init + o * init_outer + i * init_inner + j * LANES
+                any_tile(<int>(i_end - i), <int>(j_end - j), K, a + o * a_outer + i * a_inner, a_inner, a_k, b + j * b_panel,
+                         b_row, b_panel, start, init_inner, c + o * c_outer + i * c_inner + j * LANES, c_inner, last)
                 i = i_end
 
 
