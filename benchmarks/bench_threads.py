@@ -4,7 +4,7 @@ Rows shared (WORK_PER_TASK in pool.pyx): forward passes of growing length, which
 back to back, when a helper still spins, and after a rest, when it sleeps. The time on two threads beyond half the time on one is the cost
 of dispatch; the work that one thread does in twice that time is the least worth dividing, and it is to be about 2 * WORK_PER_TASK.
 
-Units shared (STEP_WORK in recurrence.pxi): single rows through layers of growing width, whose threads meet at every step. The least width
+Units shared (STEP_WORK in sharing.pxi): single rows through layers of growing width, whose threads meet at every step. The least width
 with a speed-up above 1 is the threshold.
 
 Elements shared (ROOT_WORK in optimisers.pxi): RMSprop's steps on growing arrays, of as many multiply-adds an element as its square root and

@@ -130,7 +130,7 @@ class Optimiser:
 
     @staticmethod
     def _fit(name, state, shape, dtype):
-        """An aligned copy of an array of the state, in this dtype."""
+        """A copy of an array of the state, in this dtype, aligned if it is large."""
         where, array = _checks.item("state", name), state[name]
         array = _checks.require_array(where, array)
         if array.dtype.kind != dtype.kind:
@@ -146,7 +146,7 @@ class Optimiser:
     def _state_arrays(self, wanted):
         """By parameter and name: those of now, and for what is wanted and not there, zeros. None is kept that no step has used.
 
-        They are aligned: with moments that are not, a step of Adam on 20,000 parameters takes twice as long (float64, x86-64-v4).
+        Large ones are aligned: with moments that are not, a step of Adam on 20,000 parameters takes twice as long (float64, x86-64-v4).
         """
         kept = [name for name in self._slots[0] if name not in self._passing] if self._steps else ()
         names = dict.fromkeys((*self._needs, *wanted, *kept))

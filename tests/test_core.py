@@ -206,7 +206,7 @@ def test_weights_packed_once(cell, tokens, dtype, threads):
     """For any number of calls, of any length."""
     problem = Ragged(cell, 11, 17, [30, 12, 5, 1], dtype, tokens)
     p = problem.problem
-    weights = kernels[np.dtype(dtype)].PackedWeights(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 17, ROWS[p.cell.prefix].reset_after, tokens)
+    weights = kernels[np.dtype(dtype)].pack(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 17, ROWS[p.cell.prefix].reset_after, tokens)
     for n in (1, 2):
         threads(n)
         got, expected = problem.results(weights), problem.results()
@@ -217,10 +217,21 @@ def test_weights_packed_once(cell, tokens, dtype, threads):
 def test_packed_weights_of_another_layer_are_refused():
     problem = Ragged("gru", 3, 8, [4, 2], np.float64)
     p = problem.problem
-    pack = kernels[np.dtype(np.float64)].PackedWeights
+    pack = kernels[np.dtype(np.float64)].pack
     for wrong in [pack(p.w_ih[:, :2].copy(), p.w_hh, None, None, 8, 1, 0), pack(p.w_ih, p.w_hh, None, None, 8, 1, 1)]:
         with pytest.raises(ValueError, match="weights: packed for another layer"):
             problem.results(wrong)
+    for wrong in [(p.w_ih, p.w_hh, None, None, 7), (p.w_ih, p.w_hh[:8].copy(), None, None, 8), (p.w_ih, p.w_hh, None, None, 0)]:
+        with pytest.raises(ValueError, match=r"^w_hh: expected 24 rows, as w_ih has, \d for each gate, got \d+$"):
+            pack(*wrong, 1, 0)
+    with pytest.raises(ValueError, match=r"^b_ih, b_hh: expected 24 numbers each$"):
+        pack(p.w_ih, p.w_hh, np.ones(2), None, 8, 1, 0)
+
+
+def test_states_with_fewer_numbers_than_units_are_refused():
+    h, c, a, w_ih, w_hh = (np.zeros(shape) for shape in ((3, 2, 3), (3, 2, 6), (2, 2, 24), (24, 4), (24, 3)))
+    with pytest.raises(ValueError, match=r"^h: expected at least 6 numbers, as there are units, got 3$"):
+        kernels[h.dtype].forward(2, 0, np.zeros((2, 2, 4)), None, w_ih, w_hh, None, None, None, h, c, a, None)
 
 
 @EACH_DTYPE

@@ -8,6 +8,7 @@ Reading can be interrupted. Writing cannot: Ctrl-C comes before the first elemen
 
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject_GenericSetAttr
 from libc.string cimport memcpy, memset
 
 from fastbptt._kernels.pool cimport interrupted, parallel, raise_if_interrupted, tasks_for, thread_limit
@@ -131,7 +132,7 @@ def carry_out(list updates, owner=None, **attributes):
     for arrays in updates:
         arrays.run(WRITE)
     for name, value in attributes.items():
-        setattr(owner, name, value)
+        PyObject_GenericSetAttr(owner, name, value)   # not what a subclass makes of it, which may raise
 
 
 cdef double chunk_copy(void **at, Py_ssize_t n, const double *given) noexcept nogil:

@@ -6,14 +6,14 @@ cdef bint nothing_left(const Backward *run, TimeBlock *block, bint to_inputs) no
     """Whether the steps before the block have gradients of 0 alone; ``to_inputs`` tells if dx is among them."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t P = problem.P, H = problem.H, held = block.b1 - block.b0
-    if not all_zero_bits(run.dh + block.b0 * P, held * P):
+    if block.t0 == 0 or not all_zero_bits(run.dh + block.b0 * P, held * P):
         return False
     if run.dc != NULL and not all_zero_bits(run.dc + block.b0 * H, held * H):
         return False
     if block.loss >= block.t0:     # the last one that was found has been passed
         block.loss = last_loss(run, block)
         if block.loss < 0 and not remains_finite(problem, block, to_inputs):
-            block.loss = 0         # a gradient of 0 becomes NaN on the way: the pass must go on to its end
+            block.loss = 0         # a gradient of 0 becomes NaN on the way: go on as if there were a loss at the first step
     return block.loss < 0
 
 

@@ -1,6 +1,6 @@
 # The entry points of the recurrent layers: arrays in, a problem bound to them, the time loop called without the GIL.
 #
-# Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them empty. One that a cell has no use for is None.
+# Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them without rows. One that a cell has no use for is None.
 # With ``first`` (`time.pxi`), arrays with a row for each step and active row are (R, 1, ...), and histories of states (B + R, 1, ...).
 
 def forward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
@@ -29,7 +29,7 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
              const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
              const real[:, :, ::1] m, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc, real[:, :, ::1] dx,
              real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db_ih, real[::1] db_hh, const Py_ssize_t[::1] first=None):
-    """Fill dx unless it is None; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh.
+    """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
     """
@@ -50,6 +50,21 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
         if tokens is not None:     # their gradient was collected a token a row
             transpose(run.sums.dw_ih, run.back.problem.I, run.back.problem.N, &dw_ih[0, 0])
     raise_if_interrupted(&run.back.watch)
+
+
+def pack(const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H, int reset_after,
+         bint tokens):
+    """`PackedWeights` for any number of forward passes, of tokens or of vectors."""
+    cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
+    cdef ForwardWeights *at = &weights.at
+    at.N, at.I, at.H, at.P, at.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
+    at.input.kind = TOKENS if tokens else VECTORS
+    if not 0 < H <= at.P or at.N % H or w_hh.shape[0] != at.N:
+        raise ValueError(f"w_hh: expected {at.N} rows, as w_ih has, {H} for each gate, got {w_hh.shape[0]}")
+    if (b_ih is not None and b_ih.shape[0] != at.N) or (b_hh is not None and b_hh.shape[0] != at.N):
+        raise ValueError(f"b_ih, b_hh: expected {at.N} numbers each")
+    weights.pack(&w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
+    return weights
 
 
 def state_gradients(int cell, int activation, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] leak,
@@ -84,9 +99,9 @@ cdef inline real *history(const real[:, :, ::1] v) noexcept nogil:
     return <real *>&v[0, 0, 0] if v is not None else NULL
 
 
-cdef void bind(Problem *problem, int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
-               const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
-               const real[:, :, ::1] m, const Py_ssize_t[::1] first):
+cdef int bind(Problem *problem, int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
+              const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
+              const real[:, :, ::1] m, const Py_ssize_t[::1] first) except -1:
     """The problem that these arrays pose; it is 0 on entry."""
     problem.forward, problem.backward = step_of(cell, 0), step_of(cell, 1)
     problem.activation = activation
@@ -97,6 +112,8 @@ cdef void bind(Problem *problem, int cell, int activation, const real[:, :, ::1]
         problem.time.first = &first[0]
     problem.N, problem.I, problem.P = w_ih.shape[0], w_ih.shape[1], h.shape[2]
     problem.H = c.shape[2] if c is not None else problem.P
+    if problem.P < problem.H:
+        raise ValueError(f"h: expected at least {problem.H} numbers, as there are units, got {problem.P}")
     problem.gates = <int>(problem.N // problem.H)
     problem.reset_after = m is not None
     problem.leak = vector(leak)
@@ -105,6 +122,7 @@ cdef void bind(Problem *problem, int cell, int activation, const real[:, :, ::1]
     problem.w_ih, problem.w_hh = &w_ih[0, 0], &w_hh[0, 0]
     problem.h, problem.c, problem.m = history(h), history(c), history(m)
     problem.a = history(a) if a is not None else problem.h + problem.time.B * problem.P
+    return 0
 
 
 cdef void bind_cotangents(Backward *run, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc):

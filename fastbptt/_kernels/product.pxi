@@ -164,8 +164,8 @@ cdef inlined product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_
 cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t a_outer, Py_ssize_t a_inner,
                     Py_ssize_t a_k, const real *b, Py_ssize_t b_row, Py_ssize_t b_panel, const real *init, Py_ssize_t init_outer,
                     Py_ssize_t init_inner, real *c, Py_ssize_t c_outer, Py_ssize_t c_inner) noexcept nogil:
-    """A group of panels stays in the cache while all rows pass by. Rows and panels are dealt out evenly, so that no tile is left with
-    one row or one vector where its neighbours have four: 9 rows are 3 + 3 + 3.
+    """The product. A group of panels stays in the cache while all rows pass by. Rows and panels are dealt out evenly, so that no tile is
+    left with one row or one vector where its neighbours have four: 9 rows are 3 + 3 + 3.
     """
     cdef Py_ssize_t o, i, i_end, j, j_end, tiles, groups, g, m
     cdef Py_ssize_t vectors = ceil_div(N, LANES)

@@ -38,7 +38,7 @@ cdef void project_part(void *context, int task, int worker) noexcept nogil:
 cdef void project(const Projection *p, Py_ssize_t first, Py_ssize_t steps, Py_ssize_t B, Py_ssize_t b) noexcept nogil:
     """b neighbouring rows of each of ``steps`` steps, which are B rows apart; tiles run along the longer of the two."""
     cdef Py_ssize_t t, row, n
-    cdef const real *x = p.x + first * p.I
+    cdef const real *x = p.x + first * p.I if p.x != NULL else NULL
     cdef const real *w
     cdef real *a = p.a + first * p.N
     if p.x != NULL and b < B and steps > b:

@@ -71,15 +71,9 @@ cdef inline InputKind kind_of_tokens(Py_ssize_t rows, Py_ssize_t I) noexcept nog
 
 
 cdef class PackedWeights:
-    """A layer's weights and biases, packed for the forward pass of vectors, kind 0, or of tokens, kind 1."""
+    """A layer's weights and biases, packed for the forward pass; `pack` makes them."""
     cdef ForwardWeights at
     cdef Block block
-
-    def __init__(self, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H,
-                 int reset_after, InputKind kind):
-        self.at.N, self.at.I, self.at.H, self.at.P, self.at.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
-        self.at.input.kind = kind
-        self.pack(&w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
 
     cdef int pack(self, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) except -1:
         """The sizes are known."""
@@ -90,8 +84,8 @@ cdef class PackedWeights:
 
     cdef bint fit(self, const Problem *problem) noexcept:
         cdef const ForwardWeights *at = &self.at
-        return (at.N, at.I, at.H, at.P, at.reset_after, at.input.kind == VECTORS) == (
-            problem.N, problem.I, problem.H, problem.P, problem.reset_after, problem.x != NULL)
+        return (at.N == problem.N and at.I == problem.I and at.H == problem.H and at.P == problem.P
+                and at.reset_after == problem.reset_after and (at.input.kind == VECTORS) == (problem.x != NULL))
 
 
 cdef PackedWeights packed_for(const Problem *problem, const real *b_ih, const real *b_hh):
