@@ -570,7 +570,7 @@ def processor_time(call):
 def test_the_steps_that_are_left_cost_nothing(cell, before, dtype, threads):
     """Apart from the block of time in which the gradient died, and a search of the arrays; whatever an earlier call has left in memory."""
     threads(1)
-    problem = only_at(no_recurrence(random_problem(cell, 2000, 8, 16, 128, dtype=dtype)), -1)
+    problem = only_at(no_recurrence(random_problem(cell, 1000, 8, 16, 256, dtype=dtype)), -1)
     _, _, tape = problem.forward(fastbptt)
     if before == "a call with NaN":
         dirty = random_problem(cell, 20, 8, 200, 200, dtype=dtype)
