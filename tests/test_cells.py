@@ -20,6 +20,7 @@ from tolerances import bound
 
 import fastbptt
 from fastbptt import cells, functional, layers, reference
+from fastbptt._kernels import kernels
 from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet
 from fastbptt.app.train.settings import TaskSettings, TextSettings
@@ -106,7 +107,7 @@ def step(a, m, h):
 
 ROW = Cell(
     "mgu",
-    number=3,
+    number=len(cells.CELLS),
     gates=(Gate("f", "forget", "sigmoid", keeps=-1), Gate("n", "new", "tanh")),
     states=("h",),
     derivatives=derivatives,
@@ -179,15 +180,39 @@ def test_the_layer(mgu):
         fastbptt.init.identity(layer, rng=0)
 
 
+@pytest.mark.parametrize("name", [name for name, cell in cells.CELLS.items() if cell.gated])
+def test_gates_are_what_their_rows_say(name):
+    """Their slopes are those of their nonlinearities, in the order of their letters; and the one that keeps the past does."""
+    row, problem = cells.CELLS[name], random_problem(name, gain=0.3)
+    slopes = {"sigmoid": lambda value: value * (1 - value), "tanh": lambda value: 1 - value**2}
+    _, _, tape = problem.forward(fastbptt)
+    values = np.split(tape.gates, len(row.gates), axis=-1)
+    for (gate, got), value in zip(slopes_by_gate(tape, linearise(tape)), values, strict=True):
+        steepest = cells.NONLINEARITIES[gate.nonlinearity].steepest
+        np.testing.assert_allclose(got, slopes[gate.nonlinearity](value) / steepest, atol=1e-14, err_msg=gate.letter)
+    problem.b_ih.reshape(len(row.gates), -1)[row.gates.index(row.keeper)] = 40 * row.keeper.keeps
+    if len(row.states) == 2:  # what is kept is c, and nothing is to be added to it
+        problem.b_ih.reshape(len(row.gates), -1)[0] = -40
+    _, _, tape = problem.forward(fastbptt)
+    kept = tape.h if tape.c is None else tape.c
+    np.testing.assert_allclose(kept[-1], kept[0], atol=1e-12)
+
+
+def test_a_cell_that_the_kernels_do_not_have():
+    h, x, w_ih, w_hh = (np.zeros(shape) for shape in ((3, 2, 4), (2, 2, 3), (4, 3), (4, 4)))
+    with pytest.raises(ValueError, match=r"^cell: there is none with number 99 in these kernels; after a change to their source"):
+        kernels[h.dtype].forward(99, 0, x, None, w_ih, w_hh, None, None, None, h, None, None, None)
+
+
 def test_what_the_commands_offer(mgu, run):
     for command in ("train", "flow"):
-        assert "rnn, gru, lstm, mgu" in " ".join(run(command, "--help").out.split())
+        assert ", ".join(cells.CELLS) in " ".join(run(command, "--help").out.split())
     assert TextSettings(cell="mgu", hidden=250).lr == 2.0 / 250 and TextSettings(cell="mgu").net == "MGU, float32"
     assert TaskSettings(task="adding", cell="mgu").init == "default"
     with pytest.raises(ValueError, match=r"^init: only the cell rnn has the start identity; this is mgu$"):
         TaskSettings(task="adding", cell="mgu", init="identity")
     assert str(DescribedNet(cell="mgu", gate_bias=2.0)).endswith("bias -2 of the f gate")
-    with pytest.raises(ValueError, match=r"^gate-bias: an rnn has no gates; only gru and lstm and mgu have$"):
+    with pytest.raises(ValueError, match=r"^gate-bias: an rnn has no gates; only .*gru and lstm and .*mgu have$"):
         DescribedNet(gate_bias=2.0)
 
 
@@ -200,13 +225,14 @@ def test_the_page_offers_it(mgu):
 
     client = Client(App(DescribedNet(cell="mgu", hidden=8)))
     start = client.get("/start", headers={"Host": "127.0.0.1"}, environ_overrides={"REMOTE_ADDR": "127.0.0.1"}).json
-    assert list(start["nets"]) == ["tanh", "relu", "sigmoid", "identity", "gru", "lstm", "mgu"] and start["values"]["net"] == "mgu"
-    assert [cell for cell, nonlinearity in start["nets"].values() if nonlinearity is None] == ["gru", "lstm", "mgu"]
+    gated = [name for name, cell in cells.CELLS.items() if cell.gated]
+    assert list(start["nets"]) == [*cells.NONLINEARITIES, *gated] and start["values"]["net"] == "mgu" == gated[-1]
+    assert [cell for cell, nonlinearity in start["nets"].values() if nonlinearity is None] == gated
 
 
 # What is added to `_kernels/cells.pxi`: a branch in `step_of`, and the equations.
-BRANCH = """
-    if cell == 3:
+BRANCH = f"""
+    if cell == {ROW.number}:
         return mgu_backward_row if backward else mgu_forward_row
 """
 EQUATIONS = """

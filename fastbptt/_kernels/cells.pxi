@@ -27,7 +27,9 @@ cdef Step step_of(int cell, bint backward) noexcept nogil:
         return rnn_backward_row if backward else rnn_forward_row
     if cell == GRU_CELL:
         return gru_backward_row if backward else gru_forward_row
-    return lstm_backward_row if backward else lstm_forward_row
+    if cell == LSTM_CELL:
+        return lstm_backward_row if backward else lstm_forward_row
+    return NULL
 
 
 cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:

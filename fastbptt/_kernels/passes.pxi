@@ -104,6 +104,8 @@ cdef int bind(Problem *problem, int cell, int activation, const real[:, :, ::1] 
               const real[:, :, ::1] m, const Py_ssize_t[::1] first) except -1:
     """The problem that these arrays pose; it is 0 on entry."""
     problem.forward, problem.backward = step_of(cell, 0), step_of(cell, 1)
+    if problem.forward == NULL:
+        raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     problem.activation = activation
     problem.time.T, problem.time.B = h.shape[0] - 1, h.shape[1]
     if first is not None:
