@@ -103,7 +103,7 @@ def orthogonal(rnn, readout=None, rng=None):
 
 
 def gaussian(rnn, readout=None, rng=None):
-    """W_hh from N(0, 1/H), of spectral radius about 1, of a gated cell each gate's; the rest as a new layer has it.
+    """W_hh from N(0, 1/H), of spectral radius about 1, gate by gate; the other parameters are left alone.
 
     Parameters
     ----------
