@@ -237,7 +237,7 @@ BRANCH = f"""
         return mgu_backward_row if backward else mgu_forward_row
 """
 EQUATIONS = """
-cdef inlined mgu_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inlined mgu_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     cdef real *a = s.a + i
     cdef vec f = vector_sigmoid(get(whole, a, k))
     cdef vec n = vector_tanh(get(whole, a + s.H, k) + f * get(whole, s.m + i, k))
@@ -246,7 +246,7 @@ cdef inlined mgu_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py
     put(whole, s.h + i, k, (1 - f) * get(whole, s.h_prev + i, k) + f * n)
 
 
-cdef inlined mgu_backward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inlined mgu_backward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     cdef vec f = get(whole, s.a + i, k), n = get(whole, s.a + i + s.H, k), dh = get(whole, s.dh + i, k)
     # reverse of: h_t = (1 - f) h_{t-1} + f n
     cdef vec da_n = through_tanh(n, dh * f)
@@ -260,11 +260,11 @@ cdef inlined mgu_backward_units(const bint whole, const Span *s, Py_ssize_t i, P
 
 
 cdef void mgu_forward_row(const Span *s) noexcept nogil:
-    along_row(<Units>mgu_forward_units, s)
+    along_row(<Units>mgu_forward_units, 0, s)
 
 
 cdef void mgu_backward_row(const Span *s) noexcept nogil:
-    along_row(<Units>mgu_backward_units, s)
+    along_row(<Units>mgu_backward_units, 0, s)
 """
 FLAGS = ["-shared", "-fPIC", "-O1", "-fno-math-errno", "-ffp-contract=fast", "-I", sysconfig.get_paths()["include"]]
 CHILD = """

@@ -14,7 +14,7 @@ cdef struct TimeBlock:             # steps t0..t1 of rows b0..b1, with their da
 cdef struct Backward:
     Problem problem
     Panels w_hh                    # N rows, P columns
-    const real *zeros              # B * P elements
+    const real *zeros              # B * P elements, or I if that is more
     const real *d_out              # as out, or NULL
     real *dh
     real *dc

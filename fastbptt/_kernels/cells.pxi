@@ -11,6 +11,7 @@ cdef enum:
     RELU = 1
     SIGMOID = 2
     IDENTITY = 3
+    LEAKY = 4                      # added to one of these
 
 cdef enum:
     RNN_CELL = 0
@@ -43,17 +44,17 @@ cdef inlined put(const bint whole, real *p, Py_ssize_t k, vec v) noexcept nogil:
         store_part(p, v, k)
 
 
-ctypedef void (*Units)(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil
+ctypedef void (*Units)(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil
 
 
-cdef inlined along_row(Units units, const Span *s) noexcept nogil:
-    """Which units is known where this is called, and so pasted in."""
+cdef inlined along_row(Units units, const int kind, const Span *s) noexcept nogil:
+    """Which units, and of which kind if the cell has several, is known where this is called, and so pasted in."""
     cdef Py_ssize_t i = 0
     while i + LANES <= s.n:
-        units(1, s, i, LANES)
+        units(kind, 1, s, i, LANES)
         i += LANES
     if i < s.n:
-        units(0, s, i, s.n - i)
+        units(kind, 0, s, i, s.n - i)
 
 
 cdef inline vec through_sigmoid(vec s, vec ds) noexcept nogil:
@@ -88,61 +89,49 @@ cdef inline vec through_activation(const int f, vec h, vec dh) noexcept nogil:
     return dh
 
 
-cdef inlined rnn_forward_units(const int f, const bint leaky, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
-    cdef vec value = activate(f, get(whole, s.a + i, k)), leak
+cdef inlined rnn_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec value = activate(kind % LEAKY, get(whole, s.a + i, k)), leak
     put(whole, s.a + i, k, value)
-    if leaky:
+    if kind >= LEAKY:
         leak = get(whole, s.leak + i, k)
         put(whole, s.h + i, k, (1 - leak) * get(whole, s.h_prev + i, k) + leak * value)
 
 
-cdef inlined rnn_backward_units(const int f, const bint leaky, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inlined rnn_backward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     cdef vec value = get(whole, s.a + i, k), dh = get(whole, s.dh + i, k), d_prev = get(whole, s.d_prev + i, k), leak
-    if leaky:
+    if kind >= LEAKY:
         # reverse of: h_t = (1 - leak) h_{t-1} + leak f
         leak = get(whole, s.leak + i, k)
         d_prev = d_prev + (1 - leak) * dh
         dh = leak * dh
     # reverse of: f = f(a)
-    put(whole, s.da + i, k, through_activation(f, value, dh))
+    put(whole, s.da + i, k, through_activation(kind % LEAKY, value, dh))
     put(whole, s.dh + i, k, d_prev)
 
 
-cdef inlined rnn_row(const int f, const bint leaky, const bint backward, const Span *s) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= s.n:
-        if backward:
-            rnn_backward_units(f, leaky, 1, s, i, LANES)
-        else:
-            rnn_forward_units(f, leaky, 1, s, i, LANES)
-        i += LANES
-    if i < s.n:
-        if backward:
-            rnn_backward_units(f, leaky, 0, s, i, s.n - i)
-        else:
-            rnn_forward_units(f, leaky, 0, s, i, s.n - i)
-
-
-cdef inlined rnn_row_of(const bint leaky, const bint backward, int f, const Span *s) noexcept nogil:
-    if f == TANH: rnn_row(TANH, leaky, backward, s)
-    elif f == RELU: rnn_row(RELU, leaky, backward, s)
-    elif f == SIGMOID: rnn_row(SIGMOID, leaky, backward, s)
-    else: rnn_row(IDENTITY, leaky, backward, s)
+cdef inlined rnn_row(Units units, const Span *s) noexcept nogil:
+    cdef int kind = s.activation if s.leak == NULL else LEAKY + s.activation
+    if kind == TANH: along_row(units, TANH, s)
+    elif kind == RELU: along_row(units, RELU, s)
+    elif kind == SIGMOID: along_row(units, SIGMOID, s)
+    elif kind == IDENTITY: along_row(units, IDENTITY, s)
+    elif kind == LEAKY + TANH: along_row(units, LEAKY + TANH, s)
+    elif kind == LEAKY + RELU: along_row(units, LEAKY + RELU, s)
+    elif kind == LEAKY + SIGMOID: along_row(units, LEAKY + SIGMOID, s)
+    else: along_row(units, LEAKY + IDENTITY, s)
 
 
 cdef void rnn_forward_row(const Span *s) noexcept nogil:
-    if s.leak == NULL: rnn_row_of(0, 0, s.activation, s)
-    else: rnn_row_of(1, 0, s.activation, s)
+    rnn_row(<Units>rnn_forward_units, s)
 
 
 cdef void rnn_backward_row(const Span *s) noexcept nogil:
-    if s.leak == NULL: rnn_row_of(0, 1, s.activation, s)
-    else: rnn_row_of(1, 1, s.activation, s)
+    rnn_row(<Units>rnn_backward_units, s)
 
 
 # --- GRU: r z n, with m = W_hn h_{t-1} + b_hn kept apart: n = tanh(a_n + r m), h_t = (1 - z) n + z h_{t-1} --------------
 
-cdef inlined gru_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inlined gru_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     cdef real *a = s.a + i
     cdef vec reset = vector_sigmoid(get(whole, a, k))
     cdef vec z = vector_sigmoid(get(whole, a + s.H, k))
@@ -153,7 +142,7 @@ cdef inlined gru_forward_units(const bint whole, const Span *s, Py_ssize_t i, Py
     put(whole, s.h + i, k, (1 - z) * n + z * get(whole, s.h_prev + i, k))
 
 
-cdef inlined gru_backward_units(const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inlined gru_backward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     cdef const real *a = s.a + i
     cdef vec reset = get(whole, a, k), z = get(whole, a + s.H, k), n = get(whole, a + 2 * s.H, k)
     cdef vec dh = get(whole, s.dh + i, k), m = get(whole, s.m + i, k)
@@ -172,16 +161,16 @@ cdef inlined gru_backward_units(const bint whole, const Span *s, Py_ssize_t i, P
 
 
 cdef void gru_forward_row(const Span *s) noexcept nogil:
-    along_row(<Units>gru_forward_units, s)
+    along_row(<Units>gru_forward_units, 0, s)
 
 
 cdef void gru_backward_row(const Span *s) noexcept nogil:
-    along_row(<Units>gru_backward_units, s)
+    along_row(<Units>gru_backward_units, 0, s)
 
 
 # --- LSTM: i f g o; c_t = f c_{t-1} + i g, h_t = o tanh(c_t) -----------------------------------------------------------
 
-cdef inlined lstm_forward_units(const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+cdef inlined lstm_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
     cdef real *a = s.a + j
     cdef vec i = vector_sigmoid(get(whole, a, k)), f = vector_sigmoid(get(whole, a + s.H, k))
     cdef vec g = vector_tanh(get(whole, a + 2 * s.H, k)), o = vector_sigmoid(get(whole, a + 3 * s.H, k))
@@ -194,7 +183,7 @@ cdef inlined lstm_forward_units(const bint whole, const Span *s, Py_ssize_t j, P
     put(whole, s.h + j, k, o * vector_tanh(c))
 
 
-cdef inlined lstm_backward_units(const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+cdef inlined lstm_backward_units(const int kind, const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
     cdef const real *a = s.a + j
     cdef real *da = s.da + j
     cdef vec i = get(whole, a, k), f = get(whole, a + s.H, k), g = get(whole, a + 2 * s.H, k), o = get(whole, a + 3 * s.H, k)
@@ -211,8 +200,8 @@ cdef inlined lstm_backward_units(const bint whole, const Span *s, Py_ssize_t j, 
 
 
 cdef void lstm_forward_row(const Span *s) noexcept nogil:
-    along_row(<Units>lstm_forward_units, s)
+    along_row(<Units>lstm_forward_units, 0, s)
 
 
 cdef void lstm_backward_row(const Span *s) noexcept nogil:
-    along_row(<Units>lstm_backward_units, s)
+    along_row(<Units>lstm_backward_units, 0, s)

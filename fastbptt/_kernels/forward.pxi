@@ -14,14 +14,13 @@ cdef void run_forward(Forward *run) noexcept nogil:
     cdef Py_ssize_t T = problem.time.T
     cdef int by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     run.projection.rows = first_row(&problem.time, T)
-    run.projection.N, run.projection.I = problem.N, problem.I
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
     run.projection.weights = run.weights.input
     run.projection.sharing = run.sharing
     run.projection.watch = &run.watch
     run.sharing.tasks = 1
     if by_units == 1:
-        share_rows(&run.sharing, problem, projection_work(&run.projection, run.projection.rows) + recurrent_work(problem, 0, T))
+        share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
         parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
     else:

@@ -12,9 +12,7 @@ cdef struct Gradients:
     Backward back
     Panels w_ih                    # N rows, I columns
     real *dx                       # (R, I) or NULL
-    const real *zeros              # I elements
     Sums sums                      # the results
-    Sharing sharing
     int groups                     # of rows, each with sums of its own; 1: none
     real *group_sums
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
@@ -33,10 +31,10 @@ cdef void run_backward(Gradients *run) noexcept nogil:
     """From d_out and dh = d_state; block by block, the last first."""
     cdef Watch *watch = &run.back.watch
     if run.groups > 1:
-        run.sharing.workers = tasks_for(run.sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
-        parallel(back_through_group, run, run.groups, run.sharing.workers, watch)
-        share(&run.sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
-        parallel(add_up_groups, run, run.sharing.tasks, run.sharing.workers, watch)
+        run.back.sharing.workers = tasks_for(run.back.sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
+        parallel(back_through_group, run, run.groups, run.back.sharing.workers, watch)
+        share(&run.back.sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
+        parallel(add_up_groups, run, run.back.sharing.tasks, run.back.sharing.workers, watch)
     else:
         back_by_blocks(run)
 
@@ -48,10 +46,10 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
     back.block = last_block(time, 0, time.B, run.da, run.da_h)
     while step_back(time, &back.block, run.held_rows) and not back.watch.stop:
         back_through_block(back)
-        share_gradients(&run.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
+        share_gradients(&run.back.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
                         back.problem.x != NULL, run.dx != NULL)
         if not back.watch.stop:
-            parallel(collect_part, run, run.sharing.tasks, run.sharing.workers, &back.watch)
+            parallel(collect_part, run, run.back.sharing.tasks, run.back.sharing.workers, &back.watch)
         if nothing_left(back, &back.block, run.dx != NULL):
             break
     clear_dx(run, &back.block)
@@ -59,7 +57,7 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
 
 cdef void collect_part(void *context, int task, int worker) noexcept nogil:
     cdef Gradients *run = <Gradients *>context
-    collect(run, &run.back.block, run.sums, task, run.sharing.tasks, worker)
+    collect(run, &run.back.block, run.sums, task, run.back.sharing.tasks, worker)
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
@@ -109,7 +107,7 @@ cdef void add_up_groups(void *context, int task, int worker) noexcept nogil:
     """A task's share of the sums of all groups, the first group first."""
     cdef Gradients *run = <Gradients *>context
     cdef Py_ssize_t N = run.back.problem.N, I = run.back.problem.I, P = run.back.problem.P
-    cdef Py_ssize_t n0 = N * task // run.sharing.tasks, n1 = N * (task + 1) // run.sharing.tasks
+    cdef Py_ssize_t n0 = N * task // run.back.sharing.tasks, n1 = N * (task + 1) // run.back.sharing.tasks
     cdef Sums sums
     cdef int group
     for group in range(run.groups):
@@ -157,7 +155,7 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     cdef Sequence x, h
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
     if run.dx != NULL:
-        add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.zeros,
+        add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.back.zeros,
                            rows(run.dx + first * I, B * I, I), watch, worker)
     if problem.x != NULL:
         x = sequence(rows(problem.x + first * I, B * I, I), inner)
@@ -179,17 +177,17 @@ cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     cdef Gradients *run = <Gradients *>call
     cdef const Problem *problem = &run.back.problem
     cdef Py_ssize_t N = problem.N, I = problem.I, P = problem.P, da_size = run.held_rows * N
-    cdef int in_use = min(run.sharing.threads, run.groups)
+    cdef int in_use = min(run.back.sharing.threads, run.groups)
     run.back.w_hh = take_panels(space, P, N)
     if run.dx != NULL:
         run.w_ih = take_panels(space, I, N)
     if problem.tokens != NULL:
         run.sums.dw_ih = take(space, I * N)
-    run.zeros = run.back.zeros = take(space, max(problem.time.B * P, I))
+    run.back.zeros = take(space, max(problem.time.B * P, I))
     run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
     run.da_h = run.da + problem.reset_after * da_size
     run.group_sums = take(space, run.groups * sums_size(problem) if run.groups > 1 else 0)
-    run.scratch = take(space, gradient_scratch(run.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
+    run.scratch = take(space, gradient_scratch(run.back.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
 
 
 cdef void prepare_backward(Gradients *run) noexcept nogil:
@@ -200,4 +198,4 @@ cdef void prepare_backward(Gradients *run) noexcept nogil:
         pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
     if problem.tokens != NULL:
         memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
-    memset(<void *>run.zeros, 0, max(problem.time.B * problem.P, problem.I) * sizeof(real))
+    memset(<void *>run.back.zeros, 0, max(problem.time.B * problem.P, problem.I) * sizeof(real))

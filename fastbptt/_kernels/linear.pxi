@@ -20,23 +20,14 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
     cdef Watch watch
     memset(&p, 0, sizeof(Projection))
     memset(&watch, 0, sizeof(Watch))
-    p.rows, p.N, p.I = x.shape[0], w.shape[0], w.shape[1]
+    p.rows, p.weights.N, p.weights.I = x.shape[0], w.shape[0], w.shape[1]
     p.x, p.a, p.watch = &x[0, 0], &out[0, 0], &watch
     p.sharing.threads = thread_limit()
-    cdef Block room = make_room(lay_out_linear, &p)
+    cdef Block room = make_room(lay_out_input, &p.weights)
     with nogil:
-        pack_input(&p.weights, &w[0, 0], p.N, p.I)
-        if b is not None:
-            memcpy(p.weights.bias, &b[0], p.N * sizeof(real))
-        else:
-            memset(p.weights.bias, 0, p.N * sizeof(real))
+        pack_input(&p.weights, &w[0, 0], vector(b))
         project_all(&p)
     raise_if_interrupted(&watch)
-
-
-cdef void lay_out_linear(void *call, Space *space) noexcept nogil:
-    cdef Projection *p = <Projection *>call
-    lay_out_input(&p.weights, p.N, p.I, space)
 
 
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):

@@ -15,7 +15,7 @@ def forward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, 
     bind(&run.problem, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first)
     cdef const Problem *problem = &run.problem
     if weights is None:
-        weights = packed_for(problem, vector(b_ih), vector(b_hh))
+        weights = packed(problem, kind_of_input(problem), vector(b_ih), vector(b_hh))
     elif not weights.fit(problem):
         raise ValueError("weights: packed for another layer, or for other inputs")
     run.weights = &weights.at
@@ -37,7 +37,6 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
     memset(&run, 0, sizeof(Gradients))
     bind(&run.back.problem, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first)
     bind_cotangents(&run.back, d_out, dh, dc)
-    run.sharing = run.back.sharing
     run.dx = history(dx)
     run.sums.dw_ih, run.sums.dw_hh = &dw_ih[0, 0], &dw_hh[0, 0]
     run.sums.db_ih, run.sums.db_hh = &db_ih[0], &db_hh[0] if db_hh is not None else NULL
@@ -55,16 +54,14 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
 def pack(const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H, int reset_after,
          bint tokens):
     """`PackedWeights` for any number of forward passes, of tokens or of vectors."""
-    cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
-    cdef ForwardWeights *at = &weights.at
-    at.N, at.I, at.H, at.P, at.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
-    at.input.kind = TOKENS if tokens else VECTORS
-    if not 0 < H <= at.P or at.N % H or w_hh.shape[0] != at.N:
-        raise ValueError(f"w_hh: expected {at.N} rows, as w_ih has, {H} for each gate, got {w_hh.shape[0]}")
-    if (b_ih is not None and b_ih.shape[0] != at.N) or (b_hh is not None and b_hh.shape[0] != at.N):
-        raise ValueError(f"b_ih, b_hh: expected {at.N} numbers each")
-    weights.pack(&w_ih[0, 0], &w_hh[0, 0], vector(b_ih), vector(b_hh))
-    return weights
+    cdef Problem sizes
+    sizes.N, sizes.I, sizes.H, sizes.P, sizes.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
+    if not 0 < H <= sizes.P or sizes.N % H or w_hh.shape[0] != sizes.N:
+        raise ValueError(f"w_hh: expected {sizes.N} rows, as w_ih has, {H} for each gate, got {w_hh.shape[0]}")
+    if (b_ih is not None and b_ih.shape[0] != sizes.N) or (b_hh is not None and b_hh.shape[0] != sizes.N):
+        raise ValueError(f"b_ih, b_hh: expected {sizes.N} numbers each")
+    sizes.w_ih, sizes.w_hh = &w_ih[0, 0], &w_hh[0, 0]
+    return packed(&sizes, TOKENS if tokens else VECTORS, vector(b_ih), vector(b_hh))
 
 
 def state_gradients(int cell, int activation, const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] leak,

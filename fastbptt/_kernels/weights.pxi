@@ -6,7 +6,8 @@ cdef enum InputKind:
     TOKENS = 1                     # W_ih is turned round: a token's weights are one row
     FEW_TOKENS = 2                 # which costs more than picking them out of its columns
 
-cdef struct InputWeights:          # of a projection
+cdef struct InputWeights:          # of a projection: W (N, I) and a bias
+    Py_ssize_t N, I
     InputKind kind
     Panels w                       # of vectors: W^T, I rows and N columns
     const real *token_weight       # of tokens: weight n of token i is token_weight[i * token_row + n * token_gate]
@@ -14,48 +15,50 @@ cdef struct InputWeights:          # of a projection
     real *bias                     # (N,)
 
 cdef struct ForwardWeights:
-    Py_ssize_t N, I, H, P
-    int reset_after
     InputWeights input
+    Py_ssize_t H, P
+    int reset_after
     Panels w_hh                    # W_hh^T, P rows; packed gate by gate, so that a gate's first unit starts a panel
     real *m_bias                   # (H,): the recurrent bias of a gate whose reset comes after the product
 
 
-cdef void lay_out_input(InputWeights *input, Py_ssize_t N, Py_ssize_t I, Space *space) noexcept nogil:
-    input.bias = take(space, N)
+cdef void lay_out_input(void *call, Space *space) noexcept nogil:
+    cdef InputWeights *input = <InputWeights *>call
+    input.bias = take(space, input.N)
     if input.kind == VECTORS:
-        input.w = take_panels(space, N, I)
+        input.w = take_panels(space, input.N, input.I)
     elif input.kind == TOKENS:
-        input.token_weight = take(space, I * N)
+        input.token_weight = take(space, input.I * input.N)
 
 
-cdef void pack_input(InputWeights *input, const real *w, Py_ssize_t N, Py_ssize_t I) noexcept nogil:
-    """All but the bias."""
+cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
+    if bias != NULL:
+        memcpy(input.bias, bias, input.N * sizeof(real))
+    else:
+        memset(input.bias, 0, input.N * sizeof(real))
     if input.kind == VECTORS:
-        pack_transposed(w, I, I, N, input.w.at, input.w.panel)
+        pack_transposed(w, input.I, input.I, input.N, input.w.at, input.w.panel)
     elif input.kind == TOKENS:
-        transpose(w, N, I, <real *>input.token_weight)
-        input.token_row, input.token_gate = N, 1
+        transpose(w, input.N, input.I, <real *>input.token_weight)
+        input.token_row, input.token_gate = input.N, 1
     else:
         input.token_weight = w
-        input.token_row, input.token_gate = 1, I
+        input.token_row, input.token_gate = 1, input.I
 
 
 cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
     cdef ForwardWeights *packed = <ForwardWeights *>call
-    lay_out_input(&packed.input, packed.N, packed.I, space)
-    packed.w_hh = take_panels(space, packed.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
+    lay_out_input(&packed.input, space)
+    packed.w_hh = take_panels(space, packed.input.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
     packed.m_bias = take(space, packed.reset_after * packed.H)
 
 
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product."""
-    cdef Py_ssize_t N = packed.N, H = packed.H, n, gate, summed = N - packed.reset_after * H
+    cdef Py_ssize_t N = packed.input.N, H = packed.H, n, gate, summed = N - packed.reset_after * H
     cdef real *bias = packed.input.bias
-    memset(bias, 0, N * sizeof(real))
+    pack_input(&packed.input, w_ih, b_ih)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
-    if b_ih != NULL:
-        memcpy(bias, b_ih, N * sizeof(real))
     if b_hh != NULL:
         for n in range(summed):
             bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
@@ -63,11 +66,12 @@ cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_h
     for gate in range(N // H):
         pack_transposed(w_hh + gate * H * packed.P, packed.P, packed.P, H,
                         panels_from(packed.w_hh, gate * ceil_div(H, LANES)).at, packed.w_hh.panel)
-    pack_input(&packed.input, w_ih, N, packed.I)
 
 
-cdef inline InputKind kind_of_tokens(Py_ssize_t rows, Py_ssize_t I) noexcept nogil:
-    return TOKENS if rows >= I // 4 else FEW_TOKENS
+cdef inline InputKind kind_of_input(const Problem *problem) noexcept nogil:
+    if problem.x != NULL:
+        return VECTORS
+    return TOKENS if first_row(&problem.time, problem.time.T) >= problem.I // 4 else FEW_TOKENS
 
 
 cdef class PackedWeights:
@@ -75,26 +79,21 @@ cdef class PackedWeights:
     cdef ForwardWeights at
     cdef Block block
 
-    cdef int pack(self, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) except -1:
-        """The sizes are known."""
-        self.block = make_room(lay_out_forward, &self.at)
-        with nogil:
-            pack_forward(&self.at, w_ih, w_hh, b_ih, b_hh)
-        return 0
-
     cdef bint fit(self, const Problem *problem) noexcept:
         cdef const ForwardWeights *at = &self.at
-        return (at.N == problem.N and at.I == problem.I and at.H == problem.H and at.P == problem.P
+        return (at.input.N == problem.N and at.input.I == problem.I and at.H == problem.H and at.P == problem.P
                 and at.reset_after == problem.reset_after and (at.input.kind == VECTORS) == (problem.x != NULL))
 
 
-cdef PackedWeights packed_for(const Problem *problem, const real *b_ih, const real *b_hh):
-    """The weights of one call."""
+cdef PackedWeights packed(const Problem *sizes, InputKind kind, const real *b_ih, const real *b_hh):
+    """The weights of a problem, of which sizes and weights alone must be known."""
     cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
     cdef ForwardWeights *at = &weights.at
-    at.N, at.I, at.H, at.P, at.reset_after = problem.N, problem.I, problem.H, problem.P, problem.reset_after
-    at.input.kind = VECTORS if problem.x != NULL else kind_of_tokens(first_row(&problem.time, problem.time.T), problem.I)
-    weights.pack(problem.w_ih, problem.w_hh, b_ih, b_hh)
+    at.input.N, at.input.I, at.input.kind = sizes.N, sizes.I, kind
+    at.H, at.P, at.reset_after = sizes.H, sizes.P, sizes.reset_after
+    weights.block = make_room(lay_out_forward, at)
+    with nogil:
+        pack_forward(at, sizes.w_ih, sizes.w_hh, b_ih, b_hh)
     return weights
 
 
