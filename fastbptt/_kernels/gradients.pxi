@@ -30,11 +30,12 @@ cdef enum:
 cdef void run_backward(Gradients *run) noexcept nogil:
     """From d_out and dh = d_state; block by block, the last first."""
     cdef Watch *watch = &run.back.watch
+    cdef Sharing *sharing = &run.back.sharing
     if run.groups > 1:
-        run.back.sharing.workers = tasks_for(run.back.sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
-        parallel(back_through_group, run, run.groups, run.back.sharing.workers, watch)
-        share(&run.back.sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
-        parallel(add_up_groups, run, run.back.sharing.tasks, run.back.sharing.workers, watch)
+        sharing.workers = tasks_for(sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
+        parallel(back_through_group, run, run.groups, sharing.workers, watch)
+        share(sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
+        parallel(add_up_groups, run, sharing.tasks, sharing.workers, watch)
     else:
         back_by_blocks(run)
 
