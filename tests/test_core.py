@@ -142,6 +142,20 @@ def test_against_the_reference(cell, ragged, dtype, threads):
 
 
 @EACH_DTYPE
+@pytest.mark.parametrize("row", range(3))
+def test_the_early_stop_looks_at_all_initial_states(row, dtype):
+    """No loss but in the last block of time, and an infinite initial state, which a gradient of 0 meets in dW_hh."""
+    ragged = Ragged("rnn-tanh", 3, 9, [600, 580, 3], dtype)
+    p = ragged.problem
+    p.w_hh[...] *= dtype.type(1e-70 if dtype == np.float64 else 1e-9)
+    p.d_out[:-2], p.d_state[0][...] = 0, 0
+    assert np.isfinite(ragged.results()["dw_hh"]).all()
+    p.state[0][row, 4] = np.inf
+    got = ragged.results()
+    assert np.isfinite(got["state 0"]).all() and np.isnan(got["dw_hh"][:, 4]).any()
+
+
+@EACH_DTYPE
 @EACH_CELL
 def test_tokens(cell, dtype, threads):
     problem = Ragged(cell, 11, 17, [30, 30, 12, 5, 0], dtype, tokens=True)
