@@ -530,6 +530,20 @@ def test_zeros_that_meet_the_nonfinite_at_the_last_step(what, dtype):
 
 
 @EACH_DTYPE
+def test_an_overflow_long_before_the_stop(dtype):
+    """A state is infinite for one step, between inputs and weights that are finite: the gradient of W_hh is NaN, from 0 times inf."""
+    problem = random_problem("rnn-relu", 1500, 1, 2, 1, dtype=dtype)
+    zeros = {name: np.zeros_like(getattr(problem, name)) for name in ("x", *WEIGHTS, "d_out")}
+    problem = replace(problem, d_state=None, **zeros)
+    large = np.sqrt(np.finfo(dtype).max) * 2
+    problem.w_ih[...], problem.w_hh[...], problem.x[3] = large, -1, large
+    _, _, tape = problem.forward(fastbptt)
+    assert np.flatnonzero(np.isinf(tape.h)).tolist() == [4]
+    got = assert_nan_where_the_reference_has_it(problem)
+    assert np.isnan(got["w_hh"]).all()
+
+
+@EACH_DTYPE
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_arrays_changed_after_the_forward_pass(bad, dtype):
     """The tape refers to the inputs: what they hold when the gradients are taken counts."""
