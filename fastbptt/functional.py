@@ -5,11 +5,12 @@ import numpy as np
 from . import _checks
 from ._kernels import kernels, memory
 from .cells import CELLS, NONLINEARITIES
+from .ragged import cut
 from .results import Gradients
 from .tape import Tape, kernel_arguments, require_tape
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
+def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None, lengths=None, resets=None):
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad t = 1 \dots T
@@ -32,13 +33,18 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
         The function f.
     leak : float or ndarray (H,) or None
         In (0, 1], one for all units or one for each; ``None`` is the plain RNN.
+    lengths : integer ndarray (B,) or None
+        Row b ends after ``lengths[b]`` steps, in any order of rows; ``None`` means T for all. What stands in ``x`` behind a row's end is
+        never looked at, and ``out`` is 0 there. Only the steps that there are take time.
+    resets : bool ndarray (T, B) or None
+        Where True, the row's state is set to zero before the step, and no gradient goes back beyond. Ignored behind a row's end.
 
     Returns
     -------
     out : ndarray (T, B, H), read-only
         The states h_1 ... h_T: a view of the tape, which a change would falsify. Copy it to change it.
     h_n : ndarray (B, H)
-        The last state, an array of its own.
+        Each row's last state, an array of its own; ``h0`` where a row has no steps.
     tape : Tape
         For `rnn_backward`.
 
@@ -48,6 +54,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
         If an argument is no NumPy array, or of a dtype that is not supported or not that of ``w_ih``.
     ValueError
         If shapes do not fit together; the message names the argument.
+        If a length is not in [0, T].
     IndexError
         If a token is not in [0, I).
 
@@ -66,7 +73,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
     _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
+    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity, leak)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -86,7 +93,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     tape : Tape
         From `rnn_forward`. It may be used more than once.
     d_out : ndarray (T, B, H) or None
-        dL/d out; ``None`` means zeros.
+        dL/d out; ``None`` means zeros. What stands behind a row's end is never looked at.
     d_state : ndarray (B, H) or None
         dL/d h_n, for a loss that also looks at the last state.
     need_dx : bool
@@ -95,7 +102,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     Returns
     -------
     Gradients
-        ``x`` (T, B, I), ``state`` (B, H), ``w_ih`` (H, I), ``w_hh`` (H, H), ``b_ih`` and ``b_hh`` (H,).
+        ``x`` (T, B, I), 0 behind each row's end, ``state`` (B, H), ``w_ih`` (H, I), ``w_hh`` (H, H), ``b_ih`` and ``b_hh`` (H,).
 
     Raises
     ------
@@ -117,7 +124,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx)
 
 
-def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
     r"""Run a GRU (Cho et al. 2014) over a batch of sequences, with the reset applied after the product, as PyTorch does.
 
     .. math::
@@ -136,6 +143,8 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
         The weights of the gates r, z, n, one below the other.
     b_ih, b_hh : ndarray (3*H,) or None
         The biases.
+    lengths, resets : ndarray (B,) or None, ndarray (T, B) or None
+        Where rows end, and where their states are set to zero, as for `rnn_forward`.
 
     Returns
     -------
@@ -158,7 +167,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     >>> out.shape, h_n.shape, tape.gates.shape
     ((5, 3, 7), (3, 7), (5, 3, 21))
     """
-    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
+    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
 def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -188,7 +197,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
+def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
     r"""Run an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) over a batch of sequences.
 
     .. math::
@@ -206,6 +215,8 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
         The weights of the gates i, f, g, o, one below the other.
     b_ih, b_hh : ndarray (4*H,) or None
         The biases.
+    lengths, resets : ndarray (B,) or None, ndarray (T, B) or None
+        Where rows end, and where their states are set to zero, as for `rnn_forward`; of an LSTM, both.
 
     Returns
     -------
@@ -229,7 +240,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     >>> out.shape, c_n.shape, tape.c.shape
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
-    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh)
+    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
 def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -261,49 +272,67 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx)
 
 
-def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
-    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
+def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity="tanh", leak=None, reverse=False):
+    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them.
+
+    ``reverse`` is about a ragged batch alone: its pieces are read backwards. A rectangle its caller can turn round.
+    """
     cell = CELLS[name]
-    x, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh)
-    (T, B), (N, H), dtype = x.shape[:2], w_hh.shape, w_ih.dtype
+    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
+    (N, H), dtype = w_hh.shape, w_ih.dtype
+    rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
     try:
-        histories = [memory.empty((T + 1, B, H), dtype) for _ in state]
-        gates = memory.empty((T, B, N), dtype) if cell.tape_gates or leak is not None else None
-        m = memory.empty((T, B, H), dtype) if cell.reset_after else None
+        histories = [memory.empty((*slots, H), dtype) for _ in state]
+        gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
+        m = memory.empty((*rows, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    for history, (argument, initial) in zip(histories, state.items()):
-        history[0] = 0 if initial is None else _checks.array(argument, initial, (B, H), dtype)
-    h, c = histories[0], histories[1] if len(histories) == 2 else None
+    state = [None if part is None else _checks.array(argument, part, (B, H), dtype) for argument, part in state.items()]
+    for history, part in zip(histories, state):
+        if pieces is not None:
+            pieces.begin(history, part)
+        else:
+            history[0] = 0 if part is None else part
+    h, c = histories if len(histories) == 2 else (*histories, None)
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
-    if T and B:
+    if x.size:
         vectors, tokens = _vectors_or_tokens(x)
-        activation = NONLINEARITIES[nonlinearity].number
-        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m)
+        activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
+        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first)
     for array in (h, c, gates, m):
         if array is not None:
             array.setflags(write=False)
-    return h[1:], cell.state([history[T].copy() for history in histories]), tape
+    if pieces is None:
+        return h[1:], cell.state([history[T].copy() for history in histories]), tape
+    tape._pieces, tape._initial = pieces, [None if part is None else part.copy() for part in state]
+    out = pieces.unpack(h[pieces.count :])
+    out.setflags(write=False)
+    return out, cell.state([pieces.end(*both) for both in zip(histories, state)]), tape
 
 
 def _backward(name, tape, d_out, d_state, need_dx):
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
+    pieces, (x, tokens) = tape._pieces, _vectors_or_tokens(tape._x)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
-    d_initial = [
-        np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype).copy() for argument, d in d_state.items()
-    ]
-    x, tokens = _vectors_or_tokens(tape._x)
+    d_state = [np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype) for argument, d in d_state.items()]
+    if pieces is not None:
+        d_out = None if d_out is None else pieces.pack(d_out)
+    d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_state]
     dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
     db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
-    if T and B:
+    if tape._x.size:
         numbers, arrays = kernel_arguments(tape)
-        dh, dc = d_initial[0], d_initial[1] if len(d_initial) == 2 else None
-        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh)
+        dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
+        first = None if pieces is None else pieces.first
+        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first)
+    if pieces is not None:
+        dx = None if dx is None else pieces.unpack(dx)
+        d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_state)]
     if tape._b_hh is None:
         db_hh = None
     elif not cell.reset_after:
@@ -345,8 +374,8 @@ def check_leak(leak, H, dtype):
     return each
 
 
-def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh):
-    """The arrays of a call, in the layout that the kernels read."""
+def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse):
+    """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     N, H = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
@@ -355,16 +384,19 @@ def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh):
     rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
     if rows != N or not I:
         raise ValueError(f"w_ih: expected shape ({N}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
-    if x.dtype.kind in "iu":
-        if x.ndim != 2:
-            raise ValueError(f"x: expected tokens of shape (T, B), got {x.shape}")
-        x = _checks.frozen(_checks.integers("x", x, x.shape, I, "tokens"))
-    else:
-        if x.ndim != 3:
-            raise ValueError(f"x: expected shape (T, B, {I}), or integer tokens (T, B), got {x.shape}")
-        T, B, _ = x.shape
+    tokens = x.dtype.kind in "iu"
+    if x.ndim != (2 if tokens else 3):
+        expected = "tokens of shape (T, B)" if tokens else f"shape (T, B, {I}), or integer tokens (T, B)"
+        raise ValueError(f"x: expected {expected}, got {x.shape}")
+    T, B = x.shape[:2]
+    if not tokens:
         x = _checks.array("x", x, (T, B, I), dtype)
+    pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets, reverse)
+    if tokens:
+        x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
+    if pieces is not None:
+        x = pieces.pack(x)
     w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
-    return x, w_ih, w_hh, b_ih, b_hh
+    return (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh

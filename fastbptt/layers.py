@@ -193,7 +193,7 @@ class Recurrent(Layer):
             shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
         super().__init__("input_size, hidden_size", shapes, 1 / math.sqrt(H), dtype, rng)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, *, lengths=None, resets=None):
         """Run the layer.
 
         Parameters
@@ -202,12 +202,17 @@ class Recurrent(Layer):
             The inputs, or tokens; batch first if the layer is, and then copied, time first.
         state : ndarray (1, B, H) or None
             The initial state; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays.
+        lengths : integer ndarray (B,) or None
+            Where each row ends; see `rnn_forward`.
+        resets : bool ndarray (T, B) or None
+            Where a row's state is set to zero before the step; batch first if the layer is.
 
         Returns
         -------
         out : ndarray (T, B, H), read-only
+            0 behind a row's end.
         state : ndarray (1, B, H), or a pair of them
-            The last state: the initial one of the sequence's next piece.
+            Each row's last state: the initial one of the sequence's next piece.
         """
         x = _checks.require_array("x", x)
         axes, I = "B, T" if self.batch_first else "T, B", self.input_size
@@ -215,7 +220,10 @@ class Recurrent(Layer):
             raise ValueError(f"x: expected shape ({axes}, {I}), or integer tokens ({axes}), got {x.shape}")
         if self.batch_first:
             x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
-        out, last, tape = self._run(x, self._without_layer_axis("state", state, x.shape[1]), *self.params.values())
+            if resets is not None:
+                resets = _checks.require_shape("resets", resets, x.shape[1::-1]).swapaxes(0, 1)
+        state = self._without_layer_axis("state", state, x.shape[1])
+        out, last, tape = self._run(x, state, *self.params.values(), lengths=lengths, resets=resets)
         self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
 
@@ -344,8 +352,8 @@ class RNN(Recurrent):
         super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, dtype=dtype, rng=rng)
         self.leak = leak
 
-    def _run(self, x, h0, *weights):
-        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak)
+    def _run(self, x, h0, *weights, **ragged):
+        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak, **ragged)
 
     _run_back = staticmethod(rnn_backward)
     _cell = "rnn"

@@ -22,22 +22,26 @@ NONLINEARITIES = {
 }
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
+def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None, lengths=None, resets=None):
     """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), for t = 1..T; with a leak, h_t = (1 - leak) h_{t-1} + leak f(...).
 
     The rows of a batch are the rows of x_t and h_t, so that W h for a column h reads h @ W.T for rows.
     """
     f, _ = NONLINEARITIES[nonlinearity]
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
-
-    h, gates = [initial_state(h0, x, w_hh)], []
-    for x_t in one_hot(x, w_ih):
-        a = x_t @ w_ih.T + bias_x + h[-1] @ w_hh.T + bias_h
-        gates.append(f(a))
-        h.append(gates[-1] if leak is None else (1 - leak) * h[-1] + leak * gates[-1])
+    rows = Rows(x, lengths, resets)
+    state = initial_state(h0, x, w_hh)
+    h, gates = [state], []
+    for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
+        before = rows.enter(t, state)
+        unit = f(x_t @ w_ih.T + bias_x + before @ w_hh.T + bias_h)
+        after = unit if leak is None else (1 - leak) * before + leak * unit
+        state = rows.leave(t, after, state)
+        h.append(rows.leave(t, after, 0))
+        gates.append(rows.leave(t, unit, 0))
 
     h = np.array(h)
-    return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
+    return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
@@ -48,100 +52,134 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     the same at every step, so their gradient is the sum over time.
     """
     _, derivative = NONLINEARITIES[tape.nonlinearity]
-    h, grads = tape.h, Sums(tape)
-    dh = np.zeros_like(h[0]) if d_state is None else d_state
+    h, rows, grads = tape.h, tape.rows, Sums(tape)
+    d_end = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):  # h[t] is the state before this step, h[t + 1] the one after it
-        dh = dh if d_out is None else dh + d_out[t]
+        dh, before = d_end if d_out is None else d_end + d_out[t], rows.enter(t, h[t])
         # h_t = (1 - leak) h_{t-1} + leak f(a), with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
         past, into = (0, 1) if tape.leak is None else (1 - tape.leak, tape.leak)
-        da = dh * into * derivative(tape.gates[t])
-        dh = dh * past + da @ tape.w_hh
-        grads.add(t, da, da)
-    return grads.result(dh, need_dx)
+        da = rows.leave(t, dh * into * derivative(tape.gates[t]), 0)
+        d_end = rows.back(t, dh * past + da @ tape.w_hh, d_end)
+        grads.add(t, da, da, before)
+    return grads.result(d_end, need_dx)
 
 
-def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
     """r and z open between 0 and 1; n is the candidate; h_t = (1 - z) n + z h_{t-1}.
 
     The reset is applied after the product, n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), so that one product serves all three.
     """
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
-    h, gates, recurrent = [initial_state(h0, x, w_hh)], [], []
-    for x_t in one_hot(x, w_ih):
+    rows = Rows(x, lengths, resets)
+    state = initial_state(h0, x, w_hh)
+    h, gates, recurrent = [state], [], []
+    for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
+        before = rows.enter(t, state)
         a_r, a_z, a_n = np.split(x_t @ w_ih.T + bias_x, 3, axis=1)
-        m_r, m_z, m_n = np.split(h[-1] @ w_hh.T + bias_h, 3, axis=1)
+        m_r, m_z, m_n = np.split(before @ w_hh.T + bias_h, 3, axis=1)
         r, z = sigmoid(a_r + m_r), sigmoid(a_z + m_z)
         n = np.tanh(a_n + r * m_n)
-        h.append((1 - z) * n + z * h[-1])
-        gates.append(np.hstack([r, z, n]))
-        recurrent.append(m_n)
+        after = (1 - z) * n + z * before
+        state = rows.leave(t, after, state)
+        h.append(rows.leave(t, after, 0))
+        gates.append(rows.leave(t, np.hstack([r, z, n]), 0))
+        recurrent.append(rows.leave(t, m_n, 0))
 
     h = np.array(h)
-    return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
+    return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
 def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     """As `rnn_backward`; the state's gradient also takes the direct way from h_t to h_{t-1}, as z dh."""
-    h, grads = tape.h, Sums(tape)
-    dh = np.zeros_like(h[0]) if d_state is None else d_state
+    h, rows, grads = tape.h, tape.rows, Sums(tape)
+    d_end = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
-        dh = dh if d_out is None else dh + d_out[t]
+        dh, before = d_end if d_out is None else d_end + d_out[t], rows.enter(t, h[t])
         r, z, n = np.split(tape.gates[t], 3, axis=1)
         # h_t = (1 - z) n + z h_{t-1}
-        da_z = dh * (h[t] - n) * z * (1 - z)
+        da_z = dh * (before - n) * z * (1 - z)
         da_n = dh * (1 - z) * (1 - n**2)
         # n = tanh(a_n + r m_n)
         da_r = da_n * tape.m[t] * r * (1 - r)
-        da_x = np.hstack([da_r, da_z, da_n])
-        da_h = np.hstack([da_r, da_z, da_n * r])
-        dh = dh * z + da_h @ tape.w_hh
-        grads.add(t, da_x, da_h)
-    return grads.result(dh, need_dx)
+        da_x = rows.leave(t, np.hstack([da_r, da_z, da_n]), 0)
+        da_h = rows.leave(t, np.hstack([da_r, da_z, da_n * r]), 0)
+        d_end = rows.back(t, dh * z + da_h @ tape.w_hh, d_end)
+        grads.add(t, da_x, da_h, before)
+    return grads.result(d_end, need_dx)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
+def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
     """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows."""
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
-    h0, c0 = (None, None) if state is None else state
-    h, c, gates = [initial_state(h0, x, w_hh)], [initial_state(c0, x, w_hh)], []
-    for x_t in one_hot(x, w_ih):
-        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + bias_x + h[-1] @ w_hh.T + bias_h, 4, axis=1)
+    rows = Rows(x, lengths, resets)
+    h_t, c_t = (initial_state(part, x, w_hh) for part in ((None, None) if state is None else state))
+    h, c, gates = [h_t], [c_t], []
+    for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
+        h_before, c_before = rows.enter(t, h_t), rows.enter(t, c_t)
+        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + bias_x + h_before @ w_hh.T + bias_h, 4, axis=1)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
-        c.append(f * c[-1] + i * g)
-        h.append(o * np.tanh(c[-1]))
-        gates.append(np.hstack([i, f, g, o]))
+        c_after = f * c_before + i * g
+        h_after = o * np.tanh(c_after)
+        h_t, c_t = rows.leave(t, h_after, h_t), rows.leave(t, c_after, c_t)
+        h.append(rows.leave(t, h_after, 0))
+        c.append(rows.leave(t, c_after, 0))
+        gates.append(rows.leave(t, np.hstack([i, f, g, o]), 0))
 
     h, c = np.array(h), np.array(c)
-    return h[1:], (h[-1], c[-1]), Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
+    return h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
 
 
 def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
-    h, c, grads = tape.h, tape.c, Sums(tape)
-    dh, dc = (None, None) if d_state is None else d_state
-    dh, dc = (np.zeros_like(h[0]) if d is None else d for d in (dh, dc))
+    h, c, rows, grads = tape.h, tape.c, tape.rows, Sums(tape)
+    dh_end, dc_end = (np.zeros_like(h[0]) if d is None else d for d in ((None, None) if d_state is None else d_state))
     for t in reversed(range(len(h) - 1)):
-        dh = dh if d_out is None else dh + d_out[t]
+        dh = dh_end if d_out is None else dh_end + d_out[t]
+        h_before, c_before = rows.enter(t, h[t]), rows.enter(t, c[t])
         i, f, g, o = np.split(tape.gates[t], 4, axis=1)
         # h_t = o tanh(c_t)
         da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
-        dc = dc + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
+        dc = dc_end + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
         # c_t = f c_{t-1} + i g
         da_i = dc * g * i * (1 - i)
-        da_f = dc * c[t] * f * (1 - f)
+        da_f = dc * c_before * f * (1 - f)
         da_g = dc * i * (1 - g**2)
-        dc = dc * f
-        da = np.hstack([da_i, da_f, da_g, da_o])
-        dh = da @ tape.w_hh
-        grads.add(t, da, da)
-    return grads.result((dh, dc), need_dx)
+        da = rows.leave(t, np.hstack([da_i, da_f, da_g, da_o]), 0)
+        dh_end, dc_end = rows.back(t, da @ tape.w_hh, dh_end), rows.back(t, dc * f, dc_end)
+        grads.add(t, da, da, h_before)
+    return grads.result((dh_end, dc_end), need_dx)
+
+
+class Rows:
+    """The rows of a batch, of which some may end early, and some may be set to zero on their way.
+
+    ``lengths`` (B,) is the number of steps of each row; where ``resets`` (T, B) is True, the state is set to zero before the step.
+    """
+
+    def __init__(self, x, lengths, resets):
+        T, B = x.shape[:2]
+        self.there = np.arange(T)[:, None] < np.full(B, T if lengths is None else lengths)
+        self.reset = np.zeros((T, B), bool) if resets is None else resets
+        self.inputs = np.where(self.there if x.ndim == 2 else self.there[..., None], x, 0)  # whatever stands behind a row's end
+
+    def enter(self, t, state):
+        """The state that step t starts from."""
+        return np.where(self.reset[t][:, None], 0, state)
+
+    def leave(self, t, new, old):
+        """What step t makes of the rows that have it; of the others, what they had before."""
+        return np.where(self.there[t][:, None], new, old)
+
+    def back(self, t, d_before, d_after):
+        """The gradient of the state before step t; none comes through a reset, and a row without this step keeps what it has."""
+        return self.leave(t, self.enter(t, d_before), d_after)
 
 
 class Tape:
     """What forward leaves for backward, under the names of the equations."""
 
-    def __init__(self, x, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None):
-        self.x, self.w_ih, self.w_hh, self.nonlinearity, self.leak = x, w_ih, w_hh, nonlinearity, leak
+    def __init__(self, rows, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None):
+        self.rows, self.x, self.w_ih, self.w_hh, self.nonlinearity, self.leak = rows, rows.inputs, w_ih, w_hh, nonlinearity, leak
         self.b_ih, self.b_hh = b_ih, b_hh
         T, B, H = len(h) - 1, h.shape[1], h.shape[2]
         self.h, self.c = h, c
@@ -160,10 +198,10 @@ class Sums:
         self.dx, self.dw_ih, self.dw_hh = np.zeros_like(self.x), np.zeros_like(tape.w_ih), np.zeros_like(tape.w_hh)
         self.db_ih, self.db_hh = np.zeros_like(tape.w_hh[:, 0]), np.zeros_like(tape.w_hh[:, 0])
 
-    def add(self, t, da_x, da_h):
+    def add(self, t, da_x, da_h, h_before):
         self.dx[t] = da_x @ self.tape.w_ih
         self.dw_ih += da_x.T @ self.x[t]
-        self.dw_hh += da_h.T @ self.tape.h[t]
+        self.dw_hh += da_h.T @ h_before
         self.db_ih += da_x.sum(axis=0)
         self.db_hh += da_h.sum(axis=0)
 

@@ -75,13 +75,13 @@ class TruncatedBPTT(OneThread):
         kept = self._kept
         return None if kept is None else kept[0]
 
-    def forward(self, x):
-        """Read the next window of inputs, up to h' steps; returns ``out``."""
+    def forward(self, x, *, lengths=None, resets=None):
+        """Read the next window of inputs, up to h' steps; returns ``out``. ``lengths`` and ``resets`` as the layer takes them."""
         x = _checks.require_array("x", x)
         steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
-        out, state = self.layer.forward(x, self.state)
+        out, state = self.layer.forward(x, self.state, lengths=lengths, resets=resets)
         if not self.layer.training:
             self.reset(state)
             return out

@@ -175,6 +175,8 @@ def check_tape(tape):
     """(T, B, H) of a tape whose arrays are still what the forward pass saw."""
     if not isinstance(tape, Tape) or tape.cell is None:
         raise TypeError(f"tape: expected the tape of a forward pass, got {_checks.describe(tape)}")
+    if tape.ragged:
+        raise ValueError("tape: expected rows of one length that were never reset; tape.row(b) is the tape of row b alone")
     return require_tape(tape, tape.cell)[0]
 
 

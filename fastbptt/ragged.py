@@ -1,0 +1,149 @@
+"""Ragged batches: rows that end early, and rows whose state is set to zero on their way.
+
+A reset cuts a row in two: what follows is a sequence of its own, which starts from zero. So a batch consists of pieces, each with a row, a
+first step and a length. The kernels are given them packed (`_kernels/time.pxi`): the longest first, and step by step, without gaps. The
+work is that of the steps that are there, and what stands behind a row's end is never read.
+"""
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels, memory
+
+
+def cut(T, B, lengths, resets, reverse=False):
+    """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset.
+
+    Of a reverse direction, each piece begins with its last step, and the row's state enters its last piece.
+    """
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, T, B)
+    if resets is not None:
+        resets = _checked_resets(resets, T, B)
+    if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
+        return None
+    return Pieces(T, np.full(B, T) if lengths is None else lengths, resets, reverse)
+
+
+def _checked_lengths(lengths, T, B):
+    lengths = _checks.require_array("lengths", lengths)
+    if lengths.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
+    _checks.require_shape("lengths", lengths, (B,))
+    for wrong in lengths[(lengths < 0) | (lengths > T)]:
+        raise ValueError(f"lengths: expected numbers of steps from 0 to {T}, got {wrong}")
+    return lengths.astype(np.int64)
+
+
+def _checked_resets(resets, T, B):
+    resets = _checks.require_array("resets", resets)
+    if resets.dtype != bool:
+        raise TypeError(f"resets: expected dtype bool, got {resets.dtype}")
+    return _checks.require_shape("resets", resets, (T, B)).copy()
+
+
+class Pieces:
+    """The pieces of a batch, and the way between the caller's arrays and the kernels' packed ones.
+
+    Attributes
+    ----------
+    T, B : int
+        Steps and rows of the batch.
+    lengths, resets : ndarray (B,), ndarray (T, B) or None
+    reverse : bool
+        Whether the pieces are read backwards.
+    count : int
+        How many pieces there are.
+    first : intp ndarray (S+1,)
+        Where each of the S steps of the longest piece begins among the packed rows, R in all.
+    there : bool ndarray (T, B)
+        Which steps of which rows there are.
+    """
+
+    def __init__(self, T, lengths, resets, reverse):
+        self.T, self.B, self.lengths, self.resets, self.reverse = T, len(lengths), lengths, resets, reverse
+        self.there = np.arange(T)[:, None] < lengths
+        begins = np.zeros_like(self.there) if resets is None else resets & self.there
+        begins[:1] |= self.there[:1]
+        row, start = np.nonzero(begins.T)
+        end = np.where(np.append(row[1:], -1) == row, np.append(start[1:], 0), lengths[row])
+        order = np.argsort(start - end, kind="stable")
+        row, start, length = row[order], start[order], (end - start)[order]
+        self.count = len(row)
+        counts = len(row) - np.cumsum(np.bincount(length))[:-1]  # of the pieces that have a step 0, 1, ...
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
+        step = np.repeat(np.arange(len(counts)), counts)
+        piece = np.arange(len(step)) - self.first[step]
+        step = start[piece] + (length[piece] - 1 - step if reverse else step)  # the caller's
+        self._padded = step * self.B + row[piece]  # where a packed row stands in the caller's arrays
+        self._packed = np.full(T * self.B, -1)  # and the other way
+        self._packed[self._padded] = np.arange(len(step))
+        # pieces that the row's state enters and leaves, and those rows; in a history, the slot in which each row's last piece ends
+        first, last = start == 0, start + length == lengths[row]
+        if resets is not None and not reverse:
+            first &= ~resets[0, row]
+        enters, leaves = (last, first) if reverse else (first, last)
+        self._entered, self._enters = row[enters], np.flatnonzero(enters)
+        self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
+        self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
+
+    def pack(self, array):
+        """The rows that are there of an array (T, B) or (T, B, W): (R, 1) or (R, 1, W)."""
+        return self._gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
+
+    def unpack(self, packed):
+        """The reverse, 0 behind each row's end."""
+        return self._gather(packed[:, 0], self._packed).reshape(self.T, self.B, *packed.shape[2:])
+
+    def _gather(self, array, index):
+        """``array[index]``, 0 where the index is -1."""
+        if array.ndim == 1:
+            return np.where(index < 0, 0, array[index]) if len(array) else np.zeros(len(index), array.dtype)
+        out = memory.empty((len(index), array.shape[1]), array.dtype)
+        if len(index):
+            kernels[array.dtype].gather(array, index, out)
+        return out
+
+    def begin(self, history, state):
+        """Fill slot 0 of a history (count + R, 1, W) with the states that pieces start from; ``state`` is (B, W), or None for zeros."""
+        history[: self.count] = 0
+        if state is not None:
+            history[self._enters, 0] = state[self._entered]
+
+    def end(self, history, state):
+        """The state (B, W) in which each row ends, from a history (count + R, 1, W); that of rows without a step is ``state``."""
+        out = np.zeros((self.B, history.shape[2]), history.dtype) if state is None else state.copy()
+        out[self._left] = history[self._ends, 0]
+        return out
+
+    def unpack_history(self, history, state):
+        """The states of each row, (T+1, B, W), slot 0 those before the first step; 0 behind a row's end."""
+        out = memory.empty((self.T + 1, self.B, history.shape[2]), history.dtype)
+        out[0] = 0 if state is None else state
+        out[1:] = self.unpack(history[self.count :])
+        return out
+
+    def pack_history(self, array):
+        """The reverse."""
+        history = memory.empty((self.count + self.first[-1], 1, array.shape[2]), array.dtype)
+        self.begin(history, array[0])
+        history[self.count :] = self.pack(array[1:])
+        return history
+
+    def end_gradient(self, d_state):
+        """(count, W): the gradient of the state in which each piece ends, from that of the rows' last states."""
+        out = np.zeros((self.count, d_state.shape[1]), d_state.dtype)
+        out[self._leaves] = d_state[self._left]
+        return out
+
+    def begin_gradient(self, d_begin, d_state):
+        """(B, W): the gradient of the rows' initial states, from that of the pieces'. Rows without a step keep ``d_state``."""
+        out = np.where((self.lengths == 0)[:, None], d_state, 0)
+        out[self._entered] = d_begin[self._enters]
+        return out
+
+    def part(self, start, stop, rows):
+        """The pieces of steps ``start`` to ``stop`` of some rows; None if they are a rectangle."""
+        lengths = np.clip(self.lengths[rows] - start, 0, stop - start)
+        resets = None if self.resets is None else self.resets[start:stop, rows]
+        return cut(stop - start, len(lengths), lengths, resets, self.reverse)
