@@ -10,6 +10,7 @@ cdef struct TimeBlock:             # steps t0..t1 of rows b0..b1, with their da
     Py_ssize_t loss                # a step with a loss, if there is any before the block; T: not looked for
     real *da                       # (rows of these steps, N)
     real *da_h
+    Py_ssize_t *starts             # where each step begins in da, in ragged time
 
 cdef struct Backward:
     Problem problem
@@ -35,25 +36,31 @@ cdef inline Py_ssize_t rows_held(const Time *time, Py_ssize_t B) noexcept nogil:
     return B * min(time.T, ceil_div(BACKWARD_ROWS, B))
 
 
-cdef inline TimeBlock last_block(const Time *time, Py_ssize_t b0, Py_ssize_t b1, real *da, real *da_h) noexcept nogil:
-    """What stands behind the last step: nothing, yet."""
+cdef inline TimeBlock last_block(const Time *time, Py_ssize_t b0, Py_ssize_t b1, real *da, real *da_h, Py_ssize_t *starts) noexcept nogil:
+    """What stands behind the last step of these rows: nothing, yet."""
     cdef TimeBlock block
-    block.t0 = block.t1 = block.loss = time.T
+    block.t0 = block.t1 = steps_of(time, b0)
+    block.loss = time.T
     block.b0, block.b1 = b0, b1
-    block.da, block.da_h = da, da_h
+    block.da, block.da_h, block.starts = da, da_h, starts
     return block
 
 
 cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) noexcept nogil:
     """On to the block before, of ``held`` (step, row) pairs at most; False if there is none."""
-    cdef Py_ssize_t t1 = block.t0, t0 = t1 - 1
+    cdef Py_ssize_t t1 = block.t0, t0 = t1 - 1, t, pairs
     if t1 == 0:
         return False
     if time.first == NULL:
         t0 = max(0, t1 - held // (block.b1 - block.b0))
     else:
-        while t0 > 0 and time.first[t1] - time.first[t0 - 1] <= held:
+        pairs = rows_at(time, t0, block.b0, block.b1)
+        while t0 > 0 and pairs + rows_at(time, t0 - 1, block.b0, block.b1) <= held:
             t0 -= 1
+            pairs += rows_at(time, t0, block.b0, block.b1)
+        block.starts[0] = 0
+        for t in range(t0, t1):
+            block.starts[t - t0 + 1] = block.starts[t - t0] + rows_at(time, t, block.b0, block.b1)
     block.t0, block.t1 = t0, t1
     return True
 
@@ -74,7 +81,7 @@ cdef inline Py_ssize_t da_row(const Time *time, const TimeBlock *block, Py_ssize
     """Where in the block's da row b of step t stands."""
     if time.first == NULL:
         return (t - block.t0) * (block.b1 - block.b0) + b - block.b0
-    return time.first[t] - time.first[block.t0] + b
+    return block.starts[t - block.t0] + b - block.b0
 
 
 # --- Through a block --------------------------------------------------------------------------------------------------

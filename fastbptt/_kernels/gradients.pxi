@@ -18,6 +18,7 @@ cdef struct Gradients:
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
+    Py_ssize_t *starts             # likewise
     real *scratch                  # GRADIENT_SCRATCH for each worker
 
 cdef enum:
@@ -44,7 +45,7 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
     """Block by block, for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
     cdef Backward *back = &run.back
     cdef const Time *time = &back.problem.time
-    back.block = last_block(time, 0, time.B, run.da, run.da_h)
+    back.block = last_block(time, 0, time.B, run.da, run.da_h, run.starts)
     while step_back(time, &back.block, run.held_rows) and not back.watch.stop:
         back_through_block(back)
         share_gradients(&run.back.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
@@ -76,14 +77,14 @@ cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept
 cdef inline int row_groups(const Problem *problem) noexcept nogil:
     """How many groups of rows go back through time by themselves; 1 if all go together.
 
-    A question of sizes alone, never of threads: sums in another order have other bits. Groups of ragged rows are not written.
+    A question of sizes alone, never of threads: sums in another order have other bits.
     """
     cdef int groups = 1
     cdef const Time *time = &problem.time
-    if time.first == NULL and problem.N * (problem.I + problem.P) <= GROUPED_WEIGHTS:
+    if problem.N * (problem.I + problem.P) <= GROUPED_WEIGHTS:
         while groups < MAX_GROUPS and time.B >= 2 * groups * GROUP_ROWS:
             groups *= 2
-    return groups if time.T * time.B >= GROUP_STEPS * groups else 1
+    return groups if first_row(time, time.T) >= GROUP_STEPS * groups else 1
 
 
 cdef void back_through_group(void *context, int group, int worker) noexcept nogil:
@@ -91,7 +92,8 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     cdef Gradients *run = <Gradients *>context
     cdef const Problem *problem = &run.back.problem
     cdef Py_ssize_t B = problem.time.B, at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
-    cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at)
+    cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at,
+                                      run.starts + worker * (run.held_rows + 1))
     cdef Patch patch = whole_block(problem, &block)
     cdef Sums sums = sums_of_group(run, group)
     memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
@@ -153,23 +155,42 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     cdef Py_ssize_t x_panels = ceil_div(I, LANES) if problem.x != NULL else 0, h_panels = ceil_div(P, LANES)
     cdef Py_ssize_t p0 = (x_panels + h_panels) * part // parts, p1 = (x_panels + h_panels) * (part + 1) // parts
     cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
-    cdef Sequence x, h
+    cdef Sequence x, h = sequence(rows(problem.h + (slot(time, block.t0) + block.b0) * P, B * P, P), inner)
+    cdef bint scattered = time.first != NULL and held < B  # the block's rows do not lie end to end in x, as those of da do
+    if time.first != NULL:
+        h = ragged_sequence(problem.h, P, time, block.t0, block.b0, block.b1, True)
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
-    if run.dx != NULL:
+    if scattered:
+        collect_inputs(run, block, sums, n0, n1, worker)
+    elif run.dx != NULL:
         add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.back.zeros,
                            rows(run.dx + first * I, B * I, I), watch, worker)
     if problem.x != NULL:
         x = sequence(rows(problem.x + first * I, B * I, I), inner)
+        if scattered:
+            x = ragged_sequence(problem.x, I, time, block.t0, block.b0, block.b1, False)
         add_weight_gradient(block.da, N, K, x, I, min(p0, x_panels), min(p1, x_panels), sums.dw_ih, scratch, watch, worker)
-    else:
+    elif not scattered:
         add_token_gradient(block.da, N, K, problem.tokens + first, B, inner, n0, n1, sums.dw_ih)
-    h = sequence(rows(problem.h + (slot(time, block.t0) + block.b0) * P, B * P, P), inner)
-    if time.first != NULL:
-        h.time, h.t, h.rows = time, block.t0, rows(problem.h, 0, P)
     add_weight_gradient(block.da_h, N, K, h, P, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
     add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
     if sums.db_hh != NULL:
         add_column_sums(block.da_h, N, K, n0, n1, sums.db_hh)
+
+
+cdef void collect_inputs(Gradients *run, const TimeBlock *block, Sums sums, Py_ssize_t n0, Py_ssize_t n1, int worker) noexcept nogil:
+    """dx, and what tokens make of da, step by step: of a group of rows in ragged time."""
+    cdef const Problem *problem = &run.back.problem
+    cdef const Time *time = &problem.time
+    cdef Py_ssize_t N = problem.N, I = problem.I, t, held, first
+    cdef const real *da
+    for t in range(block.t0, block.t1):
+        held, first = rows_at(time, t, block.b0, block.b1), first_row(time, t) + block.b0
+        da = block.da + da_row(time, block, t, block.b0) * N
+        if run.dx != NULL:
+            add_input_gradient(da, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(run.dx + first * I, 0, I), &run.back.watch, worker)
+        if problem.tokens != NULL:
+            add_token_gradient(da, N, held, problem.tokens + first, 0, held, n0, n1, sums.dw_ih)
 
 
 # --- Memory and weights -----------------------------------------------------------------------------------------------
@@ -187,6 +208,7 @@ cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     run.back.zeros = take(space, max(problem.time.B * P, I))
     run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
     run.da_h = run.da + problem.reset_after * da_size
+    run.starts = take_indices(space, in_use * (run.held_rows + 1) if problem.time.first != NULL else 0)
     run.group_sums = take(space, run.groups * sums_size(problem) if run.groups > 1 else 0)
     run.scratch = take(space, gradient_scratch(run.back.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
 

@@ -74,7 +74,7 @@ def state_gradients(int cell, int activation, const real[:, ::1] w_ih, const rea
     bind(&run.problem, cell, activation, None, None, w_ih, w_hh, leak, h, c, a, m, None)
     bind_cotangents(&run, d_out, dh, dc)
     run.all_dh, run.all_dc = history(all_dh), history(all_dc)
-    run.block = last_block(&run.problem.time, 0, run.problem.time.B, &da_h[0, 0, 0], &da_h[0, 0, 0])
+    run.block = last_block(&run.problem.time, 0, run.problem.time.B, &da_h[0, 0, 0], &da_h[0, 0, 0], NULL)
     cdef Block room = make_room(lay_out_state_gradients, &run)
     with nogil:
         pack_backward(run.w_hh, run.problem.w_hh, run.problem.N, run.problem.P)

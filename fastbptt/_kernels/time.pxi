@@ -26,6 +26,14 @@ cdef inline Py_ssize_t active(const Time *time, Py_ssize_t t) noexcept nogil:
     return time.B if time.first == NULL else time.first[t + 1] - time.first[t]
 
 
+cdef inline Py_ssize_t steps_of(const Time *time, Py_ssize_t b) noexcept nogil:
+    """How many steps row b has."""
+    cdef Py_ssize_t t = time.T
+    while time.first != NULL and t > 0 and active(time, t - 1) <= b:
+        t -= 1
+    return t
+
+
 cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H)
     Py_ssize_t b0, b1, u0, u1
 

@@ -20,31 +20,42 @@ cdef inline Py_ssize_t next_chunk(Py_ssize_t K) noexcept nogil:
 cdef struct Sequence:              # the rows that those of dA meet
     Rows rows                      # row k is its row (k // inner, k % inner)
     Py_ssize_t inner
-    const Time *time               # or, where it is not NULL, row k is the k-th of those active at step t and after it, in its slot
-    Py_ssize_t t
+    const Time *time               # or, where it is not NULL, row k is the k-th of those that rows b0..b1 have at step t and after it:
+    Py_ssize_t t, b0, b1
+    bint states                    # in a history of states, those before each step
 
 
 cdef inline Sequence sequence(Rows source, Py_ssize_t inner) noexcept nogil:
     cdef Sequence S
-    S.rows, S.inner, S.time, S.t = source, inner, NULL, 0
+    memset(&S, 0, sizeof(Sequence))
+    S.rows, S.inner = source, inner
+    return S
+
+
+cdef inline Sequence ragged_sequence(const real *at, Py_ssize_t width, const Time *time, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1,
+                                     bint states) noexcept nogil:
+    cdef Sequence S
+    S.rows = rows(at, 0, width)
+    S.time, S.t, S.b0, S.b1, S.states = time, t, b0, b1, states
     return S
 
 
 cdef void pack_sequence(const Sequence *S, Py_ssize_t n, Py_ssize_t k, Py_ssize_t K, Py_ssize_t N, Panels packed) noexcept nogil:
     """Rows k..k+K of columns n..n+N."""
     cdef Rows source = rows(S.rows.at + n, S.rows.outer, S.rows.inner)
-    cdef Py_ssize_t t = S.t, done = 0, held
+    cdef Py_ssize_t t = S.t, done = 0, held, first
     if S.time == NULL:
         pack_rows(source, S.inner, k, K, N, LANES, packed.at, packed.panel)
         return
     while done < K:
-        held = min(K - done, active(S.time, t) - k)        # of step t, from its k-th row on
+        held = min(K - done, rows_at(S.time, t, S.b0, S.b1) - k)     # of step t, from its k-th row on
         if held > 0:
-            pack_rows(rows(source.at + slot(S.time, t) * source.inner, 0, source.inner), PY_SSIZE_T_MAX, k, held, N, LANES,
+            first = (slot(S.time, t) if S.states else first_row(S.time, t)) + S.b0
+            pack_rows(rows(source.at + first * source.inner, 0, source.inner), PY_SSIZE_T_MAX, k, held, N, LANES,
                       packed.at + done * packed.row, packed.panel)
             done += held
             k += held
-        k -= active(S.time, t)
+        k -= rows_at(S.time, t, S.b0, S.b1)
         t += 1
 
 
