@@ -123,9 +123,8 @@ class TruncatedBPTT(OneThread):
                 total += g
             d_state = past.state
             left -= len(tape)
-        self._use_up(newest)
+        self._use_up(newest, self.layer, totals)
         self._tapes = within_reach(tapes, self.h - 1)
-        self.layer._add(*totals)
         return self.layer._between_layouts(grads.x)
 
 
