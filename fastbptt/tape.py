@@ -50,25 +50,31 @@ class Tape:
 
     def __len__(self):
         """The number of steps."""
-        return self._shape[0]
+        return self._sizes()[0]
 
     def last(self, steps):
         """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
-        (T, B, H), steps = self._shape, _checks.size("steps", steps, 0)
+        (T, B, H), steps = self._sizes(), _checks.size("steps", steps, 0)
         return self if steps >= T else self._part((steps, B, H), lambda history: history[T - steps :])
 
     def row(self, b):
         """The tape of row ``b`` of the batch alone."""
-        (T, B, H), b = self._shape, _checks.size("b", b, 0)
+        (T, B, H), b = self._sizes(), _checks.size("b", b, 0)
         if b >= B:
-            raise IndexError(f"b: expected a row from 0 to {B - 1}, got {_checks.quoted(b)}")
+            raise IndexError(f"b: expected a row{f' from 0 to {B - 1}' if B else ', of which there is none'}, got {_checks.quoted(b)}")
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
 
     def _part(self, shape, of_history):
         histories = {name: getattr(self, name) for name in ("_x", "_h", "_c", "_gates", "_m")}
         return replace(self, _shape=shape, **{name: None if h is None else of_history(h) for name, h in histories.items()})
 
+    def _sizes(self):
+        """T, B and H; 0 of a tape that no forward pass made."""
+        return self._shape or (0, 0, 0)
+
     def __repr__(self):
+        if self._shape is None:
+            return "<tape of no forward pass>"
         T, B, H = self._shape
         return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
 

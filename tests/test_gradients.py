@@ -494,6 +494,13 @@ def test_the_tape_says_what_it_is(cell, dtype):
     assert repr(tape) == f"<{tape.cell} tape: 5 steps, 3 rows, 7 units, {dtype}>"
 
 
+def test_a_tape_that_no_forward_pass_made():
+    tape = fastbptt.Tape()
+    assert repr(tape) == "<tape of no forward pass>" and len(tape) == 0 and tape.last(3) is tape and tape.h is None
+    with pytest.raises(IndexError, match=r"^b: expected a row, of which there is none, got 0$"):
+        tape.row(0)
+
+
 # --- The tests can fail -----------------------------------------------------------------------------------------------
 
 
