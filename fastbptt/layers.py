@@ -441,6 +441,12 @@ class LSTM(Recurrent):
 LAYERS = {layer._cell: layer for layer in (RNN, GRU, LSTM)}
 
 
+def wrong_layer(name, kind, value):
+    """The error for what is not of this kind: one of `LAYERS`, or `Recurrent` for any of them."""
+    kinds = [layer.__name__ for layer in LAYERS.values() if issubclass(layer, kind)]
+    return TypeError(f"{name}: expected {'an ' if len(kinds) == 1 else 'one of '}{', '.join(kinds)}, got {_checks.describe(value)}")
+
+
 class Linear(Layer):
     """A linear layer, y = x W^T + b: the readout that turns states into predictions. Names and start are `torch.nn.Linear`'s.
 

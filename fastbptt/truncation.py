@@ -3,7 +3,7 @@
 from operator import attrgetter
 
 from . import _checks
-from .layers import OneThread, Recurrent
+from .layers import OneThread, Recurrent, wrong_layer
 
 
 class TruncatedBPTT(OneThread):
@@ -53,7 +53,7 @@ class TruncatedBPTT(OneThread):
 
     def __init__(self, layer, h, h_prime=None):
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {_checks.describe(layer)}")
+            raise wrong_layer("layer", Recurrent, layer)
         self._layer = layer
         self._h = _checks.size("h", h)
         self._h_prime = self._h if h_prime is None else _checks.size("h_prime", h_prime)

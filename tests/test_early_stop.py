@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, WEIGHTS, assert_results_close, assert_results_same_bits, random_problem
+from problems import CELLS, ONE_OF_EACH, PLAIN, WEIGHTS, assert_results_close, assert_results_same_bits, random_problem
 from test_gradients import oracle
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
 import fastbptt
 import fastbptt.reference
+from fastbptt import cells, layers
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_CELL = pytest.mark.parametrize("cell", ONE_OF_EACH)
@@ -98,10 +99,9 @@ def no_recurrence(problem):
 
 
 def shut(problem):
-    """The gate that keeps the state is closed, z of a GRU, f of an LSTM: gradients pass through the weights only."""
-    closed = 1 if problem.cell.prefix in ("gru", "lstm") else 0
-    b_ih = problem.b_ih.copy()
-    b_ih.reshape(problem.cell.gates, -1)[closed] -= 800 if problem.b_ih.dtype == np.float64 else 120
+    """The gate that keeps the state does not, z of a GRU, f of an LSTM: gradients pass through the weights only."""
+    row, b_ih = problem.cell.row, problem.b_ih.copy()
+    b_ih.reshape(problem.cell.gates, -1)[row.gates.index(row.keeper)] -= row.keeper.keeps * (800 if b_ih.dtype == np.float64 else 120)
     return replace(problem, b_ih=b_ih)
 
 
@@ -457,7 +457,7 @@ def assert_nan_where_the_reference_has_it(problem, **options):
 @EACH_DTYPE
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(12, 3, 4, 7), (300, 2, 2, 9), (30, 3, 2, 136)], ids=str)
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_nonfinite_inputs_before_the_stop(cell, shape, bad, dtype, threads):
     """An infinite input saturates its step, and the states after it are finite; its gradient, zero times inf, is NaN nevertheless."""
     problem = only_at(no_recurrence(random_problem(cell, *shape, dtype=dtype)), -1)
@@ -489,7 +489,7 @@ def test_nonfinite_states_before_the_stop(cell, part, shape, bad, dtype, threads
 @EACH_DTYPE
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["w_ih", "w_hh", "b_ih", "b_hh"])
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_nonfinite_weights(cell, name, bad, dtype):
     problem = only_at(no_recurrence(random_problem(cell, 300, 3, 2, 9, dtype=dtype)), -1)
     array = getattr(problem, name).copy()
@@ -541,7 +541,7 @@ def test_arrays_changed_after_the_forward_pass(bad, dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_a_nonfinite_loss_spreads_as_ever(cell, dtype):
     """inf and NaN are no zeros, and a row that has them does not stop."""
     problem = only_at(no_recurrence(random_problem(cell, 300, 3, 2, 9, dtype=dtype)), -1)
@@ -566,7 +566,7 @@ def processor_time(call):
 @pytest.mark.one_level
 @EACH_DTYPE
 @pytest.mark.parametrize("before", ["nothing", "a call with NaN"])
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_the_steps_that_are_left_cost_nothing(cell, before, dtype, threads):
     """Apart from the block of time in which the gradient died, and a search of the arrays; whatever an earlier call has left in memory."""
     threads(1)
@@ -582,11 +582,12 @@ def test_the_steps_that_are_left_cost_nothing(cell, before, dtype, threads):
 
 def test_the_reader_of_windows_may_stop_too():
     """Truncated BPTT whose gradient dies within the newest window: the older ones add nothing."""
-    for make in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM):
+    for make in layers.LAYERS.values():
         layer = make(3, 6, rng=0)
         layer.params["weight_hh_l0"][...] = 0
-        if make is not fastbptt.RNN:
-            layer.params["bias_ih_l0"].reshape(-1, 6)[1] = -800
+        row = cells.CELLS[layer._cell]
+        if row.keeper:
+            layer.params["bias_ih_l0"].reshape(-1, 6)[row.gates.index(row.keeper)] = -800 * row.keeper.keeps
         x, d = np.random.default_rng(0).standard_normal((16, 2, 3)), np.random.default_rng(1).standard_normal((4, 2, 6))
         reader, total = fastbptt.TruncatedBPTT(layer, 12, 4), {}
         for start in range(0, 16, 4):

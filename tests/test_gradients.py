@@ -9,7 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, WEIGHTS, arrays_of, assert_results_close, assert_results_same_bits, histories, random_problem
+from problems import (
+    CELLS,
+    GATED,
+    ONE_OF_EACH,
+    PLAIN,
+    WEIGHTS,
+    arrays_of,
+    assert_results_close,
+    assert_results_same_bits,
+    histories,
+    random_problem,
+)
 from tolerances import DTYPES, TOLERANCES, assert_close, bound
 
 import fastbptt
@@ -193,7 +204,7 @@ def test_tokens_against_one_hot_rows(cell, shape, dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_a_large_vocabulary(cell, dtype):
     """The tokens that occur are a small one of its own, whose results have the same bits."""
     problem = random_problem(cell, 6, 4, 9000, 40, dtype=dtype, tokens=True)
@@ -551,7 +562,7 @@ def test_a_wrong_sum_over_time_is_noticed(cell, dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", GATED)
 def test_gates_in_another_order_are_noticed(cell, dtype):
     problem = random_problem(cell, dtype=dtype)
     right = problem.results(fastbptt)

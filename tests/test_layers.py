@@ -16,14 +16,14 @@ from processes import run_python
 from tolerances import DTYPES, TOLERANCES, assert_close
 
 import fastbptt
+import fastbptt.layers
+from fastbptt import cells
 
 NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 
 RECURRENT = {
-    "RNN": fastbptt.RNN,
     "leaky RNN": functools.partial(fastbptt.RNN, leak=0.3),
-    "GRU": fastbptt.GRU,
-    "LSTM": fastbptt.LSTM,
+    **{cls.__name__: cls for cls in fastbptt.layers.LAYERS.values()},
 }
 LAYERS = {
     **{name: lambda cls=cls, **options: cls(4, 7, rng=0, **options) for name, cls in RECURRENT.items()},
@@ -945,11 +945,12 @@ def test_errors_speak_of_what_was_given_batch_first(make, x, message):
             backward(np.ones((3, 6, 7)))
         with pytest.raises(TypeError, match=r"^d_out: expected a NumPy array, got list$"):
             backward([1.0])
-    state = np.ones((1, 5, 7))
+    cell = cells.CELLS[layer._cell]
+    state = cell.state([np.ones((1, 5, 7)) for _ in cell.states])
     with pytest.raises(ValueError, match=r"^state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
-        layer(np.ones((3, 5, 4)), (state, state) if isinstance(layer, fastbptt.LSTM) else state)
+        layer(np.ones((3, 5, 4)), state)
     with pytest.raises(ValueError, match=r"^d_state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
-        layer.backward(None, (state, state) if isinstance(layer, fastbptt.LSTM) else state)
+        layer.backward(None, state)
 
 
 @EACH_RECURRENT
