@@ -35,9 +35,10 @@ def exact_log_singular_values(jacobians):
 
 @pytest.mark.parametrize("rho", [0.9, 1.0, 1.7])
 def test_a_scaled_rotation(rho):
-    tape = linear(rho * orthogonal(200), 100)
+    N = 200 if rho == 1.7 else 60  # two panels of columns, and what is left, do; once the size that users have
+    tape = linear(rho * orthogonal(N), 100)
     got = fastbptt.log_singular_values(tape, 0, 100)
-    assert got.shape == (1, 200)
+    assert got.shape == (1, N)
     np.testing.assert_allclose(got, 100 * math.log(rho), rtol=0, atol=1e-12)
 
 
