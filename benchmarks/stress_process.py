@@ -19,18 +19,19 @@ import time
 import numpy as np
 
 import fastbptt
+from fastbptt.layers import LAYERS
 
 CALLS = {
-    "rnn": lambda: fastbptt.RNN(20, 65, rng=0),
-    "gru": lambda: fastbptt.GRU(20, 65, rng=0),
-    "lstm": lambda: fastbptt.LSTM(20, 65, rng=0, dtype=np.float32),
-    "linear": lambda: fastbptt.Linear(20, 400, rng=0),
-}
+    f"{name}, {dtype}": lambda layer=layer, dtype=dtype: layer(20, 65, rng=0, dtype=dtype)
+    for name, layer in LAYERS.items()
+    for dtype in ("float64", "float32")
+} | {"linear": lambda: fastbptt.Linear(20, 400, rng=0)}
 
 SHUTDOWN = """
 import sys, threading, time, numpy as np, fastbptt
+from fastbptt.layers import LAYERS
 fastbptt.set_num_threads(2)
-make, seconds = {"rnn": fastbptt.RNN, "gru": fastbptt.GRU, "lstm": fastbptt.LSTM}[sys.argv[1]], float(sys.argv[2])
+make, seconds = LAYERS[sys.argv[1]], float(sys.argv[2])
 x, inside = np.ones((300, 256, 8), "f"), threading.Barrier(3)
 
 def deep(n, layer):
@@ -77,7 +78,7 @@ def forks(count, rng, limit):
     stop = threading.Event()
 
     def work():
-        mine, name = {name: make() for name, make in CALLS.items()}, "rnn"
+        mine, name = {name: make() for name, make in CALLS.items()}, next(iter(CALLS))
         while not stop.is_set():
             results(mine[name], x[name])
             name = random.choice(list(CALLS))
@@ -113,7 +114,7 @@ def shutdowns(count, rng):
     """How often each exit status came."""
     tally = {}
     for _ in range(count):
-        arguments = rng.choice(["rnn", "gru", "lstm"]), str(rng.random())
+        arguments = rng.choice(list(LAYERS)), str(rng.random())
         status = subprocess.run([sys.executable, "-c", SHUTDOWN, *arguments]).returncode
         tally[status] = tally.get(status, 0) + 1
     return tally

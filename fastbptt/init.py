@@ -11,7 +11,7 @@ import numpy as np
 
 from . import _checks
 from ._kernels import chunks
-from .layers import RNN, Linear, Recurrent
+from .layers import RNN, Linear, Recurrent, wrong_layer
 
 SMART_CONNECTIONS, SMART_RADIUS = 15, 0.95
 
@@ -159,7 +159,7 @@ STARTS = {
 def _checked(kind, rnn, readout, rng):
     """The generator that ``rng`` stands for, if the start suits the layers."""
     if not isinstance(rnn, kind):
-        raise TypeError(f"rnn: expected an {'RNN' if kind is RNN else 'RNN, GRU or LSTM'}, got {_checks.describe(rnn)}")
+        raise wrong_layer("rnn", kind, rnn)
     if readout is not None and not isinstance(readout, Linear):
         raise TypeError(f"readout: expected a Linear or None, got {_checks.describe(readout)}")
     return _checks.generator("rng", rng)

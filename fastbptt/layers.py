@@ -76,12 +76,23 @@ class OneThread:
             raise RuntimeError(f"{type(self).__name__}.backward: the last forward pass was another thread's; {ONE_AT_A_TIME}")
         return tape
 
-    def _use_up(self, tape):
-        """Let go of the tape, once there are gradients to add; unless a forward pass has come between."""
+    def _use_up(self, tape, layer=None, gradients=()):
+        """Let go of the tape and add the gradients to a layer's; unless a forward pass has come between, or the layer's cannot be written.
+
+        Then nothing is added, and what is kept still is.
+        """
         kept = self._kept
         if kept is None or kept[0] is not tape:
             raise RuntimeError(f"{type(self).__name__}.backward: there was another forward pass meanwhile; {ONE_AT_A_TIME}")
         self._kept = None
+        if layer is None:
+            return
+        try:
+            layer._add(*gradients)
+        except (ValueError, MemoryError):  # not Exception: a signal's handler may raise when all is added
+            if self._kept is None:
+                self._kept = kept
+            raise
 
 
 class Layer(OneThread):
@@ -164,17 +175,29 @@ class Layer(OneThread):
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
         _checks.require_names("state", state, self.params)
-        pairs = []
-        for name, p in self.params.items():
-            value = _checks.require_shape(f"state[{name!r}]", state[name], p.shape)
+        values = []
+        for name, shape in self._shapes.items():
+            value = _checks.require_shape(f"state[{name!r}]", state[name], shape)
             if value.dtype.kind != "f":
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
-            pairs += p, np.array(value, p.dtype, order="C")
-        chunks.copy(pairs)
+            values.append(np.array(value, self.dtype, order="C"))
+        self._write(chunks.copy, "params", values)
 
     def _add(self, *gradients):
-        """Add to `grads`: all, or if Ctrl-C comes first, nothing. None stands for a bias that there is not."""
-        kernels[self.dtype].add_all([*chain.from_iterable(zip(self.grads.values(), gradients))])
+        """Add to `grads`. None stands for a bias that there is not."""
+        self._write(kernels[self.dtype].add_all, "grads", gradients)
+
+    def _write(self, kernel, name, values):
+        """Have a kernel write to all of `params` or `grads`; or to none, if Ctrl-C comes first or one of them cannot be written."""
+        views = getattr(self, name)
+        try:
+            kernel([*chain.from_iterable(zip(views.values(), values))])
+        except (BufferError, ValueError):
+            for key, view in views.items():
+                if not view.flags.carray:
+                    came = f"{_checks.describe(view)}, strides {view.strides}{'' if view.flags.writeable else ', read-only'}"
+                    raise ValueError(f"{_checks.item(name, key)}: expected a writeable array as the layer made it, got {came}") from None
+            raise
 
 
 class Recurrent(Layer):
@@ -252,11 +275,13 @@ class Recurrent(Layer):
         ------
         RuntimeError
             If there was no forward pass since the last backward pass, or it was another thread's.
+        TypeError, ValueError
+            If an argument is not what is said above, or one of `grads` cannot be written. Nothing is added then, and ``backward`` can be
+            called again.
         """
         tape = self._last_tape()
         grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx)
-        self._use_up(tape)
-        self._add(*grads[2:])
+        self._use_up(tape, self, grads[2:])
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
     def take_tape(self):
@@ -424,6 +449,12 @@ class LSTM(Recurrent):
 LAYERS = {layer._cell: layer for layer in (RNN, GRU, LSTM)}
 
 
+def wrong_layer(name, kind, value):
+    """The error for what is not of this kind: one of `LAYERS`, or `Recurrent` for any of them."""
+    kinds = [layer.__name__ for layer in LAYERS.values() if issubclass(layer, kind)]
+    return TypeError(f"{name}: expected {'an ' if len(kinds) == 1 else 'one of '}{', '.join(kinds)}, got {_checks.describe(value)}")
+
+
 class Linear(Layer):
     """A linear layer, y = x W^T + b: the readout that turns states into predictions. Names and start are `torch.nn.Linear`'s.
 
@@ -485,8 +516,7 @@ class Linear(Layer):
         d_weight, d_bias = memory.zeros(weight.shape, self.dtype), np.zeros(self.out_features, self.dtype)
         if x.size:
             kernels[self.dtype].linear_backward(self._rows(x), weight, self._rows(d_out), self._rows(dx), d_weight, d_bias)
-        self._use_up(x)
-        self._add(d_weight, d_bias)
+        self._use_up(x, self, (d_weight, d_bias))
         return dx
 
     def _parameter(self, name):

@@ -58,7 +58,7 @@ class Tape:
 
     def __len__(self):
         """The number of steps."""
-        return self._shape[0]
+        return self._sizes()[0]
 
     @property
     def ragged(self):
@@ -75,7 +75,7 @@ class Tape:
 
     def last(self, steps):
         """The tape of the last ``steps`` steps alone, as views unless it is ragged; the tape itself if it has no more."""
-        (T, B, H), steps = self._shape, _checks.size("steps", steps, 0)
+        (T, B, H), steps = self._sizes(), _checks.size("steps", steps, 0)
         if steps >= T:
             return self
         if self.ragged:
@@ -84,9 +84,9 @@ class Tape:
 
     def row(self, b):
         """The tape of row ``b`` of the batch alone: of the steps that it has, and if it was never reset, not ragged."""
-        (T, B, H), b = self._shape, _checks.size("b", b, 0)
+        (T, B, H), b = self._sizes(), _checks.size("b", b, 0)
         if b >= B:
-            raise IndexError(f"b: expected a row from 0 to {B - 1}, got {_checks.quoted(b)}")
+            raise IndexError(f"b: expected a row{f' from 0 to {B - 1}' if B else ', of which there is none'}, got {_checks.quoted(b)}")
         if self.ragged:
             return self._part_of_ragged(0, int(self.lengths[b]), slice(b, b + 1))
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
@@ -112,7 +112,13 @@ class Tape:
         arrays = {f"_{name}": array for name, array in cut.items()}
         return replace(self, _shape=shape, _pieces=pieces, _initial=initial, **arrays)
 
+    def _sizes(self):
+        """T, B and H; 0 of a tape that no forward pass made."""
+        return self._shape or (0, 0, 0)
+
     def __repr__(self):
+        if self._shape is None:
+            return "<tape of no forward pass>"
         T, B, H = self._shape
         return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
 

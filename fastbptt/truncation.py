@@ -3,7 +3,7 @@
 from operator import attrgetter
 
 from . import _checks
-from .layers import OneThread, Recurrent
+from .layers import OneThread, Recurrent, wrong_layer
 
 
 class TruncatedBPTT(OneThread):
@@ -53,7 +53,7 @@ class TruncatedBPTT(OneThread):
 
     def __init__(self, layer, h, h_prime=None):
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {_checks.describe(layer)}")
+            raise wrong_layer("layer", Recurrent, layer)
         self._layer = layer
         self._h = _checks.size("h", h)
         self._h_prime = self._h if h_prime is None else _checks.size("h_prime", h_prime)
@@ -123,9 +123,8 @@ class TruncatedBPTT(OneThread):
                 total += g
             d_state = past.state
             left -= len(tape)
-        self._use_up(newest)
+        self._use_up(newest, self.layer, totals)
         self._tapes = within_reach(tapes, self.h - 1)
-        self.layer._add(*totals)
         return self.layer._between_layouts(grads.x)
 
 

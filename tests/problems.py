@@ -48,14 +48,19 @@ class Cell(NamedTuple):
     leak: str | None = None  # "scalar" or "per unit"
 
     @property
+    def row(self):
+        """What the package knows of it."""
+        return cells.CELLS[self.prefix]
+
+    @property
     def gates(self):
         """How many."""
-        return len(cells.CELLS[self.prefix].gates)
+        return len(self.row.gates)
 
     @property
     def states(self):
         """How many: h, or h and c."""
-        return len(cells.CELLS[self.prefix].states)
+        return len(self.row.states)
 
 
 CELLS = {
@@ -68,7 +73,10 @@ CELLS = {
     "gru": Cell("gru", gru_step, {}, ("GRU", {})),
     "lstm": Cell("lstm", lstm_step, {}, ("LSTM", {})),
 }
-ONE_OF_EACH = ["rnn-tanh", "leaky-relu-units", "gru", "lstm"]  # where the nonlinearity makes no difference
+# Where the nonlinearity makes no difference: the first row of each cell, of those that have gates, and with one that leaks.
+PLAIN = [next(key for key, row in CELLS.items() if row.prefix == name) for name in cells.CELLS]
+GATED = [key for key in PLAIN if cells.CELLS[CELLS[key].prefix].gated]
+ONE_OF_EACH = [key for key in CELLS if key in PLAIN or key == "leaky-relu-units"]
 LEAK = float(np.float32(0.3))  # the same number in every precision
 
 
@@ -154,7 +162,7 @@ class Problem:
         return max(sum(self.w_ih.shape[1:]) + self.w_hh.shape[1], self.w_hh.shape[0], self.x.shape[1])
 
     def _state(self, arrays):
-        return None if arrays is None else cells.CELLS[self.cell.prefix].state(arrays)
+        return None if arrays is None else self.cell.row.state(arrays)
 
 
 def results_by_name(out, state, grads):

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, assert_results_same_bits, random_problem
+from problems import CELLS, GATED, PLAIN, arrays_of, assert_results_same_bits, histories, random_problem
 from processes import run_python
 from tolerances import DTYPES
 
 import fastbptt
+from fastbptt import cells
 
 OPTIONAL = ("h0", "b_ih", "b_hh", "d_out", "d_state")
 
@@ -22,7 +23,7 @@ class Call:
     def __init__(self, cell, dtype):
         self.problem = p = random_problem(cell, dtype=dtype)  # T=5, B=3, I=4, H=7
         self.prefix, self.dtype, self.gates = p.cell.prefix, np.dtype(dtype), p.cell.gates
-        names = ("h0", "d_state") if self.prefix != "lstm" else ("state", "d_state")
+        names = ("h0", "d_state") if p.cell.states == 1 else ("state", "d_state")
         initial, final = ({name: part[0]} if p.cell.states == 1 else {f"{name}[{i}]": array for i, array in enumerate(part)}
                           for name, part in zip(names, (p.state, p.d_state)))  # fmt: skip
         self.forward_arguments = {"x": p.x, **initial, "w_ih": p.w_ih, "w_hh": p.w_hh, "b_ih": p.b_ih, "b_hh": p.b_hh}
@@ -56,7 +57,7 @@ def paired(arguments):
     return {name: array for name, array in arguments.items() if not name.endswith("]")} | pairs
 
 
-CALLS = [Call(cell, dtype) for cell in ("rnn-tanh", "gru", "lstm") for dtype in DTYPES]
+CALLS = [Call(cell, dtype) for cell in PLAIN for dtype in DTYPES]
 RNN = CALLS[0]
 GOOD, FORWARD, BACKWARD = RNN.problem, RNN.forward_arguments, RNN.backward_arguments
 forward, backward, call, good = RNN.forward, RNN.backward, RNN.with_, RNN.good
@@ -204,7 +205,7 @@ def test_the_state_of_an_lstm_is_a_pair(state, dtype):
         fastbptt.lstm_backward(tape, out, state(*problem.d_state))
 
 
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru"])
+@pytest.mark.parametrize("cell", [cell for cell in PLAIN if CELLS[cell].states == 1])
 def test_the_state_of_the_others_is_not(cell):
     problem = random_problem(cell)
     pair = (problem.state[0],) * 2
@@ -322,7 +323,7 @@ def test_a_leak_that_rounds_to_zero():
             run(1e-50)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", GATED)
 def test_options_of_the_rnn_alone(cell):
     call = Call(cell, np.float64)
     for option in ({"leak": 0.5}, {"nonlinearity": "tanh"}):
@@ -562,27 +563,22 @@ def test_subnormal_states_are_exact(H, way, dtype, T):
 
 @SUBNORMAL
 @pytest.mark.parametrize("H", [1, 7, 16])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", GATED)
 def test_subnormal_states_of_gated_cells_are_exact(cell, H, dtype, T):
     """Without weights z of a GRU and f of an LSTM are 1/2, and nothing is added: the state that they keep is halved at every step."""
-    G = CELLS[cell].gates
+    G, row = CELLS[cell].gates, CELLS[cell].row
     x, w_ih, w_hh = np.zeros((T, 2, 1), dtype), np.zeros((G * H, 1), dtype), np.zeros((G * H, H), dtype)
     one = np.ones((2, H), dtype)
+    only_kept = row.state([None] * (len(row.states) - 1) + [one])  # h, or c
     expected, lowest = powers(dtype, T)
-    if cell == "gru":
-        _, _, tape = fastbptt.gru_forward(x, one, w_ih, w_hh)
-        kept = tape.h
-    else:
-        _, _, tape = fastbptt.lstm_forward(x, (None, one), w_ih, w_hh)
-        kept = tape.c
+    _, _, tape = getattr(fastbptt, f"{cell}_forward")(x, only_kept, w_ih, w_hh)
+    kept = histories(tape)[-1]
+    if tape.c is not None:
         with np.errstate(under="ignore"):
             np.testing.assert_allclose(tape.h[1:], 0.5 * np.tanh(tape.c[1:]), rtol=1e-6, atol=2 * np.finfo(dtype).smallest_subnormal)
     np.testing.assert_array_equal(kept[1:], np.broadcast_to(expected[:, None, None], kept[1:].shape))
     for steps in (lowest - 74, lowest - 14, lowest, lowest + 1):
-        if cell == "gru":
-            gradient = fastbptt.gru_backward(tape.last(steps), None, one).state
-        else:
-            gradient = fastbptt.lstm_backward(tape.last(steps), None, (None, one)).state[1]
+        gradient = arrays_of(getattr(fastbptt, f"{cell}_backward")(tape.last(steps), None, only_kept).state)[-1]
         np.testing.assert_array_equal(gradient, np.full((2, H), expected[steps - 1]))
 
 
@@ -625,7 +621,7 @@ def test_an_array_resized_between_forward_and_backward(call):
 
 
 TAPES = pytest.mark.parametrize(
-    "call", [Call(cell, dtype) for cell in ("rnn-tanh", "leaky-tanh", "leaky-relu-units", "gru", "lstm") for dtype in DTYPES], ids=repr
+    "call", [Call(cell, dtype) for cell in ("leaky-tanh", "leaky-relu-units", *PLAIN) for dtype in DTYPES], ids=repr
 )
 
 
@@ -794,7 +790,7 @@ def test_a_parameter_reshaped_in_place(shape):
     run_python(RESHAPED_PARAMETER.format(shape=shape))
 
 
-BACKWARDS = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+BACKWARDS = pytest.mark.parametrize("cell", cells.CELLS)
 
 
 @BACKWARDS
@@ -919,10 +915,10 @@ def one_set():
     kind = rng.integers(12)
     if kind >= 8:
         dtype = pick([np.float64, np.float32])
-        name, G = pick([("rnn", 1), ("gru", 3), ("lstm", 4)])
+        name, G = pick([(name, len(row.gates)) for name, row in cells.CELLS.items()])
         run, back = getattr(fastbptt, name + "_forward"), getattr(fastbptt, name + "_backward")
         def normal(*shape): return rng.standard_normal(shape).astype(dtype)
-        def some_state(): return tuple(maybe(normal(B, H), c) for _ in range(2)) if name == "lstm" else normal(B, H)
+        def some_state(): return tuple(maybe(normal(B, H), c) for _ in range(2)) if len(cells.CELLS[name].states) == 2 else normal(B, H)
         x = x.astype(dtype) if x.dtype == float else x
         options = {"leak": maybe(pick([0.5, 1, rng.random(H).astype(dtype) / 2 + dtype(0.1)]), c)} if name == "rnn" and rng.integers(2) else {}
         shapes = ((G * H, I), (G * H, H), (G * H,), (G * H,))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, assert_results_same_bits, random_problem
+from problems import CELLS, GATED, ONE_OF_EACH, PLAIN, assert_results_same_bits, random_problem
 from tolerances import DTYPES, assert_same_bits
 
 import fastbptt
@@ -51,7 +51,7 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", GATED)
 def test_a_thread_for_each_vector_of_units(cell, dtype, threads):
     problem = random_problem(cell, 60, 7, 5, 32, dtype=dtype)
     threads(1)
@@ -75,7 +75,7 @@ def test_sums_of_groups_that_threads_add_up(cell, dtype, threads):
 @pytest.mark.one_level
 @pytest.mark.parametrize("n", [16, 17, 40, 256])
 @pytest.mark.parametrize("shape", [(6, 1, 30, 512), (2, 3, 20, 700), (4, 300, 17, 40)], ids=str)
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_many_threads(cell, shape, n, threads):
     problem = random_problem(cell, *shape, dtype=np.float64 if n % 2 else np.float32)
     threads(1)
@@ -271,7 +271,7 @@ def test_loss_and_linear_on_dirty_memory(dtype, dirty_memory):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_what_looks_at_gradients_on_dirty_memory(cell, dtype, dirty_memory):
     problem = random_problem(cell, 30, 2, 4, 21, dtype=dtype)
     _, _, tape = problem.forward(fastbptt)

@@ -79,3 +79,20 @@ def test_disjoint():
     whole, other = np.ones(10), np.ones(3, np.float32)
     assert chunks.disjoint([whole[5:], other, whole[:5]])
     assert not chunks.disjoint([whole[5:], other, whole[:6]])
+
+
+def test_disjoint_in_any_order_of_addresses():
+    """Of so many that looking at each pair would take minutes."""
+    n = 100_000
+    parts = list(np.ones((n, 2)))
+    rng = np.random.default_rng(0)
+    for order in (range(n), range(n)[::-1], [*range(n // 2, n), *range(n // 2)], rng.permutation(n)):
+        shuffled = [parts[i] for i in order]
+        assert chunks.disjoint(shuffled)
+        twice = int(rng.integers(n))
+        assert not chunks.disjoint([*shuffled, parts[twice][1:]]) and not chunks.disjoint([parts[twice][:1], *shuffled])
+
+
+def test_an_empty_array_at_the_beginning_of_another_overlaps_nothing():
+    whole = np.ones(3)
+    assert chunks.disjoint([whole[:0], whole]) and chunks.disjoint([whole, whole[:0]]) and chunks.disjoint([whole, whole[:0], whole[:0]])

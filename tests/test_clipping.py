@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from problems import arrays_of, random_problem
+from problems import PLAIN, arrays_of, random_problem
 from tolerances import DTYPES
 
 import fastbptt
+from fastbptt import layers
 
 EPS = np.finfo(float).eps
 HUGE, TINY = 1e200, 1e-200
@@ -252,7 +253,7 @@ def test_single_below_the_limit_nothing_is_touched():
     assert v.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_single_layers_and_gradients(make, torch):
     layer = make(3, 5, dtype=np.float32, rng=0)
     layer.flat_grads[:] = np.random.default_rng(0).standard_normal(layer.flat_grads.size)
@@ -344,7 +345,7 @@ def test_all_forms_give_one_norm():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_of_gradients_the_weights_are_meant(cell, dtype):
     eps = float(np.finfo(dtype).eps)
     problem = random_problem(cell, dtype=dtype)

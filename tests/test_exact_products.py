@@ -10,7 +10,7 @@ import exact_products
 import mpmath
 import numpy as np
 import pytest
-from problems import CELLS, random_problem
+from problems import CELLS, PLAIN, random_problem
 
 import fastbptt
 from fastbptt._kernels import kernels
@@ -80,14 +80,14 @@ def test_each_exponent_is_that_of_the_exact_product(k, burn_in):
     np.testing.assert_allclose(got, expected, rtol=0, atol=LIMIT)
 
 
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_no_rows(cell):
     _, _, tape = random_problem(cell, B=0).forward(fastbptt)
-    N = 14 if cell == "lstm" else 7
+    N = 7 * CELLS[cell].states
     assert fastbptt.log_singular_values(tape).shape == fastbptt.lyapunov_spectrum(tape).exponents.shape == (0, N)
 
 
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_a_row_has_the_same_bits_beside_one_that_needs_more_care(cell):
     problem = random_problem(cell, T=6, B=4, H=5)
     problem.x[:, 2] *= 40

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, Problem, arrays_of, histories, random_problem
+from problems import CELLS, PLAIN, Problem, arrays_of, histories, random_problem
 from tolerances import DTYPES, assert_close, bound
 
 import fastbptt
@@ -102,7 +102,7 @@ def test_a_relu_is_off_at_zero():
         assert linearise(tape).jacobian(0).item() == slope
 
 
-@pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", PLAIN)
 def test_tokens_mean_their_one_hot_rows(cell):
     problem = random_problem(cell, tokens=True)
     dense = replace(problem, x=np.eye(4)[problem.x])
@@ -411,7 +411,7 @@ def test_gradients_that_die():
 
 
 @pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0), (0, 0), (1, 1)])
-@pytest.mark.parametrize("cell", ["rnn-tanh", "leaky-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["leaky-tanh", *PLAIN])
 def test_little_or_nothing(cell, T, B):
     flow = flow_of(random_problem(cell, T=T, B=B))
     assert flow.log10_state_norm.shape == (T + 1, B) and flow.log10_preactivation_norm.shape == (T, B)

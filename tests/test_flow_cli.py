@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 from commands import assert_fails
+from problems import GATED
 from processes import run_python
 
 import fastbptt
+from fastbptt import cells
 from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet, compared
 from fastbptt.gradients import portrait
@@ -131,7 +133,7 @@ def test_the_default_picture(run, tmp_path):
     assert (tmp_path / "fastbptt-flow.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", cells.CELLS)
 def test_no_picture(run, tmp_path, cell):
     report = lines(run("--cell", cell, "--no-picture", *QUICK))
     assert set(report) == {"net", "gradient", "Lyapunov", "singular"} | ({"weights"} if cell == "rnn" else set())
@@ -153,7 +155,7 @@ def test_a_net_that_is_not_finite(run):
     assert not {"Lyapunov", "singular"} & set(report)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", cells.CELLS)
 @pytest.mark.parametrize("init", STARTS)
 def test_what_is_described_is_made(cell, init):
     net = DescribedNet(cell=cell, init=init, radius=1.3, hidden=8, steps=500, gain=0.7, seed=3)
@@ -165,9 +167,10 @@ def test_what_is_described_is_made(cell, init):
     assert np.std(tape.x @ tape.w_ih.T) == pytest.approx(0.7, rel=0.25)
     again = net.tape()
     assert again.h.tobytes() == tape.h.tobytes()
-    if cell != "rnn":
+    row = cells.CELLS[cell]
+    if row.keeper:  # z of r z n, f of i f g o
         bias = tape.b_ih.reshape(-1, 8)
-        assert bias.sum() == 8 and (bias[1] == 1).all()  # z of r z n, f of i f g o
+        assert np.abs(bias).sum() == 8 and (bias[row.gates.index(row.keeper)] == row.keeper.keeps).all()
     assert DescribedNet(cell=cell, dtype="float32", hidden=3, steps=2).tape().h.dtype == np.float32
 
 
@@ -200,7 +203,7 @@ def text(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=["rnn", "gru", "lstm"])
+@pytest.fixture(scope="module", params=cells.CELLS)
 def checkpoint(request, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     assert cli.main(["train", str(text), "--cell", request.param, *TRAIN, "--out", str(out)]) == 0
@@ -217,10 +220,10 @@ def copy(checkpoint, tmp_path):
 
 def test_the_loss_is_the_real_one(run, text, checkpoint):
     """Against the reference, with the state that the text before leaves."""
-    arrays, _ = load_checkpoint(checkpoint)
+    arrays, metadata = load_checkpoint(checkpoint)
     w = {name: array.astype(float) for name, array in arrays.items() if array.dtype.kind == "f"}
     tokens = np.searchsorted(arrays["vocabulary"], read_corpus(text).vocabulary)[read_corpus(text).tokens]
-    cell = {7: "rnn", 21: "gru", 28: "lstm"}[len(w["rnn.weight_hh_l0"])]
+    cell = metadata["settings"]["cell"]
     weights = [w[f"rnn.{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     at = np.arange(20)[:, None] + 349 * np.arange(2)
     out, _, _ = getattr(fastbptt.reference, f"{cell}_forward")(tokens[at], None, *weights)
@@ -382,7 +385,7 @@ BAD_OPTIONS = {
     "--gain nan": "gain: expected a number .*, got nan",
     "--cell cube": "argument --cell: invalid choice: 'cube' .*",
     "--cell gru --nonlinearity tanh": "nonlinearity: only the cell rnn has a choice of it; this is gru",
-    "--gate-bias 1": "gate-bias: an rnn has no gates; only gru and lstm have",
+    "--gate-bias 1": f"gate-bias: an rnn has no gates; only {' and '.join(GATED)} have",
     "--cell lstm --gate-bias nan": "gate-bias: expected a number .*, got nan",
     "--init random": "argument --init: invalid choice: 'random' .*",
     "--loss first": "argument --loss: invalid choice: 'first' .*",

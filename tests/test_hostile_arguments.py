@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastbptt
-from fastbptt import init, pictures, tasks
+from fastbptt import cells, init, layers, pictures, tasks
 
 DOCUMENTED = (TypeError, ValueError, IndexError, KeyError, RuntimeError, FloatingPointError, MemoryError, OSError)
 
@@ -136,7 +136,7 @@ class World:
 
     def __init__(self, prefix="rnn"):
         rng = np.random.default_rng(0)
-        self.make = {"rnn": fastbptt.RNN, "gru": fastbptt.GRU, "lstm": fastbptt.LSTM}[prefix]
+        self.make = layers.LAYERS[prefix]
         self.layer = self.make(4, 7, rng=0)
         self.linear = fastbptt.Linear(7, 2, rng=0)
         x, d_out = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 7))
@@ -145,7 +145,8 @@ class World:
         self.linear(d_out)
         self.layer(x)
         weights = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), self.layer.params.values()))
-        state = (np.ones((3, 7)), np.ones((3, 7))) if prefix == "lstm" else np.ones((3, 7))
+        cell = cells.CELLS[prefix]
+        state = cell.state([np.ones((3, 7)) for _ in cell.states])
         self.tape = getattr(fastbptt, f"{prefix}_forward")(x, state, **weights)[2]
         self.layer.flat_grads[:] = 1
         self.params, self.step_grads = {"a": np.ones(3), "b": np.ones((2, 2))}, {"a": np.ones(3), "b": np.ones((2, 2))}
@@ -183,11 +184,11 @@ def public_calls():
         thing = getattr(fastbptt, name)
         if inspect.ismodule(thing) or isinstance(thing, str) or name in ("Tape", "Gradients", "LyapunovSpectrum", "VanishingCondition"):
             continue  # tuples of results, and what forward passes make
-        prefix = next((cell for cell in ("gru", "lstm") if name.lower().startswith(cell)), "rnn")
+        prefix = next((cell for cell in cells.CELLS if name.lower().startswith(cell)), "rnn")
         own = {"targets": np.ones((5, 3, 4)), "outputs": np.ones((5, 3, 4))} if name == "mean_squared_error" else {}
         own |= {"k": None} if name == "gradient_flossing" else {}
         yield name, prefix, inspect.signature(thing), lambda world, thing=thing: thing, own
-    for prefix in ("rnn", "gru", "lstm"):
+    for prefix in cells.CELLS:
         for name in ("forward", "backward", "train", "load_state_dict", "gradients_through"):
             own = {"state": None, "mode": True}
             yield method(f"{prefix}.{name}", prefix, "layer", name, own | state_of_layer(name))

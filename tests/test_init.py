@@ -5,6 +5,7 @@ import pytest
 from tolerances import DTYPES
 
 import fastbptt
+from fastbptt import cells, layers
 from fastbptt.init import STARTS
 
 EVERY_START = pytest.mark.parametrize("name", STARTS)
@@ -44,7 +45,7 @@ def test_the_basic_start_has_the_radius_of_random_matrices():
     assert np.mean(radii) == pytest.approx(0.1 * np.sqrt(50), rel=0.08)
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_the_orthogonal_start(make):
     rnn, readout = started("orthogonal", make, H=9)
     gates = rnn["weight_hh_l0"].reshape(-1, 9, 9)
@@ -62,7 +63,7 @@ def test_orthogonal_matrices_are_spread_evenly():
     assert np.mean(traces) == pytest.approx(0, abs=0.25) and np.var(traces) == pytest.approx(1, abs=0.35)
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_the_gaussian_start(make):
     rnn, readout = started("gaussian", make, H=200)
     before, readout_before = started("default", make, H=200)
@@ -126,9 +127,9 @@ class Odd(np.random.Generator):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"rnn": None}, TypeError, "rnn: expected an RNN"),
-        ({"rnn": fastbptt.Linear(3, 4)}, TypeError, "rnn: expected an RNN.*, got Linear"),
-        ({"rnn": fastbptt.RNN}, TypeError, "rnn: expected an RNN.*, got type"),
+        ({"rnn": None}, TypeError, "rnn: expected (an|one of) RNN"),
+        ({"rnn": fastbptt.Linear(3, 4)}, TypeError, "rnn: expected (an|one of) RNN.*, got Linear"),
+        ({"rnn": fastbptt.RNN}, TypeError, "rnn: expected (an|one of) RNN.*, got type"),
         ({"readout": 3.5}, TypeError, "readout: expected a Linear or None, got 3.5"),
         ({"readout": np.ones(3)}, TypeError, "readout: expected a Linear or None, got ndarray"),
         ({"readout": fastbptt.RNN(3, 4)}, TypeError, "readout: expected a Linear or None, got RNN"),
@@ -147,7 +148,7 @@ def test_a_start_checks_before_it_writes(name, wrong, error, message):
 
 
 @EVERY_START
-@pytest.mark.parametrize("make", [fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", [layer for name, layer in layers.LAYERS.items() if cells.CELLS[name].gated])
 def test_which_starts_suit_gated_cells(name, make):
     rnn = make(3, 4, rng=0)
     before = rnn.flat_params.copy()

@@ -5,7 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from problems import CELLS, random_problem
+from problems import CELLS, PLAIN, random_problem
 
 import fastbptt
 from fastbptt.gradients.jacobians import _log_singular_values_of_rows, _rounds
@@ -35,14 +35,15 @@ def exact_log_singular_values(jacobians):
 
 @pytest.mark.parametrize("rho", [0.9, 1.0, 1.7])
 def test_a_scaled_rotation(rho):
-    tape = linear(rho * orthogonal(200), 100)
+    N = 200 if rho == 1.7 else 60  # two panels of columns, and what is left, do; once the size that users have
+    tape = linear(rho * orthogonal(N), 100)
     got = fastbptt.log_singular_values(tape, 0, 100)
-    assert got.shape == (1, 200)
+    assert got.shape == (1, N)
     np.testing.assert_allclose(got, 100 * math.log(rho), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40])
-@pytest.mark.parametrize("cell", ["rnn-tanh", "rnn-sigmoid", "leaky-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["rnn-sigmoid", "leaky-tanh", *PLAIN])
 def test_all_digits_of_the_small_ones_too(cell, steps):
     _, _, tape = random_problem(cell, T=42, B=2, H=4, seed=1, gain=1.5).forward(fastbptt)
     linearised = linearise(tape)

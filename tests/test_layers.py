@@ -16,14 +16,14 @@ from processes import run_python
 from tolerances import DTYPES, TOLERANCES, assert_close
 
 import fastbptt
+import fastbptt.layers
+from fastbptt import cells
 
 NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 
 RECURRENT = {
-    "RNN": fastbptt.RNN,
     "leaky RNN": functools.partial(fastbptt.RNN, leak=0.3),
-    "GRU": fastbptt.GRU,
-    "LSTM": fastbptt.LSTM,
+    **{cls.__name__: cls for cls in fastbptt.layers.LAYERS.values()},
 }
 LAYERS = {
     **{name: lambda cls=cls, **options: cls(4, 7, rng=0, **options) for name, cls in RECURRENT.items()},
@@ -43,7 +43,7 @@ def layered(state):
 
 
 def run(layer, x):
-    result = layer(x)
+    result = layer.forward(x)
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -233,9 +233,28 @@ def test_where_one_array_is_read_only_none_is_written(write, views):
     for array in (layer.params["bias_hh_l0"], layer.grads["bias_hh_l0"]):
         array.flags.writeable = False
     before = getattr(layer, f"flat_{views}").copy()
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(
+        ValueError, match=r"^(params|grads)\['bias_hh_l0'\]: expected a writeable array as the layer made it, got .*\(7,\).* read-only$"
+    ):
         write(layer, ones)
     np.testing.assert_array_equal(getattr(layer, f"flat_{views}"), before)
+
+
+@pytest.mark.filterwarnings("ignore:Setting the shape")
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_what_is_written_is_the_layers_memory_whatever_its_views_are_taken_for(make):
+    changed, plain = make(), make()
+    state = {name: p + 1 for name, p in plain.params.items()}
+    first = next(iter(changed.params))
+    changed.params[first].dtype = changed.grads[first].dtype = np.int64
+    plain.load_state_dict(state)
+    changed.load_state_dict(state)
+    changed.params[first].dtype = np.float64
+    changed.grads[first].shape = -1
+    for layer in (changed, plain):
+        layer.backward(np.ones_like(run(layer, inputs())))
+    np.testing.assert_array_equal(changed.flat_params, plain.flat_params)
+    np.testing.assert_array_equal(changed.flat_grads, plain.flat_grads)
 
 
 # --- Forward and backward ---------------------------------------------------------------------------------------------
@@ -564,6 +583,36 @@ assert cut == 20 and tried_again >= 2, (cut, tried_again)
 @pytest.mark.parametrize("layer", ["linear", "lstm", "truncated"])
 def test_an_interrupted_backward_pass_adds_all_or_nothing(layer):
     run_python(BACKWARD_AND_SIGNALS, layer)
+
+
+UNFIT = {  # what makes a bias's gradient one that nothing can be added to, and what undoes it
+    "read-only": (lambda g: g.setflags(write=False), lambda g: g.setflags(write=True)),
+    "with other strides": (lambda g: setattr(g, "strides", 0), lambda g: setattr(g, "strides", 8)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting the strides")
+@pytest.mark.parametrize("unfit", UNFIT)
+@pytest.mark.parametrize(
+    "make", [*LAYERS.values(), lambda: fastbptt.TruncatedBPTT(fastbptt.GRU(4, 7, rng=0), 12, 5)], ids=[*LAYERS, "truncated"]
+)
+def test_after_gradients_that_cannot_be_added_backward_can_be_called_again(make, unfit):
+    owners = make(), make()
+    for owner in owners:
+        for seed in range(3):
+            run(owner, inputs(seed))
+    layer, same = (getattr(owner, "layer", owner) for owner in owners)
+    name, (spoil, mend) = list(layer.grads)[-1], UNFIT[unfit]
+    spoil(layer.grads[name])
+    d_out = np.ones((5, 3, 7))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^grads\['{name}'\]: expected a writeable array as the layer made it, got "):
+            owners[0].backward(d_out)
+        assert not layer.flat_grads.any()
+    mend(layer.grads[name])
+    dx, expected = (owner.backward(d_out) for owner in owners)
+    np.testing.assert_array_equal(arrays_of(dx)[0], arrays_of(expected)[0])
+    np.testing.assert_array_equal(layer.flat_grads, same.flat_grads)
 
 
 LOADS_AND_SIGNALS = """
@@ -896,11 +945,12 @@ def test_errors_speak_of_what_was_given_batch_first(make, x, message):
             backward(np.ones((3, 6, 7)))
         with pytest.raises(TypeError, match=r"^d_out: expected a NumPy array, got list$"):
             backward([1.0])
-    state = np.ones((1, 5, 7))
+    cell = cells.CELLS[layer._cell]
+    state = cell.state([np.ones((1, 5, 7)) for _ in cell.states])
     with pytest.raises(ValueError, match=r"^state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
-        layer(np.ones((3, 5, 4)), (state, state) if isinstance(layer, fastbptt.LSTM) else state)
+        layer(np.ones((3, 5, 4)), state)
     with pytest.raises(ValueError, match=r"^d_state(\[0\])?: expected shape \(1, 3, 7\), got \(1, 5, 7\)$"):
-        layer.backward(None, (state, state) if isinstance(layer, fastbptt.LSTM) else state)
+        layer.backward(None, state)
 
 
 @EACH_RECURRENT

@@ -8,9 +8,11 @@ import os
 
 import numpy as np
 import pytest
+from problems import GATED
 from tolerances import DTYPES
 
 import fastbptt
+from fastbptt import cells
 from fastbptt._kernels import kernels
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -311,13 +313,14 @@ def test_edges_of_sigmoid_in_single_precision():
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", GATED)
 def test_gates_are_the_same_functions(cell, dtype):
     """The tanh and the sigmoid of a gated cell are those of the RNN, to the bit."""
-    G, n = {"gru": 3, "lstm": 4}[cell], 999
+    row, n = cells.CELLS[cell], 999
+    G = len(row.gates)
     x = (single_points if dtype == np.float32 else random_points)(n, seed=3)
     minus = np.full(G, -0.0, dtype)
-    run = fastbptt.gru_forward if cell == "gru" else fastbptt.lstm_forward
+    run = getattr(fastbptt, f"{cell}_forward")
     _, _, tape = run(x.reshape(1, -1, 1), None, np.ones((G, 1), dtype), np.zeros((G, 1), dtype), minus, minus)
-    for gate, function in enumerate({"gru": ["sigmoid", "sigmoid", "tanh"], "lstm": ["sigmoid", "sigmoid", "tanh", "sigmoid"]}[cell]):
-        np.testing.assert_array_equal(tape.gates[0, :, gate], apply(function, x))
+    for gate, expected in enumerate(row.gates):
+        np.testing.assert_array_equal(tape.gates[0, :, gate], apply(expected.nonlinearity, x), err_msg=expected.name)

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.axes import Axes
 
-from fastbptt import _figures, pictures
+from fastbptt import _figures, cells, pictures
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 SMALL = {"hidden": 12, "steps": 30}
@@ -42,8 +42,7 @@ def with_few_losses():
 
 FLOWS = {
     "tanh": DescribedNet(**SMALL).flow,
-    "gru": DescribedNet(cell="gru", **SMALL).flow,
-    "lstm, float32": DescribedNet(cell="lstm", dtype="float32", **SMALL).flow,
+    **{f"{name}, float32": DescribedNet(cell=name, dtype="float32", **SMALL).flow for name, row in cells.CELLS.items() if row.gated},
     "leaky": leaky,
     "relu": DescribedNet(nonlinearity="relu", **SMALL).flow,
     "a loss at the last step": DescribedNet(loss="last", **SMALL).flow,
@@ -229,7 +228,7 @@ def test_the_portrait_is_of_the_first_row():
     assert few.lyapunov.exponents.shape == (1,)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", cells.CELLS)
 def test_the_shares_of_derivatives(cell):
     flow = DescribedNet(cell=cell, gain=4.0, hidden=8, steps=15).flow()
     shares = Portrait(flow).slopes

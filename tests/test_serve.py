@@ -17,8 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from problems import GATED
 from processes import current_level, environment
 
+from fastbptt import cells
 from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet
 from fastbptt.gradients import flow
@@ -63,7 +65,7 @@ def test_the_numbers_are_those_of_the_flow(client):
     assert result["numbers"]["weights alone"] == "gradients must vanish: sigma_max 0.5 < 1/gamma 1"
 
 
-@pytest.mark.parametrize("net", ["tanh", "relu", "sigmoid", "identity", "gru", "lstm"])
+@pytest.mark.parametrize("net", [*cells.NONLINEARITIES, *GATED])
 def test_every_net_at_every_end_of_its_sliders(client, net):
     for i in range(2):
         for init in STARTS:

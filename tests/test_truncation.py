@@ -10,6 +10,7 @@ from problems import arrays_of
 from tolerances import DTYPES, TOLERANCES, assert_close
 
 import fastbptt
+from fastbptt import cells, layers
 
 
 def scalar_layer(w, nonlinearity="identity"):
@@ -24,7 +25,8 @@ def random_run(T=24, B=3, I=4, H=7, seed=0, make=fastbptt.RNN, dtype=np.float64,
     layer = make(I, H, rng=seed, dtype=dtype, **options)
     layer.flat_params *= 2
     x, d_out, *state = (rng.standard_normal(shape).astype(dtype) for shape in ((T, B, I), (T, B, H), (1, B, H), (1, B, H)))
-    return layer, x, d_out, tuple(state) if isinstance(layer, fastbptt.LSTM) else state[0]
+    cell = cells.CELLS[layer._cell]
+    return layer, x, d_out, cell.state(state[: len(cell.states)])
 
 
 def fresh_like(layer):
@@ -37,7 +39,7 @@ def fresh_like(layer):
 
 EACH_LAYER = pytest.mark.parametrize(
     ("make", "dtype"),
-    [(make, dtype) for make in (fastbptt.RNN, functools.partial(fastbptt.RNN, leak=0.3), fastbptt.GRU, fastbptt.LSTM) for dtype in DTYPES],
+    [(make, dtype) for make in (functools.partial(fastbptt.RNN, leak=0.3), *layers.LAYERS.values()) for dtype in DTYPES],
     ids=lambda v: str(v) if isinstance(v, np.dtype) else "leaky" if isinstance(v, functools.partial) else v.__name__,
 )
 
@@ -200,7 +202,7 @@ def test_how_far_a_gradient_goes_does_not_depend_on_h_prime():
 def test_any_windows_of_any_reach(seed):
     """Each window's loss, if it has one, goes back on its own through a sequence that starts h steps before the window's end."""
     rng = np.random.default_rng(seed)
-    make = (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM)[seed % 3]
+    make = list(layers.LAYERS.values())[seed % len(layers.LAYERS)]
     layer, x, d_out, h0 = random_run(make=make, seed=seed)
     h = int(rng.integers(1, 12))
     h_prime = int(rng.integers(1, h + 1))
@@ -253,7 +255,7 @@ def test_the_bias_of_a_cell_that_keeps_everything(dtype):
         assert layer.grads["bias_ih_l0"][2] == h / 2  # c = 0, so h_T = c_T up to the third order; i g'(0) = 1/2
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_batch_first_and_tokens(make):
     tokens = np.arange(36).reshape(3, 12) * 7 % 4
     d_out = np.random.default_rng(0).standard_normal((3, 12, 7))
@@ -267,7 +269,7 @@ def test_batch_first_and_tokens(make):
     assert by_row.flat_grads.any()
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_old_windows_are_let_go(make):
     import weakref
 
@@ -285,7 +287,7 @@ def test_old_windows_are_let_go(make):
 @pytest.mark.parametrize(
     ("h", "h_prime", "window", "kept"), [(10, 10, 10, 1), (8, 4, 4, 2), (9, 4, 4, 3), (8, 4, 3, 3), (1, 1, 1, 1), (5, 2, 1, 5)]
 )
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_windows_that_are_only_read_are_let_go_too(make, h, h_prime, window, kept):
     """The backward pass that comes at last is as if the sequence had begun h steps before its end."""
     import weakref
@@ -317,7 +319,7 @@ def test_windows_that_are_only_read_are_let_go_too(make, h, h_prime, window, kep
 
 @pytest.mark.parametrize("layer", [None, fastbptt.Linear(3, 4), 5, "RNN", fastbptt.RNN, np.ones(3)], ids=str)
 def test_what_is_no_recurrent_layer(layer):
-    with pytest.raises(TypeError, match=r"^layer: expected an RNN, GRU or LSTM, got "):
+    with pytest.raises(TypeError, match=f"^layer: expected one of {', '.join(kind.__name__ for kind in layers.LAYERS.values())}, got "):
         fastbptt.TruncatedBPTT(layer, 5)
 
 
@@ -394,7 +396,7 @@ def test_nothing_goes_back_past_a_window_in_evaluation_mode(make, dtype):
         assert_close(name, g, cut.grads[name], 500 * TOLERANCES[dtype].eps)
 
 
-@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("make", layers.LAYERS.values())
 def test_a_state_that_is_assigned_starts_a_sequence(make):
     layer, x, d_out, h0 = random_run(make=make)
     first_two = tuple(part[:, :2].copy() for part in h0) if isinstance(h0, tuple) else h0[:, :2].copy()

@@ -9,6 +9,7 @@ Reading can be interrupted. Writing cannot: Ctrl-C comes before the first elemen
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject_GenericSetAttr
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
 from fastbptt._kernels.pool cimport interrupted, parallel, raise_if_interrupted, tasks_for, thread_limit
@@ -71,16 +72,12 @@ cdef class Arrays:
         PyMem_RawFree(self.chunks.results)
 
     cdef bint any_overlap(self) noexcept:
-        """Sorts views by address: in a list of gradients they mostly are."""
-        cdef int i, j
-        cdef Py_buffer view
+        """Looks at neighbours, once the views are in the order of their addresses: in a list of gradients they mostly are."""
+        cdef int i
         for i in range(1, self.held):
-            view = self.views[i]
-            j = i
-            while j > 0 and <size_t>self.views[j - 1].buf > <size_t>view.buf:
-                self.views[j] = self.views[j - 1]
-                j -= 1
-            self.views[j] = view
+            if by_address(&self.views[i - 1], &self.views[i]) > 0:
+                qsort(self.views, self.held, sizeof(Py_buffer), by_address)
+                break
         for i in range(1, self.held):
             if <size_t>self.views[i - 1].buf + self.views[i - 1].len > <size_t>self.views[i].buf:
                 return True
@@ -103,6 +100,15 @@ cdef class Arrays:
             chunks.tasks = tasks_for(thread_limit(), chunks.elements * chunks.work, chunks.count)
             parallel(over_chunks, chunks, chunks.tasks, chunks.tasks, &chunks.watch)
         return 0 if writes else raise_if_interrupted(&chunks.watch)
+
+
+cdef int by_address(const void *a, const void *b) noexcept nogil:
+    """The order of two views for qsort; of two that begin in one place, the empty one comes first."""
+    cdef const Py_buffer *left = <const Py_buffer *>a
+    cdef const Py_buffer *right = <const Py_buffer *>b
+    if left.buf != right.buf:
+        return 1 if <size_t>left.buf > <size_t>right.buf else -1
+    return (left.len > right.len) - (left.len < right.len)
 
 
 cdef void over_chunks(void *context, int task, int worker) noexcept nogil:
