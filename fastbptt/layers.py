@@ -219,7 +219,7 @@ class Recurrent(Layer):
         self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
+    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
         """Add the parameters' gradients to `grads`, and return the others.
 
         Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
@@ -232,6 +232,8 @@ class Recurrent(Layer):
             ... and to the last state.
         need_dx : bool
             Whether the input's gradient is wanted.
+        clip_step : ("value", c), ("norm", c) or None
+            Clips the gradient of the state before it goes through each step, as for `rnn_backward`.
 
         Returns
         -------
@@ -246,7 +248,7 @@ class Recurrent(Layer):
             If there was no forward pass since the last backward pass, or it was another thread's.
         """
         tape = self._last_tape()
-        grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx)
+        grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
         self._use_up(tape)
         self._add(*grads[2:])
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
@@ -257,12 +259,12 @@ class Recurrent(Layer):
         self._use_up(tape)
         return tape
 
-    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True):
+    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside."""
         T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
-        return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx)
+        return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx, clip_step=clip_step)
 
     def _between_layouts(self, array):
         """From time first to the layer's own layout, or back."""

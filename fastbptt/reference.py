@@ -40,18 +40,19 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
+def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     """The gradients of a loss L with respect to everything, from dL/d out and dL/d h_n.
 
     One step back, the gradient of the state passes through the transposed Jacobian of h_t with respect to h_{t-1}, which is
     diag(f'(a_t)) W_hh; over many steps it has passed through their product. That product is what vanishes or explodes. The weights are
-    the same at every step, so their gradient is the sum over time.
+    the same at every step, so their gradient is the sum over time. `clipped` says what ``clip_step`` does.
     """
     _, derivative = NONLINEARITIES[tape.nonlinearity]
     h, grads = tape.h, Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):  # h[t] is the state before this step, h[t + 1] the one after it
         dh = dh if d_out is None else dh + d_out[t]
+        (dh,) = clipped(clip_step, dh)
         # h_t = (1 - leak) h_{t-1} + leak f(a), with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
         past, into = (0, 1) if tape.leak is None else (1 - tape.leak, tape.leak)
         da = dh * into * derivative(tape.gates[t])
@@ -80,12 +81,13 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     """As `rnn_backward`; the state's gradient also takes the direct way from h_t to h_{t-1}, as z dh."""
     h, grads = tape.h, Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
         dh = dh if d_out is None else dh + d_out[t]
+        (dh,) = clipped(clip_step, dh)
         r, z, n = np.split(tape.gates[t], 3, axis=1)
         # h_t = (1 - z) n + z h_{t-1}
         da_z = dh * (h[t] - n) * z * (1 - z)
@@ -115,13 +117,14 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     return h[1:], (h[-1], c[-1]), Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
     h, c, grads = tape.h, tape.c, Sums(tape)
     dh, dc = (None, None) if d_state is None else d_state
     dh, dc = (np.zeros_like(h[0]) if d is None else d for d in (dh, dc))
     for t in reversed(range(len(h) - 1)):
         dh = dh if d_out is None else dh + d_out[t]
+        dh, dc = clipped(clip_step, dh, dc)
         i, f, g, o = np.split(tape.gates[t], 4, axis=1)
         # h_t = o tanh(c_t)
         da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
@@ -135,6 +138,21 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
         dh = da @ tape.w_hh
         grads.add(t, da, da)
     return grads.result((dh, dc), need_dx)
+
+
+def clipped(clip_step, *d_state):
+    """The gradient of the state, (dh,) or (dh, dc), before it goes through a step: each element, or each row's norm, is at most c."""
+    if clip_step is None:
+        return d_state
+    kind, c = clip_step
+    if kind == "value":
+        return tuple(np.clip(part, -c, c) for part in d_state)
+    rows = np.hstack(d_state)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    unit = np.where((largest > 0) & (largest < np.inf), largest, 1)  # in which squares do not overflow
+    norm = np.sqrt(((rows / unit) ** 2).sum(axis=1, keepdims=True))
+    too_long = (norm > c / unit) & (norm < np.inf)
+    return tuple(np.where(too_long, part / unit / norm * c, part) for part in d_state)
 
 
 class Tape:

@@ -91,7 +91,7 @@ class TruncatedBPTT(OneThread):
         self._state = state
         return out
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
+    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
         """Go back from the newest window's outputs, h steps; add to the layer's `grads`.
 
         Parameters
@@ -100,6 +100,8 @@ class TruncatedBPTT(OneThread):
         d_state : as the layer takes it, or None
             The gradient of the loss with respect to the state after the window, without that of later windows.
         need_dx : bool
+        clip_step : ("value", c), ("norm", c) or None
+            As for the layer.
 
         Returns
         -------
@@ -112,13 +114,13 @@ class TruncatedBPTT(OneThread):
             If there was no forward pass since the last backward pass, or it was another thread's.
         """
         newest, tapes = self._last_tape(), self._tapes
-        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx)
+        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
         totals, d_state = [g for g in grads[2:] if g is not None], grads.state
         left = self.h - len(newest)
         for tape in reversed(tapes[:-1]):
             if left <= 0:
                 break
-            past = self.layer.gradients_through(tape.last(left), None, d_state, need_dx=False)
+            past = self.layer.gradients_through(tape.last(left), None, d_state, need_dx=False, clip_step=clip_step)
             for total, g in zip(totals, past[2:]):
                 total += g
             d_state = past.state

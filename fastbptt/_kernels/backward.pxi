@@ -20,6 +20,7 @@ cdef struct Backward:
     real *dc
     real *all_dh                   # as h: where dL/dh_t is to be kept, or NULL
     real *all_dc
+    StepClip clip
     Sharing sharing
     TimeBlock block                # the one at hand, if all rows go together
     Watch watch
@@ -82,7 +83,7 @@ cdef inline Py_ssize_t da_row(const Time *time, const TimeBlock *block, Py_ssize
 cdef void back_through_block(Backward *run) noexcept nogil:
     """Fill the da of the block at hand, for all rows."""
     cdef TimeBlock *block = &run.block
-    cdef int by_units = tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
+    cdef int by_units = 1 if needs_whole_rows(&run.clip) else tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
     if by_units > 1:
         run.sharing.tasks = by_units
         parallel_steps(back_part, run, block.t1 - block.t0 + 1, by_units, &run.watch)
@@ -102,6 +103,7 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     cdef Py_ssize_t t = block.t1 - 1
     while t >= block.t0:
         back_to_state(run, block, t, patch)
+        clip_state(run, t, patch)
         step_backward(run, block, t, patch)
         t -= 1
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
@@ -119,6 +121,7 @@ cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept 
         leave_block(run, block, &patch)
         return
     back_to_state(run, block, t, &patch)
+    clip_state(run, t, &patch)
     step_backward(run, block, t, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
@@ -164,6 +167,19 @@ cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noex
         for u in range(patch.u0, patch.u1):
             dh[u] += d_out[u]
         b += 1
+
+
+cdef inline void clip_state(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
+    """The gradient of the state after step t, as it goes into the step, of every row of the patch."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t b, units = patch.u1 - patch.u0
+    if run.clip.kind == UNCLIPPED:
+        return
+    for b in range(patch.b0, patch.b0 + rows_at(&problem.time, t, patch.b0, patch.b1)):
+        if run.dc != NULL:
+            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, run.dc + b * problem.H + patch.u0, units)
+        else:
+            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, NULL, 0)
 
 
 cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
