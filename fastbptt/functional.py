@@ -71,7 +71,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     r"""Backpropagation through time for `rnn_forward`: the exact gradients of a loss, from its gradients at the outputs.
 
     With a_t the argument of f, each step takes the gradient of the state through the Jacobian diag(f'(a_t)) W_hh:
@@ -99,6 +99,9 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         is then no gradient of the loss any more. The gradient of the initial state, which goes through no further step, is not clipped.
         NaN stays NaN. An infinite element becomes c by value; by norm, a row that is not finite has no direction to keep, and stays as
         it is, to be seen in the results.
+    carry : ndarray (T, B) or None
+        Factors: what step t hands to the state before it is multiplied by ``carry[t]``, row by row, the gradient of the initial state by
+        ``carry[0]``. A factor of 0 cuts: nothing gets by, NaN neither. `ARTBP` is made of this.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     >>> grads.x.shape, grads.w_hh.shape, grads.b_ih
     ((5, 3, 4), (7, 7), None)
     """
-    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step)
+    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
 def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
@@ -169,7 +172,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """Backpropagation through time for `gru_forward`; arguments, results and errors as `rnn_backward`.
 
     Parameters
@@ -179,6 +182,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     d_state : ndarray (B, H) or None
     need_dx : bool
     clip_step : ("value", c), ("norm", c) or None
+    carry : ndarray (T, B) or None
 
     Returns
     -------
@@ -194,7 +198,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     >>> fastbptt.gru_backward(tape, np.ones_like(out)).w_hh.shape
     (21, 7)
     """
-    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step)
+    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
 def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
@@ -241,7 +245,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """Backpropagation through time for `lstm_forward`; arguments, results and errors as `rnn_backward`, but for the state.
 
     Parameters
@@ -252,6 +256,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         dL/d h_n and dL/d c_n; ``None`` means zeros, for both or for either.
     need_dx : bool
     clip_step : ("value", c), ("norm", c) or None
+    carry : ndarray (T, B) or None
 
     Returns
     -------
@@ -268,7 +273,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
     >>> grads.w_hh.shape, [d.shape for d in grads.state]
     ((28, 7), [(3, 7), (3, 7)])
     """
-    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step)
+    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step, carry)
 
 
 def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
@@ -297,10 +302,12 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
     return h[1:], cell.state([history[T].copy() for history in histories]), tape
 
 
-def _backward(name, tape, d_out, d_state, need_dx, clip_step=None):
+def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
     clip = check_clip_step(clip_step)
+    if carry is not None:
+        carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
     d_initial = [
@@ -314,7 +321,7 @@ def _backward(name, tape, d_out, d_state, need_dx, clip_step=None):
     if T and B:
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial[0], d_initial[1] if len(d_initial) == 2 else None
-        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, None, *clip)
+        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, None, *clip, carry)
     if tape._b_hh is None:
         db_hh = None
     elif not cell.reset_after:

@@ -259,12 +259,16 @@ class Recurrent(Layer):
         self._use_up(tape)
         return tape
 
-    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
-        """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside."""
+    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+        """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside.
+
+        ``carry`` (T, B), time first, is as for `rnn_backward`.
+        """
         T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
-        return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx, clip_step=clip_step)
+        d_state = self._without_layer_axis("d_state", d_state, B)
+        return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
 
     def _between_layouts(self, array):
         """From time first to the layer's own layout, or back."""

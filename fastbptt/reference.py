@@ -40,12 +40,12 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """The gradients of a loss L with respect to everything, from dL/d out and dL/d h_n.
 
     One step back, the gradient of the state passes through the transposed Jacobian of h_t with respect to h_{t-1}, which is
     diag(f'(a_t)) W_hh; over many steps it has passed through their product. That product is what vanishes or explodes. The weights are
-    the same at every step, so their gradient is the sum over time. `clipped` says what ``clip_step`` does.
+    the same at every step, so their gradient is the sum over time. `clipped` and `handed_on` say what ``clip_step`` and ``carry`` do.
     """
     _, derivative = NONLINEARITIES[tape.nonlinearity]
     h, grads = tape.h, Sums(tape)
@@ -56,7 +56,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         # h_t = (1 - leak) h_{t-1} + leak f(a), with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
         past, into = (0, 1) if tape.leak is None else (1 - tape.leak, tape.leak)
         da = dh * into * derivative(tape.gates[t])
-        dh = dh * past + da @ tape.w_hh
+        (dh,) = handed_on(carry, t, dh * past + da @ tape.w_hh)
         grads.add(t, da, da)
     return grads.result(dh, need_dx)
 
@@ -81,7 +81,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return h[1:], h[-1], Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """As `rnn_backward`; the state's gradient also takes the direct way from h_t to h_{t-1}, as z dh."""
     h, grads = tape.h, Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
@@ -96,7 +96,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         da_r = da_n * tape.m[t] * r * (1 - r)
         da_x = np.hstack([da_r, da_z, da_n])
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dh = dh * z + da_h @ tape.w_hh
+        (dh,) = handed_on(carry, t, dh * z + da_h @ tape.w_hh)
         grads.add(t, da_x, da_h)
     return grads.result(dh, need_dx)
 
@@ -117,7 +117,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     return h[1:], (h[-1], c[-1]), Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
     h, c, grads = tape.h, tape.c, Sums(tape)
     dh, dc = (None, None) if d_state is None else d_state
@@ -133,9 +133,8 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None):
         da_i = dc * g * i * (1 - i)
         da_f = dc * c[t] * f * (1 - f)
         da_g = dc * i * (1 - g**2)
-        dc = dc * f
         da = np.hstack([da_i, da_f, da_g, da_o])
-        dh = da @ tape.w_hh
+        dh, dc = handed_on(carry, t, da @ tape.w_hh, dc * f)
         grads.add(t, da, da)
     return grads.result((dh, dc), need_dx)
 
@@ -153,6 +152,14 @@ def clipped(clip_step, *d_state):
     norm = np.sqrt(((rows / unit) ** 2).sum(axis=1, keepdims=True))
     too_long = (norm > c / unit) & (norm < np.inf)
     return tuple(np.where(too_long, part / unit / norm * c, part) for part in d_state)
+
+
+def handed_on(carry, t, *d_state):
+    """What step t hands to the state before it, each row multiplied by its factor; 0 times anything is 0."""
+    if carry is None:
+        return d_state
+    factor = carry[t][:, None]
+    return tuple(np.where(factor == 0, 0, factor * part) for part in d_state)
 
 
 class Tape:
