@@ -70,7 +70,7 @@ class Reader(OneThread):
         RuntimeError
             If there was no forward pass since the last backward pass, or it was another thread's.
         """
-        newest, windows = self._last_tape(), self._windows
+        newest, windows, given = self._last_tape(), self._windows, d_state
         (_, carry), *older = reversed(windows)
         grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
         totals, d_state = [g for g in grads[2:] if g is not None], grads.state
@@ -80,6 +80,7 @@ class Reader(OneThread):
                 total += g
             d_state = past.state
         self._use_up(newest)
+        self.layer._look_for_nonfinite(newest, d_out, given, grads, clip_step)
         self._windows = self._still_in_reach(windows)
         self.layer._add(*totals)
         return self.layer._between_layouts(grads.x)
