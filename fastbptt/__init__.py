@@ -14,9 +14,10 @@ from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
 from .results import Gradients
 from .tape import Tape
-from .truncation import TruncatedBPTT
+from .truncation import ARTBP, TruncatedBPTT
 
 __all__ = [
+    "ARTBP",
     "GRU",
     "LSTM",
     "RNN",

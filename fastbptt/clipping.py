@@ -39,7 +39,9 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     TypeError, ValueError
         If an argument is not what is said above; a gradient is read-only, not contiguous, or overlaps another. Nothing is written then.
     FloatingPointError
-        If the norm is not finite and ``nonfinite="raise"``; the message names the first culprit.
+        If the norm is not finite and ``nonfinite="raise"``; the message names the first culprit, of a layer by the parameter's name. Of a
+        recurrent layer it also says at which step a state or its gradient first was not finite, if that is why; of a `Gradients`, from
+        which step back the input's gradient is not.
 
     Examples
     --------
@@ -59,7 +61,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     norm = _call("clip_norm", keys, arrays, max_norm, norm_type)
     if not math.isfinite(norm):
         if nonfinite == "raise":
-            raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(keys, arrays)}")
+            raise FloatingPointError(f"grads: the norm is {norm}; {_first_nonfinite(grads)}")
         if nonfinite == "zero":
             chunks.zero([array for array in arrays if np.asarray(array).size])  # an empty one may be read-only
     return norm
@@ -159,9 +161,37 @@ def _call(kernel, keys, arrays, *args):
     return getattr(kernels[dtype], kernel)([array for array in arrays if array.size], *args)
 
 
-def _first_nonfinite(keys, arrays):
-    for name, array in zip(_names(keys), arrays):
+def _first_nonfinite(grads):
+    """In words: the first element that is not finite, and the first step, if it can be told."""
+    for name, array, step in _named(grads):
         if not np.isfinite(array).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            return f"the first culprit is {name} at {at}: {array[at]}"
+            return f"the first culprit is {name} at {at}: {array[at]}" + (f"; {step}" if step else "")
     return "all elements are finite"
+
+
+def _named(grads):
+    """Of each array, in order: its name, itself, and what is known of the first step that was not finite."""
+    if isinstance(grads, np.ndarray):
+        yield "grads", grads, None
+    elif hasattr(grads, "flat_grads"):
+        yield from _of_layer("grads", grads)
+    elif isinstance(grads, (list, tuple)) and not isinstance(grads, Gradients):
+        for i, part in enumerate(grads):
+            name = _checks.item("grads", i)
+            yield from _of_layer(name, part) if hasattr(part, "flat_grads") else [(name, part, None)]
+    else:
+        keys, arrays = _collect(grads)
+        step = _first_step_back(grads.x) if isinstance(grads, Gradients) else None
+        for name, array in zip(_names(keys), arrays):
+            yield name, array, step
+
+
+def _of_layer(name, layer):
+    for parameter, array in layer.grads.items():
+        yield _checks.item(name, parameter), array, getattr(layer, "_first_nonfinite", None)
+
+
+def _first_step_back(dx):
+    bad = [] if dx is None else np.flatnonzero(~np.isfinite(dx).all(axis=(1, 2)))
+    return f"on the way back, the gradient of the input is not finite from step {bad[-1]} on" if len(bad) else None

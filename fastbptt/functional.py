@@ -9,6 +9,8 @@ from .ragged import cut
 from .results import Gradients
 from .tape import Tape, kernel_arguments, require_tape
 
+STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
+
 
 def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None, lengths=None, resets=None):
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
@@ -76,7 +78,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity, leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
+def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     r"""Backpropagation through time for `rnn_forward`: the exact gradients of a loss, from its gradients at the outputs.
 
     With a_t the argument of f, each step takes the gradient of the state through the Jacobian diag(f'(a_t)) W_hh:
@@ -98,6 +100,15 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
         dL/d h_n, for a loss that also looks at the last state.
     need_dx : bool
         Whether the gradient of the input is wanted; without it, its work is not done.
+    clip_step : ("value", c), ("norm", c) or None
+        Clips the gradient of the state on its way, with d_out's share, each time before it goes through a step: every element into
+        [-c, c], or every row of the batch, for itself, down to a norm of c (of an LSTM, the norm of dh and dc together). What is returned
+        is then no gradient of the loss any more. The gradient of the initial state, which goes through no further step, is not clipped.
+        NaN stays NaN. An infinite element becomes c by value; by norm, a row that is not finite has no direction to keep, and stays as
+        it is, to be seen in the results.
+    carry : ndarray (T, B) or None
+        Factors: what step t hands to the state before it is multiplied by ``carry[t]``, row by row, the gradient of the initial state by
+        ``carry[0]``. A factor of 0 cuts: nothing gets by, NaN neither. `ARTBP` is made of this.
 
     Returns
     -------
@@ -121,7 +132,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> grads.x.shape, grads.w_hh.shape, grads.b_ih
     ((5, 3, 4), (7, 7), None)
     """
-    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx)
+    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
 def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
@@ -170,7 +181,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets
     return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """Backpropagation through time for `gru_forward`; arguments, results and errors as `rnn_backward`.
 
     Parameters
@@ -179,6 +190,8 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     d_out : ndarray (T, B, H) or None
     d_state : ndarray (B, H) or None
     need_dx : bool
+    clip_step : ("value", c), ("norm", c) or None
+    carry : ndarray (T, B) or None
 
     Returns
     -------
@@ -194,7 +207,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> fastbptt.gru_backward(tape, np.ones_like(out)).w_hh.shape
     (21, 7)
     """
-    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx)
+    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
 def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
@@ -243,7 +256,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, re
     return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """Backpropagation through time for `lstm_forward`; arguments, results and errors as `rnn_backward`, but for the state.
 
     Parameters
@@ -253,6 +266,8 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     d_state : (ndarray (B, H), ndarray (B, H)) or None
         dL/d h_n and dL/d c_n; ``None`` means zeros, for both or for either.
     need_dx : bool
+    clip_step : ("value", c), ("norm", c) or None
+    carry : ndarray (T, B) or None
 
     Returns
     -------
@@ -269,7 +284,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     >>> grads.w_hh.shape, [d.shape for d in grads.state]
     ((28, 7), [(3, 7), (3, 7)])
     """
-    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx)
+    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step, carry)
 
 
 def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity="tanh", leak=None, reverse=False):
@@ -311,15 +326,17 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlineari
     return out, cell.state([pieces.end(*both) for both in zip(histories, state)]), tape
 
 
-def _backward(name, tape, d_out, d_state, need_dx):
+def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
-    pieces, (x, tokens) = tape._pieces, _vectors_or_tokens(tape._x)
+    pieces, (x, tokens), clip = tape._pieces, _vectors_or_tokens(tape._x), check_clip_step(clip_step)
+    if carry is not None:
+        carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
     d_state = [np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype) for argument, d in d_state.items()]
     if pieces is not None:
-        d_out = None if d_out is None else pieces.pack(d_out)
+        d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_state]
     dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
@@ -329,7 +346,7 @@ def _backward(name, tape, d_out, d_state, need_dx):
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first = None if pieces is None else pieces.first
-        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first)
+        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first, *clip, carry)
     if pieces is not None:
         dx = None if dx is None else pieces.unpack(dx)
         d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_state)]
@@ -356,6 +373,17 @@ def pair(name, state):
 def parts_of(cell, name, state):
     """The arrays of a cell's state, by the names that errors call them."""
     return {name: state} if len(cell.states) == 1 else pair(name, state)
+
+
+def check_clip_step(clip_step):
+    """What the kernels call the kind of clipping, and its limit."""
+    if clip_step is None:
+        return 0, 0.0
+    if not isinstance(clip_step, (tuple, list)) or len(clip_step) != 2:
+        raise TypeError(f'clip_step: expected ("value", c), ("norm", c) or None, got {_checks.describe(clip_step)}')
+    kind, limit = clip_step
+    _checks.one_of("clip_step[0]", kind, tuple(STEP_CLIPS))
+    return STEP_CLIPS[kind], _checks.number("clip_step[1]", limit, 0, above=True)
 
 
 def check_leak(leak, H, dtype):

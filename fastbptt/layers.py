@@ -114,6 +114,8 @@ class Layer(OneThread):
         It is fixed, as are the layer's sizes.
     """
 
+    _first_nonfinite = None  # what a backward pass has found since the last `zero_grad`, in words
+
     params, grads, flat_params, flat_grads = map(_set_once, ("params", "grads", "flat_params", "flat_grads"))
     dtype = _fixed("dtype")
     training = _checks.checked("training", _checks.flag, "Whether a forward pass keeps what the backward pass needs.")
@@ -145,6 +147,7 @@ class Layer(OneThread):
     def zero_grad(self):
         """Set all gradients to 0."""
         self.flat_grads.fill(0)
+        self._first_nonfinite = None
 
     def train(self, mode=True):
         """Keep what the backward pass needs, from the next forward pass on. Returns the layer."""
@@ -250,7 +253,7 @@ class Recurrent(Layer):
         self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
+    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
         """Add the parameters' gradients to `grads`, and return the others.
 
         Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
@@ -263,6 +266,8 @@ class Recurrent(Layer):
             ... and to the last state.
         need_dx : bool
             Whether the input's gradient is wanted.
+        clip_step : ("value", c), ("norm", c) or None
+            Clips the gradient of the state before it goes through each step, as for `rnn_backward`.
 
         Returns
         -------
@@ -280,8 +285,9 @@ class Recurrent(Layer):
             called again.
         """
         tape = self._last_tape()
-        grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx)
+        grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
         self._use_up(tape, self, grads[2:])
+        self._look_for_nonfinite(tape, d_out, d_state, grads, clip_step)
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
     def take_tape(self):
@@ -290,12 +296,28 @@ class Recurrent(Layer):
         self._use_up(tape)
         return tape
 
-    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True):
-        """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside."""
+    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+        """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside.
+
+        ``carry`` (T, B), time first, is as for `rnn_backward`.
+        """
         T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
-        return self._run_back(tape, d_out, self._without_layer_axis("d_state", d_state, B), need_dx=need_dx)
+        d_state = self._without_layer_axis("d_state", d_state, B)
+        return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
+
+    def _look_for_nonfinite(self, tape, d_out, d_state, grads, clip_step):
+        """Where the gradient of the initial state is not finite, remember which step was the first: `clip_grad_norm_` will say so."""
+        parts = [part for part in (grads.state if isinstance(grads.state, tuple) else (grads.state,)) if part.size]
+        if not parts or math.isfinite(kernels[self.dtype].total_norm(parts, math.inf)):
+            return
+        from .gradients.nonfinite import why_not_finite  # it is needed only when all has gone wrong
+
+        d_state = self._without_layer_axis("d_state", d_state, tape.shape[1])
+        if d_state is None or not isinstance(d_state, tuple):
+            d_state = (d_state,) + (None,) * (len(parts) - 1)
+        self._first_nonfinite = why_not_finite(tape, self._between_layouts(d_out), d_state, as_is=clip_step is None)
 
     def _between_layouts(self, array):
         """From time first to the layer's own layout, or back."""

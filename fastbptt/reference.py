@@ -44,22 +44,24 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
+def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """The gradients of a loss L with respect to everything, from dL/d out and dL/d h_n.
 
     One step back, the gradient of the state passes through the transposed Jacobian of h_t with respect to h_{t-1}, which is
     diag(f'(a_t)) W_hh; over many steps it has passed through their product. That product is what vanishes or explodes. The weights are
-    the same at every step, so their gradient is the sum over time.
+    the same at every step, so their gradient is the sum over time. `clipped` and `handed_on` say what ``clip_step`` and ``carry`` do.
     """
     _, derivative = NONLINEARITIES[tape.nonlinearity]
     h, rows, grads = tape.h, tape.rows, Sums(tape)
     d_end = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):  # h[t] is the state before this step, h[t + 1] the one after it
-        dh, before = d_end if d_out is None else d_end + d_out[t], rows.enter(t, h[t])
+        before, dh = rows.enter(t, h[t]), d_end if d_out is None else d_end + d_out[t]
+        (dh,) = clipped(clip_step, dh)
         # h_t = (1 - leak) h_{t-1} + leak f(a), with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
         past, into = (0, 1) if tape.leak is None else (1 - tape.leak, tape.leak)
         da = rows.leave(t, dh * into * derivative(tape.gates[t]), 0)
-        d_end = rows.back(t, dh * past + da @ tape.w_hh, d_end)
+        (dh,) = handed_on(carry, t, dh * past + da @ tape.w_hh)
+        d_end = rows.back(t, dh, d_end)
         grads.add(t, da, da, before)
     return grads.result(d_end, need_dx)
 
@@ -89,12 +91,13 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets
     return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """As `rnn_backward`; the state's gradient also takes the direct way from h_t to h_{t-1}, as z dh."""
     h, rows, grads = tape.h, tape.rows, Sums(tape)
     d_end = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
-        dh, before = d_end if d_out is None else d_end + d_out[t], rows.enter(t, h[t])
+        before, dh = rows.enter(t, h[t]), d_end if d_out is None else d_end + d_out[t]
+        (dh,) = clipped(clip_step, dh)
         r, z, n = np.split(tape.gates[t], 3, axis=1)
         # h_t = (1 - z) n + z h_{t-1}
         da_z = dh * (before - n) * z * (1 - z)
@@ -103,7 +106,8 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
         da_r = da_n * tape.m[t] * r * (1 - r)
         da_x = rows.leave(t, np.hstack([da_r, da_z, da_n]), 0)
         da_h = rows.leave(t, np.hstack([da_r, da_z, da_n * r]), 0)
-        d_end = rows.back(t, dh * z + da_h @ tape.w_hh, d_end)
+        (dh,) = handed_on(carry, t, dh * z + da_h @ tape.w_hh)
+        d_end = rows.back(t, dh, d_end)
         grads.add(t, da_x, da_h, before)
     return grads.result(d_end, need_dx)
 
@@ -129,23 +133,24 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, re
     return h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
     h, c, rows, grads = tape.h, tape.c, tape.rows, Sums(tape)
     dh_end, dc_end = (np.zeros_like(h[0]) if d is None else d for d in ((None, None) if d_state is None else d_state))
     for t in reversed(range(len(h) - 1)):
-        dh = dh_end if d_out is None else dh_end + d_out[t]
         h_before, c_before = rows.enter(t, h[t]), rows.enter(t, c[t])
+        dh, dc = clipped(clip_step, dh_end if d_out is None else dh_end + d_out[t], dc_end)
         i, f, g, o = np.split(tape.gates[t], 4, axis=1)
         # h_t = o tanh(c_t)
         da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
-        dc = dc_end + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
+        dc = dc + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
         # c_t = f c_{t-1} + i g
         da_i = dc * g * i * (1 - i)
         da_f = dc * c_before * f * (1 - f)
         da_g = dc * i * (1 - g**2)
         da = rows.leave(t, np.hstack([da_i, da_f, da_g, da_o]), 0)
-        dh_end, dc_end = rows.back(t, da @ tape.w_hh, dh_end), rows.back(t, dc * f, dc_end)
+        dh, dc = handed_on(carry, t, da @ tape.w_hh, dc * f)
+        dh_end, dc_end = rows.back(t, dh, dh_end), rows.back(t, dc, dc_end)
         grads.add(t, da, da, h_before)
     return grads.result((dh_end, dc_end), need_dx)
 
@@ -173,6 +178,29 @@ class Rows:
     def back(self, t, d_before, d_after):
         """The gradient of the state before step t; none comes through a reset, and a row without this step keeps what it has."""
         return self.leave(t, self.enter(t, d_before), d_after)
+
+
+def clipped(clip_step, *d_state):
+    """The gradient of the state, (dh,) or (dh, dc), before it goes through a step: each element, or each row's norm, is at most c."""
+    if clip_step is None:
+        return d_state
+    kind, c = clip_step
+    if kind == "value":
+        return tuple(np.clip(part, -c, c) for part in d_state)
+    rows = np.hstack(d_state)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    unit = np.where((largest > 0) & (largest < np.inf), largest, 1)  # in which squares do not overflow
+    norm = np.sqrt(((rows / unit) ** 2).sum(axis=1, keepdims=True))
+    too_long = (norm > c / unit) & (norm < np.inf)
+    return tuple(np.where(too_long, part / unit / norm * c, part) for part in d_state)
+
+
+def handed_on(carry, t, *d_state):
+    """What step t hands to the state before it, each row multiplied by its factor; 0 times anything is 0."""
+    if carry is None:
+        return d_state
+    factor = carry[t][:, None]
+    return tuple(np.where(factor == 0, 0, factor * part) for part in d_state)
 
 
 class Tape:

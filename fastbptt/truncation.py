@@ -2,11 +2,90 @@
 
 from operator import attrgetter
 
+import numpy as np
+
 from . import _checks
 from .layers import OneThread, Recurrent, wrong_layer
 
 
-class TruncatedBPTT(OneThread):
+class Reader(OneThread):
+    """What reads an endless sequence window by window, with the state carried over; see `TruncatedBPTT` and `ARTBP`.
+
+    ``_windows`` are those that a gradient can still reach, the oldest first: of each its tape and the factors of `rnn_backward`'s ``carry``.
+    """
+
+    layer = property(attrgetter("_layer"))
+
+    def __init__(self, layer):
+        if not isinstance(layer, Recurrent):
+            raise wrong_layer("layer", Recurrent, layer)
+        self._layer = layer
+        self.reset()
+
+    def reset(self, state=None):
+        """Start a sequence, from ``state``; no gradient goes back to anything before."""
+        self.layer._without_layer_axis("state", state, None)
+        self._windows = ()
+        self._keep(None)
+        self._state = state
+
+    state = property(attrgetter("_state"), lambda self, state: self.reset(state))
+
+    @property
+    def tape(self):
+        kept = self._kept
+        return None if kept is None else kept[0]
+
+    def forward(self, x, *, lengths=None, resets=None):
+        """Read the next window of inputs; returns ``out``. ``lengths`` and ``resets`` are as the layer takes them."""
+        out, state = self.layer.forward(x, self.state, lengths=lengths, resets=resets)
+        if not self.layer.training:
+            self.reset(state)
+            return out
+        tape = self.layer.take_tape()
+        self._windows = self._with(tape)
+        self._keep(tape)
+        self._state = state
+        return out
+
+    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
+        """Go back from the newest window's outputs, as far as gradients reach; add to the layer's `grads`.
+
+        Parameters
+        ----------
+        d_out : ndarray, shaped as ``out``, or None
+        d_state : as the layer takes it, or None
+            The gradient of the loss with respect to the state after the window, without that of later windows.
+        need_dx : bool
+        clip_step : ("value", c), ("norm", c) or None
+            As for the layer.
+
+        Returns
+        -------
+        dx : ndarray or None
+            The gradient of the newest window's inputs.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward pass since the last backward pass, or it was another thread's.
+        """
+        newest, windows, given = self._last_tape(), self._windows, d_state
+        (_, carry), *older = reversed(windows)
+        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
+        totals, d_state = [g for g in grads[2:] if g is not None], grads.state
+        for tape, carry in self._reached(newest, older):
+            past = self.layer.gradients_through(tape, None, d_state, need_dx=False, clip_step=clip_step, carry=carry)
+            for total, g in zip(totals, past[2:]):
+                total += g
+            d_state = past.state
+        self._use_up(newest, self.layer, totals)
+        self.layer._look_for_nonfinite(newest, d_out, given, grads, clip_step)
+        self._windows = self._still_in_reach(windows)
+        return self.layer._between_layouts(grads.x)
+
+
+class TruncatedBPTT(Reader):
     """BPTT(h; h'): every h' steps forward, h steps back (Williams and Peng 1990).
 
     The state is carried from call to call, so that the layer reads one endless sequence; the gradient of the newest window's outputs is
@@ -49,92 +128,164 @@ class TruncatedBPTT(OneThread):
     ((5, 3, 7), (5, 3, 4))
     """
 
-    layer, h, h_prime = (property(attrgetter(f"_{name}")) for name in ("layer", "h", "h_prime"))
+    h, h_prime = (property(attrgetter(f"_{name}")) for name in ("h", "h_prime"))
 
     def __init__(self, layer, h, h_prime=None):
-        if not isinstance(layer, Recurrent):
-            raise wrong_layer("layer", Recurrent, layer)
-        self._layer = layer
+        super().__init__(layer)
         self._h = _checks.size("h", h)
         self._h_prime = self._h if h_prime is None else _checks.size("h_prime", h_prime)
         if self._h_prime > self._h:
             raise ValueError(f"h_prime: expected at most h = {self._h}, got {_checks.quoted(self._h_prime)}")
-        self.reset()
-
-    def reset(self, state=None):
-        """Start a sequence, from ``state``; no gradient goes back to anything before."""
-        self.layer._without_layer_axis("state", state, None)
-        self._tapes = ()  # those still within reach, oldest first
-        self._keep(None)
-        self._state = state
-
-    state = property(attrgetter("_state"), reset)
-
-    @property
-    def tape(self):
-        kept = self._kept
-        return None if kept is None else kept[0]
 
     def forward(self, x, *, lengths=None, resets=None):
-        """Read the next window of inputs, up to h' steps; returns ``out``. ``lengths`` and ``resets`` as the layer takes them."""
+        """Read the next window of inputs, up to h' steps; returns ``out``. ``lengths`` and ``resets`` are as the layer takes them."""
         x = _checks.require_array("x", x)
         steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
         if steps > self.h_prime:
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
-        out, state = self.layer.forward(x, self.state, lengths=lengths, resets=resets)
-        if not self.layer.training:
-            self.reset(state)
-            return out
-        tape = self.layer.take_tape()
-        self._tapes = (*within_reach(self._tapes, self.h - steps), tape)
-        self._keep(tape)
-        self._state = state
-        return out
+        return super().forward(x, lengths=lengths, resets=resets)
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
-        """Go back from the newest window's outputs, h steps; add to the layer's `grads`.
+    def _with(self, tape):
+        return (*within_reach(self._windows, self.h - len(tape)), (tape, None))
 
-        Parameters
-        ----------
-        d_out : ndarray, shaped as ``out``, or None
-        d_state : as the layer takes it, or None
-            The gradient of the loss with respect to the state after the window, without that of later windows.
-        need_dx : bool
-
-        Returns
-        -------
-        dx : ndarray or None
-            The gradient of the newest window's inputs.
-
-        Raises
-        ------
-        RuntimeError
-            If there was no forward pass since the last backward pass, or it was another thread's.
-        """
-        newest, tapes = self._last_tape(), self._tapes
-        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx)
-        totals, d_state = [g for g in grads[2:] if g is not None], grads.state
+    def _reached(self, newest, older):
         left = self.h - len(newest)
-        for tape in reversed(tapes[:-1]):
+        for tape, _ in older:
             if left <= 0:
-                break
-            past = self.layer.gradients_through(tape.last(left), None, d_state, need_dx=False)
-            for total, g in zip(totals, past[2:]):
-                total += g
-            d_state = past.state
+                return
+            yield tape.last(left), None
             left -= len(tape)
-        self._use_up(newest, self.layer, totals)
-        self._tapes = within_reach(tapes, self.h - 1)
-        return self.layer._between_layouts(grads.x)
+
+    def _still_in_reach(self, windows):
+        return within_reach(windows, self.h - 1)
 
 
-def within_reach(tapes, steps):
-    """The last tapes, as many as hold the last ``steps`` steps; none that is empty."""
+def within_reach(windows, steps):
+    """The last windows, as many as hold the last ``steps`` steps; none that is empty."""
     kept = []
-    for tape in reversed(tapes):
+    for window in reversed(windows):
         if steps <= 0:
             break
-        if len(tape):
-            kept.append(tape)
-        steps -= len(tape)
+        if len(window[0]):
+            kept.append(window)
+        steps -= len(window[0])
     return tuple(reversed(kept))
+
+
+class ARTBP(Reader):
+    r"""Anticipated reweighted truncated backpropagation: truncation at random, without bias (Tallec and Ollivier 2017).
+
+    Between any two steps the way back is cut with probability c_t, and where it is not, what goes back is multiplied by 1 / (1 - c_t).
+    With X_t = 1 for a cut behind step t, and L_t the loss at step t,
+
+    .. math::
+        \widetilde{\mathrm{d}h}_t = \frac{\partial L_t}{\partial h_t} + \begin{cases}
+        0 & X_t = 1 \\
+        \frac{1}{1 - c_t} \left(\frac{\partial h_{t+1}}{\partial h_t}\right)^{\!\top} \widetilde{\mathrm{d}h}_{t+1} & X_t = 0
+        \end{cases}
+
+    whose expectation is the gradient of full BPTT, as that of each factor is 1. `TruncatedBPTT` is biased towards short memory. The price is
+    variance: a gradient that goes back n steps in spite of c is multiplied by (1 - c)^-n, so it is for gradients that do not explode, and
+    for 1 / c of about the length of memory that counts.
+
+    Rows are cut one by one. Windows may be of any lengths, and their ends mean nothing: the gradient of each window's outputs goes back
+    through all that is not cut off. Windows behind the last cut of every row are let go, so that memory does not grow with the sequence.
+
+    A window that is read in evaluation mode is not kept: no gradient goes back through it, nor to anything before it. Like a layer, it serves
+    one thread at a time, which runs both the forward and the backward pass.
+
+    Parameters
+    ----------
+    layer : RNN, GRU or LSTM
+        Its `grads` are added to.
+    probability : float, or ndarray (n,) of numbers
+        c, at least 0 and below 1: pieces have geometric lengths, of 1 / c steps in the mean. Or one number for each count of steps since
+        the row's last cut, 1, 2, ..., of which the last goes on: the lengths may be distributed in any way.
+    rng : None, int or numpy.random.Generator
+        Draws the cuts.
+
+    Attributes
+    ----------
+    layer, probability
+        As given, the latter as an array (n,), read-only.
+    state : as the layer returns it, or None
+        The carried state; None is the start of a sequence. Assigning to it is a `reset`.
+    tape : Tape or None
+        The newest window's, until the backward pass has gone through it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> layer = fastbptt.RNN(4, 7, rng=0)
+    >>> reader = fastbptt.ARTBP(layer, 0.1, rng=0)                                      # cut after 10 steps in the mean
+    >>> for window in np.ones((4, 5, 3, 4)):                                            # 20 steps of 3 rows, 5 at a time
+    ...     out = reader.forward(window)
+    ...     dx = reader.backward(np.ones_like(out))
+    >>> out.shape, dx.shape
+    ((5, 3, 7), (5, 3, 4))
+    """
+
+    probability = property(attrgetter("_probability"))
+
+    def __init__(self, layer, probability, *, rng=None):
+        self._since_cut = None
+        super().__init__(layer)
+        self._probability = _probabilities(probability)
+        self._rng = _checks.generator("rng", rng)
+
+    def reset(self, state=None):
+        """Start a sequence, from ``state``; no gradient goes back to anything before."""
+        super().reset(state)
+        self._since_cut = None
+
+    state = property(attrgetter("_state"), reset)
+
+    def _with(self, tape):
+        factors = self._draw(*tape.shape[:2]).astype(tape.h.dtype)
+        before = uncut(self._windows, factors[0] != 0 if len(factors) else True)  # a loss at the window's first step reaches them
+        return (*before, (tape, factors))
+
+    def _reached(self, newest, older):
+        return older
+
+    def _still_in_reach(self, windows):
+        return uncut(windows, True)
+
+    def _draw(self, T, B):
+        """The factors (T, B) on what each step hands to the state before it. Nothing is cut before the first step of a sequence."""
+        chances = np.concatenate([[0.0], self.probability])
+        since = np.zeros(B, int) if self._since_cut is None else self._since_cut
+        factors = np.empty((T, B))
+        for drawn, factor in zip(self._rng.random((T, B)), factors):
+            c = chances[np.minimum(since, len(chances) - 1)]
+            cut = drawn < c
+            factor[:] = np.where(cut, 0, 1 / (1 - c))
+            since = np.where(cut, 1, since + 1)
+        self._since_cut = since
+        return factors
+
+
+def uncut(windows, rows):
+    """The last windows, as many as the ``rows`` (B,) of bools, or any of them, reach from the end on without being cut."""
+    kept = []
+    for tape, factors in reversed(windows):
+        if not np.any(rows):
+            break
+        kept.append((tape, factors))
+        rows = rows & (factors != 0).all(axis=0)
+    return tuple(reversed(kept))
+
+
+def _probabilities(value):
+    """One or more numbers, each at least 0 and below 1, in an array that is read-only."""
+    value = _checks.scalar(value)
+    if not isinstance(value, np.ndarray):
+        value = np.array([_checks.real("probability", value)])
+    elif _checks.require_array("probability", value).ndim != 1 or not value.size or value.dtype.kind != "f":
+        raise ValueError(f"probability: expected a number, or a one-dimensional array of float numbers, got {_checks.describe(value)}")
+    value = np.array(value, float)
+    fit = (value >= 0) & (value < 1)
+    if not fit.all():
+        raise ValueError(f"probability: expected numbers of at least 0 and below 1, got {_checks.quoted(float(value[~fit][0]))}")
+    value.setflags(write=False)
+    return value

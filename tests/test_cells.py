@@ -68,18 +68,19 @@ def reference_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return h[1:], h[-1], reference.Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
-def reference_backward(tape, d_out, d_state=None, *, need_dx=True):
+def reference_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     h, grads = tape.h, reference.Sums(tape)
     dh = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
         dh = dh if d_out is None else dh + d_out[t]
+        (dh,) = reference.clipped(clip_step, dh)
         f, n = np.split(tape.gates[t], 2, axis=1)
         # h_t = (1 - f) h_{t-1} + f n
         da_n = dh * f * (1 - n**2)
         # n = tanh(a_n + f m_n)
         da_f = (dh * (n - h[t]) + da_n * tape.m[t]) * f * (1 - f)
         da_h = np.hstack([da_f, da_n * f])
-        dh = dh * (1 - f) + da_h @ tape.w_hh
+        (dh,) = reference.handed_on(carry, t, dh * (1 - f) + da_h @ tape.w_hh)
         grads.add(t, np.hstack([da_f, da_n]), da_h)
     return grads.result(dh, need_dx)
 
@@ -88,8 +89,8 @@ def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
 
 
-def backward(tape, d_out, d_state=None, *, need_dx=True):
-    return functional._backward("mgu", tape, d_out, {"d_state": d_state}, need_dx)
+def backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+    return functional._backward("mgu", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
 class MGU(layers.Recurrent):

@@ -1,5 +1,7 @@
 """Norms and clipping: the plain formulas, what must not be touched, and gradients at the edge of the floating range."""
 
+import re
+
 import numpy as np
 import pytest
 from problems import PLAIN, arrays_of, random_problem
@@ -485,5 +487,71 @@ def test_a_single_array_is_called_grads(clip):
         clip(np.ones(3, int))
     layer = fastbptt.Linear(3, 4)
     layer.flat_grads[5] = np.inf
-    with pytest.raises(FloatingPointError, match=r"; the first culprit is grads at \(5,\): inf$"):
+    with pytest.raises(FloatingPointError, match=r"; the first culprit is grads\['weight'\] at \(1, 2\): inf$"):
         fastbptt.clip_grad_norm_(layer, 1.0)
+
+
+# --- Which parameter, and which step ----------------------------------------------------------------------------------
+
+
+def message_of(grads):
+    with pytest.raises(FloatingPointError) as caught:
+        fastbptt.clip_grad_norm_(grads, 1.0)
+    return str(caught.value)
+
+
+def run_back(make, bad, dtype=np.float64, read=None, **options):
+    """A layer after a backward pass in which something was not finite at step 3 of 6."""
+    rng = np.random.default_rng(0)
+    layer = make(4, 7, rng=0, dtype=dtype, **options)
+    x, d_out = rng.standard_normal((6, 2, 4)).astype(dtype), rng.standard_normal((6, 2, 7)).astype(dtype)
+    {"x": x, "d_out": d_out}[bad][3, 1, 2] = np.nan
+    if options.get("batch_first"):
+        x, d_out = x.swapaxes(0, 1), d_out.swapaxes(0, 1)
+    reader = layer if read is None else read(layer)
+    reader.forward(x)
+    return layer, lambda **clip: reader.backward(d_out, **clip)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("read", [None, lambda layer: fastbptt.TruncatedBPTT(layer, 6)], ids=["layer", "truncated"])
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_a_layer_names_the_parameter_and_the_step(make, read, dtype, batch_first):
+    for bad, step in (("x", r"x\[3, 1, 2\] is nan"), ("d_out", r"d_out\[3, 1, 2\] is nan")):
+        for clip in ({}, {"clip_step": ("norm", 1.0)}):
+            layer, backward = run_back(make, bad, dtype, read, batch_first=batch_first)
+            backward(**clip)
+            message = message_of(layer)
+            pattern = rf"grads: the norm is nan; the first culprit is grads\['weight_ih_l0'\] at \(\d+, \d\): nan; {step}"
+            assert re.fullmatch(pattern, message), message
+            message = message_of([fastbptt.Linear(7, 2, dtype=dtype), layer])
+            assert re.search(rf"culprit is grads\[1\]\['weight_ih_l0'\] at .*; {step}$", message), message
+            layer.zero_grad()
+            layer.flat_grads[-1] = np.inf
+            assert re.search(r"culprit is grads\['bias_hh_l0'\] at \(\d+,\): inf$", message_of(layer))
+
+
+def test_an_explosion_on_the_way_back_is_told_by_its_step():
+    layer = fastbptt.RNN(1, 1, nonlinearity="identity", rng=0)
+    layer.flat_params[:] = [0, 1e200, 0, 0]
+    out, _ = layer(np.zeros((5, 1, 1)))
+    layer.backward(np.ones_like(out))
+    found = "; the gradient of the state before step 3, of row 0, is the first on the way back beyond float64: 1e400"
+    assert message_of(layer).endswith(found), message_of(layer)
+
+
+def test_gradients_tell_the_step_by_that_of_the_input():
+    problem = random_problem("gru")
+    problem.d_out[3, 1, 2] = np.nan
+    tape = problem.forward(fastbptt)[2]
+    step = "; on the way back, the gradient of the input is not finite from step 3 on"
+    assert re.search(rf"culprit is grads\['w_ih'\] at \(0, 0\): nan{step}$", message_of(problem.backward(fastbptt, tape)))
+    assert message_of(problem.backward(fastbptt, tape, need_dx=False)).endswith("grads['w_ih'] at (0, 0): nan")
+
+
+def test_what_is_found_is_not_written_where_all_is_finite():
+    layer = fastbptt.LSTM(3, 4, rng=0)
+    out, _ = layer(np.ones((5, 2, 3)))
+    layer.backward(np.ones_like(out))
+    assert layer._first_nonfinite is None

@@ -142,6 +142,8 @@ class World:
         x, d_out = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 7))
         self.reader = fastbptt.TruncatedBPTT(self.layer, 5)
         self.reader.forward(x)
+        self.artbp = fastbptt.ARTBP(self.layer, 0.5, rng=0)
+        self.artbp.forward(x)
         self.linear(d_out)
         self.layer(x)
         weights = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), self.layer.params.values()))
@@ -164,7 +166,7 @@ class World:
             "input_size": 4, "hidden_size": 7, "in_features": 7, "out_features": 2, "rng": 0, "dtype": np.float64,
             "grads": [np.ones(3), np.full(2, 2.0)], "max_norm": 1.0, "norm_type": 2.0, "nonfinite": "zero", "clip_value": 1.0,
             "logits": np.ones((5, 3, 4)), "targets": np.ones((5, 3), int), "mask": None, "outputs": np.ones((1, 3, 4)), "loss": 1.0,
-            "layers_or_params": {"a": np.ones(3)}, "layer": self.layer, "h": 4, "h_prime": 2, "rnn": self.layer, "readout": self.linear,
+            "layers_or_params": {"a": np.ones(3)}, "layer": self.layer, "h": 4, "h_prime": 2, "probability": 0.1, "rnn": self.layer, "readout": self.linear,
             "length": 12, "size": 3, "steps": 2, "b": 1, "mode": "dicts", "k": 2, "n": fastbptt.get_num_threads(), "path": "no-such/a.png",
             "flow": self.flow, "flows": {"one": self.flow}, "since": 1, "until": None, "start": 1, "stop": 4,
         }  # fmt: skip
@@ -174,7 +176,15 @@ class World:
         arrays = [self.layer.flat_params, self.layer.flat_grads, self.linear.flat_params, self.linear.flat_grads]
         arrays += [*self.params.values(), *self.step_grads.values(), *self.good["grads"], *(self.good[name] for name in ("x", "d_out"))]
         arrays += [array for optimiser in self.optimisers.values() for array in optimiser.state_dict().values()]
-        kept = self.layer._kept, self.linear._kept, self.reader._kept, self.reader._tapes, self.reader.state
+        kept = (
+            self.layer._kept,
+            self.linear._kept,
+            self.reader._kept,
+            self.reader._windows,
+            self.reader.state,
+            self.artbp._windows,
+            self.artbp._since_cut,
+        )
         return [array.tobytes() for array in arrays], [id(part) for part in kept], self.layer.training, fastbptt.get_num_threads()
 
 
@@ -194,6 +204,7 @@ def public_calls():
             yield method(f"{prefix}.{name}", prefix, "layer", name, own | state_of_layer(name))
         for name in ("reset", "forward", "backward"):
             yield method(f"TruncatedBPTT.{name} of {prefix}", prefix, "reader", name, {"state": None})
+            yield method(f"ARTBP.{name} of {prefix}", prefix, "artbp", name, {"state": None})
         for name in ("last", "row"):
             yield method(f"Tape.{name} of {prefix}", prefix, "tape", name, {})
     for name in ("forward", "backward", "load_state_dict"):

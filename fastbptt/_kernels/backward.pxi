@@ -21,6 +21,8 @@ cdef struct Backward:
     real *dc
     real *all_dh                   # as h: where dL/dh_t is to be kept, or NULL
     real *all_dc
+    const real *carry              # (R,), a factor for each row of each step, on what the step hands to the state before it; or NULL: 1
+    StepClip clip
     Sharing sharing
     TimeBlock block                # the one at hand, if all rows go together
     Watch watch
@@ -89,7 +91,7 @@ cdef inline Py_ssize_t da_row(const Time *time, const TimeBlock *block, Py_ssize
 cdef void back_through_block(Backward *run) noexcept nogil:
     """Fill the da of the block at hand, for all rows."""
     cdef TimeBlock *block = &run.block
-    cdef int by_units = tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
+    cdef int by_units = 1 if needs_whole_rows(&run.clip) else tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
     if by_units > 1:
         run.sharing.tasks = by_units
         parallel_steps(back_part, run, block.t1 - block.t0 + 1, by_units, &run.watch)
@@ -109,6 +111,7 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     cdef Py_ssize_t t = block.t1 - 1
     while t >= block.t0:
         back_to_state(run, block, t, patch)
+        clip_state(run, t, patch)
         step_backward(run, block, t, patch)
         t -= 1
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
@@ -126,6 +129,7 @@ cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept 
         leave_block(run, block, &patch)
         return
     back_to_state(run, block, t, &patch)
+    clip_state(run, t, &patch)
     step_backward(run, block, t, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
@@ -134,6 +138,7 @@ cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t
     """dh becomes the gradient of the state after step t."""
     if t < block.t1 - 1:
         through_product(run, block, t, patch)
+        scale_carried(run, t, patch)
     add_last_outputs(run, t, patch)
     if run.all_dh != NULL:
         keep_state_gradient(run, t + 1, patch, rows_at(&run.problem.time, t, patch.b0, patch.b1))
@@ -142,6 +147,7 @@ cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t
 cdef inline void leave_block(Backward *run, const TimeBlock *block, const Patch *patch) noexcept nogil:
     """Take the gradient of the block's first step to the state before it."""
     through_product(run, block, block.t0 - 1, patch)
+    scale_carried(run, block.t0 - 1, patch)
     if run.all_dh != NULL and block.t0 == 0:
         keep_state_gradient(run, 0, patch, patch.b1 - patch.b0)
 
@@ -153,6 +159,28 @@ cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_
     cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
     # reverse of: a_{t+1} += h_t W_hh^T
     product(1, held, patch.u1 - patch.u0, N, da, 1, panels_from(run.w_hh, patch.u0 // LANES), dh, dh)
+
+
+cdef void scale_carried(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
+    """(dh_t, dc_t) *= carry_{t+1}, of the rows of step t + 1; then dh_t += d_out_t, which the cell has left out. 0 lets no NaN by."""
+    cdef const Time *time = &run.problem.time
+    cdef Py_ssize_t b, P = run.problem.P, H = run.problem.H, units = patch.u1 - patch.u0
+    cdef real factor
+    if run.carry == NULL:
+        return
+    for b in range(patch.b0, patch.b0 + rows_at(time, t + 1, patch.b0, patch.b1)):
+        factor = run.carry[first_row(time, t + 1) + b]
+        scale_row(factor, run.dh + b * P + patch.u0, units)
+        if run.dc != NULL:
+            scale_row(factor, run.dc + b * H + patch.u0, units)
+        if t >= 0 and run.d_out != NULL:
+            add(run.d_out + (first_row(time, t) + b) * P + patch.u0, units, run.dh + b * P + patch.u0)
+
+
+cdef inline void scale_row(real factor, real *v, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        v[i] = 0 if factor == 0 else factor * v[i]
 
 
 cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
@@ -173,12 +201,26 @@ cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noex
         b += 1
 
 
+cdef inline void clip_state(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
+    """The gradient of the state after step t, as it goes into the step, of every row of the patch."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t b, units = patch.u1 - patch.u0
+    if run.clip.kind == UNCLIPPED:
+        return
+    for b in range(patch.b0, patch.b0 + rows_at(&problem.time, t, patch.b0, patch.b1)):
+        if run.dc != NULL:
+            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, run.dc + b * problem.H + patch.u0, units)
+        else:
+            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, NULL, 0)
+
+
 cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
     cdef Span span = any_span(problem, patch)
-    cdef const real *d_before = run.zeros if t == 0 or run.d_out == NULL else run.d_out + first_row(&problem.time, t - 1) * P
+    cdef bint without = t == 0 or run.d_out == NULL or run.carry != NULL
+    cdef const real *d_before = run.zeros if without else run.d_out + first_row(&problem.time, t - 1) * P
     if rows_touch(problem, patch):
         span.n *= held
         held = min(held, <Py_ssize_t>1)

@@ -28,15 +28,19 @@ def forward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, 
 def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih,
              const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
              const real[:, :, ::1] m, const real[:, :, ::1] d_out, real[:, ::1] dh, real[:, ::1] dc, real[:, :, ::1] dx,
-             real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db_ih, real[::1] db_hh, const Py_ssize_t[::1] first=None):
+             real[:, ::1] dw_ih, real[:, ::1] dw_hh, real[::1] db_ih, real[::1] db_hh, const Py_ssize_t[::1] first=None,
+             int clip_kind=UNCLIPPED, double clip_limit=0, const real[:, ::1] carry=None):
     """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
+    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s.
     """
     cdef Gradients run
     memset(&run, 0, sizeof(Gradients))
     bind(&run.back.problem, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first)
     bind_cotangents(&run.back, d_out, dh, dc)
+    run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
+    run.back.carry = &carry[0, 0] if carry is not None else NULL
     run.dx = history(dx)
     run.sums.dw_ih, run.sums.dw_hh = &dw_ih[0, 0], &dw_hh[0, 0]
     run.sums.db_ih, run.sums.db_hh = &db_ih[0], &db_hh[0] if db_hh is not None else NULL

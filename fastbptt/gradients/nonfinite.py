@@ -3,6 +3,25 @@
 import numpy as np
 
 from ..cells import CELLS
+from .state_gradients import state_gradients
+
+
+def why_not_finite(tape, d_out, d_state, *, as_is):
+    """As `first_nonfinite`, of a backward pass; where it has changed the gradient on its way (not ``as_is``), of what went into it alone."""
+    norms = np.zeros(tape.h.shape[:2])
+    if as_is:
+        with np.errstate(all="ignore"):
+            norms = state_gradients(tape, d_out, d_state).log10_state_norm()
+    return first_nonfinite(tape, d_out, d_state, norms) or _first_overflow(tape.h.dtype, norms)
+
+
+def _first_overflow(dtype, log10_state_norm):
+    """The norms are finite far beyond the range of the numbers that the backward pass works with."""
+    beyond = np.argwhere(log10_state_norm > np.log10(float(np.finfo(dtype).max)))
+    if not len(beyond):
+        return None
+    t, b = map(int, beyond[-1])
+    return f"the gradient of the state before step {t}, of row {b}, is the first on the way back beyond {dtype}: 1e{log10_state_norm[t, b]:.0f}"
 
 
 def first_nonfinite(tape, d_out, d_state, log10_state_norm):
