@@ -915,10 +915,10 @@ def one_set():
     kind = rng.integers(12)
     if kind >= 8:
         dtype = pick([np.float64, np.float32])
-        name, G = pick([(name, len(row.gates)) for name, row in cells.CELLS.items()])
+        name, G = pick([(name, len(row.gates)) for name, row in fastbptt.cells.CELLS.items()])
         run, back = getattr(fastbptt, name + "_forward"), getattr(fastbptt, name + "_backward")
         def normal(*shape): return rng.standard_normal(shape).astype(dtype)
-        def some_state(): return tuple(maybe(normal(B, H), c) for _ in range(2)) if len(cells.CELLS[name].states) == 2 else normal(B, H)
+        def some_state(): return tuple(maybe(normal(B, H), c) for _ in range(2)) if len(fastbptt.cells.CELLS[name].states) == 2 else normal(B, H)
         x = x.astype(dtype) if x.dtype == float else x
         options = {"leak": maybe(pick([0.5, 1, rng.random(H).astype(dtype) / 2 + dtype(0.1)]), c)} if name == "rnn" and rng.integers(2) else {}
         shapes = ((G * H, I), (G * H, H), (G * H,), (G * H,))
