@@ -268,7 +268,7 @@ def test_batch_first_tokens_and_evaluation(make):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"layer": fastbptt.Linear(2, 3)}, TypeError, "layer: expected an RNN, GRU or LSTM, got Linear"),
+        ({"layer": fastbptt.Linear(2, 3)}, TypeError, "layer: expected one of RNN, GRU, LSTM, got Linear"),
         ({"probability": 1.0}, ValueError, r"probability: expected numbers of at least 0 and below 1, got 1\.0"),
         ({"probability": -0.1}, ValueError, r"probability: expected numbers of at least 0 and below 1, got -0\.1"),
         ({"probability": np.nan}, ValueError, "probability: expected numbers of at least 0 and below 1, got nan"),

@@ -271,3 +271,17 @@ def test_arguments_are_not_kept():
     _, _, tape = problem.forward(fastbptt)
     problem.options["lengths"][...], problem.options["resets"][...], problem.x[...] = 0, True, np.nan
     assert_same_bits("dw_hh", problem.backward(fastbptt, tape).w_hh, expected["d_w_hh"])
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("clip_step", [("value", 0.3), ("norm", 0.5)], ids=str)
+@EACH_CELL
+def test_clip_step(cell, clip_step, dtype, threads):
+    """Each row is clipped for itself at the steps that it has."""
+    for shape in [(30, 5, 3, 9), (30, 4, 3, 140), (60, 17, 3, 8)]:
+        problem = ragged(cell, *shape, dtype=dtype)
+        expected = problem.astype(np.float64).results(fastbptt.reference, clip_step=clip_step)
+        for n in (1, 3):
+            threads(n)
+            got = problem.results(fastbptt, clip_step=clip_step)
+            assert_results_close(got, expected, 4 * bound(dtype, problem.K, shape[0]))

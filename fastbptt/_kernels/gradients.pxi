@@ -183,12 +183,13 @@ cdef void collect_inputs(Gradients *run, const TimeBlock *block, Sums sums, Py_s
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t N = problem.N, I = problem.I, t, held, first
+    cdef Watch *watch = &run.back.watch
     cdef const real *da
     for t in range(block.t0, block.t1):
         held, first = rows_at(time, t, block.b0, block.b1), first_row(time, t) + block.b0
         da = block.da + da_row(time, block, t, block.b0) * N
         if run.dx != NULL:
-            add_input_gradient(da, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(run.dx + first * I, 0, I), &run.back.watch, worker)
+            add_input_gradient(da, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(run.dx + first * I, 0, I), watch, worker)
         if problem.tokens != NULL:
             add_token_gradient(da, N, held, problem.tokens + first, 0, held, n0, n1, sums.dw_ih)
 
