@@ -278,7 +278,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
     h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
     if T and B:
-        vectors, tokens = _vectors_or_tokens(x)
+        vectors, tokens = vectors_or_tokens(x)
         activation = NONLINEARITIES[nonlinearity].number
         kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m)
     for array in (h, c, gates, m):
@@ -295,7 +295,7 @@ def _backward(name, tape, d_out, d_state, need_dx):
     d_initial = [
         np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype).copy() for argument, d in d_state.items()
     ]
-    x, tokens = _vectors_or_tokens(tape._x)
+    x, tokens = vectors_or_tokens(tape._x)
     dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
@@ -311,7 +311,7 @@ def _backward(name, tape, d_out, d_state, need_dx):
     return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
-def _vectors_or_tokens(x):
+def vectors_or_tokens(x):
     return (x, None) if x.ndim == 3 else (None, x)
 
 

@@ -137,6 +137,67 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     return grads.result((dh, dc), need_dx)
 
 
+def rnn_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """Forward mode: the changes of out and h_n, to first order, if inputs, weights and initial state are changed by what is given.
+
+    A tangent goes through the same Jacobians as a gradient, but forward through time, and not transposed.
+    """
+    _, derivative = NONLINEARITIES[tape.nonlinearity]
+    h_dot = [zeros_if_none(state, tape.h[0])]
+    for t in range(len(tape.h) - 1):
+        a_x, a_h = tangents_of_halves(tape, t, h_dot[-1], x, w_ih, w_hh, b_ih, b_hh)
+        # h_t = (1 - leak) h_{t-1} + leak f(a)
+        f_dot = derivative(tape.gates[t]) * (a_x + a_h)
+        h_dot.append(f_dot if tape.leak is None else (1 - tape.leak) * h_dot[-1] + tape.leak * f_dot)
+    h_dot = np.array(h_dot)
+    return h_dot[1:], h_dot[-1]
+
+
+def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """As `rnn_jvp`, by the product rule."""
+    h, h_dot = tape.h, [zeros_if_none(state, tape.h[0])]
+    for t in range(len(h) - 1):
+        r, z, n = np.split(tape.gates[t], 3, axis=1)
+        a_x, a_h = tangents_of_halves(tape, t, h_dot[-1], x, w_ih, w_hh, b_ih, b_hh)
+        (r_x, z_x, n_x), (r_h, z_h, m_dot) = np.split(a_x, 3, axis=1), np.split(a_h, 3, axis=1)
+        r_dot, z_dot = r * (1 - r) * (r_x + r_h), z * (1 - z) * (z_x + z_h)
+        # n = tanh(a_n + r m_n)
+        n_dot = (1 - n**2) * (n_x + r_dot * tape.m[t] + r * m_dot)
+        # h_t = (1 - z) n + z h_{t-1}
+        h_dot.append((1 - z) * n_dot + z * h_dot[-1] + z_dot * (h[t] - n))
+    h_dot = np.array(h_dot)
+    return h_dot[1:], h_dot[-1]
+
+
+def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """As `rnn_jvp`, with a state of two parts."""
+    h0_dot, c0_dot = (None, None) if state is None else state
+    c, h_dot, c_dot = tape.c, [zeros_if_none(h0_dot, tape.h[0])], zeros_if_none(c0_dot, tape.c[0])
+    for t in range(len(c) - 1):
+        i, f, g, o = np.split(tape.gates[t], 4, axis=1)
+        i_dot, f_dot, g_dot, o_dot = np.split(sum(tangents_of_halves(tape, t, h_dot[-1], x, w_ih, w_hh, b_ih, b_hh)), 4, axis=1)
+        i_dot, f_dot, g_dot, o_dot = i * (1 - i) * i_dot, f * (1 - f) * f_dot, (1 - g**2) * g_dot, o * (1 - o) * o_dot
+        # c_t = f c_{t-1} + i g
+        c_dot = f * c_dot + f_dot * c[t] + i * g_dot + i_dot * g
+        # h_t = o tanh(c_t)
+        h_dot.append(o_dot * np.tanh(c[t + 1]) + o * (1 - np.tanh(c[t + 1]) ** 2) * c_dot)
+    h_dot = np.array(h_dot)
+    return h_dot[1:], (h_dot[-1], c_dot)
+
+
+def tangents_of_halves(tape, t, h_dot, x, w_ih, w_hh, b_ih, b_hh):
+    """Of W_ih x_t + b_ih and of W_hh h_{t-1} + b_hh; tangents that are None are zero."""
+    a_x = np.zeros_like(h_dot, shape=(len(h_dot), len(tape.w_hh))) + zero_if_none(b_ih)
+    a_h = h_dot @ tape.w_hh.T + zero_if_none(b_hh)
+    if w_ih is not None:
+        a_x = a_x + one_hot(tape.x[t : t + 1], tape.w_ih)[0] @ w_ih.T
+    if x is not None:
+        a_x = a_x + x[t] @ tape.w_ih.T
+    if w_hh is not None:
+        a_h = a_h + tape.h[t] @ w_hh.T
+    return a_x, a_h
+
+
 class Tape:
     """What forward leaves for backward, under the names of the equations."""
 
@@ -182,6 +243,10 @@ class Sums:
 
 def zero_if_none(bias):
     return 0 if bias is None else bias
+
+
+def zeros_if_none(tangent, value):
+    return np.zeros_like(value) if tangent is None else tangent
 
 
 def one_hot(x, w_ih):
