@@ -1,4 +1,4 @@
-"""Backpropagation through time in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
+"""Backpropagation through time, and forward mode, in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
 
 The functions have the names, the arguments and the results of the fast ones, and their tapes the same arrays; a plain RNN's tape also has
 its gates, which are its states. Nothing here is fast, and nothing is shared with the kernels.

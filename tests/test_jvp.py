@@ -137,7 +137,7 @@ def test_it_is_the_transpose_of_the_backward_pass(cell, seed):
         T, B, I, H = (int(rng.integers(low, high)) for low, high in ((0, 50), (0, 25), (1, 20), (1, 50)))
         biases = (bool(rng.integers(2)), bool(rng.integers(2)))
         problem = random_problem(cell, T, B, I, H, seed=seed, tokens=bool(rng.integers(3) == 0), biases=biases)
-        out, _, tape = problem.forward(fastbptt)
+        _, _, tape = problem.forward(fastbptt)
         grads = problem.backward(fastbptt, tape)
         for only in (None, *arguments(problem)):
             dots = tangents_of(problem, seed, only)
