@@ -137,7 +137,8 @@ cdef void add_up_steps(const Jvp *run, Py_ssize_t t, Py_ssize_t steps, Py_ssize_
         project_vectors(&run.weights.input, run.x_dot + first * I, steps, B, held, a if run.w_ih_dot != NULL else init, a)
     # of: a += h W_hh^T
     if run.w_hh_dot == NULL:
-        put_rows(m_init.at, steps, held, problem.reset_after * H, m)
+        if problem.reset_after:
+            put_rows(m_init.at, steps, held, H, m)
     elif held < B and steps > held:
         add_recurrent(&run.changes, held, steps, 0, H, rows(h, P, B * P), rows(a.at, N, width * N), m_init, rows(m.at, H, width * H))
     else:
