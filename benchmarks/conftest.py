@@ -7,6 +7,7 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_recurrent.py")
+    config.addinivalue_line("python_files", "bench_forward_mode.py")
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,7 @@ TESTS = {
     "clip.pxi": ["clipping", "bounds", "bits"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
+    "jvp.pxi": ["jvp", "bounds"],
     "linear.pxi": ["layers", "bounds", "bits"],
     "loss.pxi": ["losses", "bounds", "bits"],
     "memory.pyx": ["memory", "bits", "gradients", "process"],
@@ -64,7 +65,7 @@ TESTS = {
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
-TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "core"]
+TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "core", "jvp"]
 NOT_ABOUT_TIME = "not half_a_second and not cost_nothing and not leaves_memory_alone"
 SINGLE = "(float32 or single) and "
 
@@ -144,14 +145,14 @@ PAIRS = {
 }
 
 SPEED_FUNCTION = re.compile(
-    "prefetch.*|is_stream|(recurrent|patch|projection)_work|tasks_by_units|share|share_rows|share_gradients|row_groups|rows_in_block|"
+    "prefetch.*|is_stream|(recurrent|patch|projection|known)_work|tasks_by_units|share|share_rows|share_gradients|row_groups|rows_in_block|"
     "kind_of_tokens|tasks_for"
 )
 SPEED_LINE = re.compile(
     r"prefetch|is_stream|interrupted\(&|interrupted\(watch|give_way|spin_pause|spins|patience|tasks_for\(|(step_work|projection) =|"
     r"chunks\.(work|elements) [+]?=|"
     "(BACKWARD_ROWS|CELL_WORK|CHUNK|EXP_WORK|FEW_ROWS|FORWARD_BLOCK|GRADIENT_COLUMNS|GRADIENT_K|GRADIENT_PANELS|GRADIENT_ROWS|"
-    "GROUPED_WEIGHTS|GROUP_PANELS|GROUP_ROWS|GROUP_STEPS|KEPT_BLOCKS|KEPT_BYTES|LEAST_ROWS|LONG_STEP|LONG_SUM|LOOK_AROUND|MANY_ROWS|MAX_GROUPS|"
+    "GROUPED_WEIGHTS|GROUP_PANELS|GROUP_ROWS|GROUP_STEPS|JVP_BLOCK|JVP_ROWS|KEPT_BLOCKS|KEPT_BYTES|LEAST_ROWS|LONG_STEP|LONG_SUM|LOOK_AROUND|MANY_ROWS|MAX_GROUPS|"
     "PATIENCE|POW_WORK|PROJECTED_ROWS|ROOT_WORK|SECOND_LEVEL_CACHE|SHARES|SMALL|SPINS|STEP_WORK|WORK_PER_LOOK|WORK_PER_TASK|YIELDS) ="
 )
 

@@ -4,6 +4,7 @@ from . import init, reference, tasks
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .clipping import clip_grad_norm_, clip_grad_value_, total_norm
+from .forward_mode import gru_jvp, lstm_jvp, rnn_jvp
 from .functional import gru_backward, gru_forward, lstm_backward, lstm_forward, rnn_backward, rnn_forward
 from .gradients.flow import GradientFlow, gradient_flow
 from .gradients.jacobians import VanishingCondition, jacobian_product_norms, log_singular_values, vanishing_condition
@@ -39,11 +40,13 @@ __all__ = [
     "gradient_flow",
     "gru_backward",
     "gru_forward",
+    "gru_jvp",
     "init",
     "jacobian_product_norms",
     "log_singular_values",
     "lstm_backward",
     "lstm_forward",
+    "lstm_jvp",
     "lyapunov_spectrum",
     "mean_squared_error",
     "omega",
@@ -52,6 +55,7 @@ __all__ = [
     "reference",
     "rnn_backward",
     "rnn_forward",
+    "rnn_jvp",
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",

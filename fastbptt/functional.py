@@ -312,7 +312,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlineari
     h, c = histories if len(histories) == 2 else (*histories, None)
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
     if x.size:
-        vectors, tokens = _vectors_or_tokens(x)
+        vectors, tokens = vectors_or_tokens(x)
         activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
         kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first)
     for array in (h, c, gates, m):
@@ -329,7 +329,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlineari
 def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
-    pieces, (x, tokens), clip = tape._pieces, _vectors_or_tokens(tape._x), check_clip_step(clip_step)
+    pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
     if carry is not None:
         carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
@@ -357,7 +357,7 @@ def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
     return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
-def _vectors_or_tokens(x):
+def vectors_or_tokens(x):
     return (x, None) if x.ndim == 3 else (None, x)
 
 

@@ -116,6 +116,12 @@ class Pieces:
         out[self._left] = history[self._ends, 0]
         return out
 
+    def end_carried(self, carried, state):
+        """The same from what a pass has carried along each piece, (count, 1, W)."""
+        out = np.zeros((self.B, carried.shape[2]), carried.dtype) if state is None else state.copy()
+        out[self._left] = carried[self._leaves, 0]
+        return out
+
     def unpack_history(self, history, state):
         """The states of each row, (T+1, B, W), slot 0 those before the first step; 0 behind a row's end."""
         out = memory.empty((self.T + 1, self.B, history.shape[2]), history.dtype)

@@ -1,4 +1,4 @@
-"""Backpropagation through time in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
+"""Backpropagation through time, and forward mode, in plain NumPy: the lesson, the specification, and one of the two oracles of the tests.
 
 The functions have the names, the arguments and the results of the fast ones, and their tapes the same arrays; a plain RNN's tape also has
 its gates, which are its states. Nothing here is fast, and nothing is shared with the kernels.
@@ -203,6 +203,70 @@ def handed_on(carry, t, *d_state):
     return tuple(np.where(factor == 0, 0, factor * part) for part in d_state)
 
 
+def rnn_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """Forward mode: the changes of out and h_n, to first order, if inputs, weights and initial state are changed by what is given.
+
+    A tangent goes through the same Jacobians as a gradient, but forward through time, and not transposed.
+    """
+    _, derivative = NONLINEARITIES[tape.nonlinearity]
+    rows, h_dot, out_dot = tape.rows, zeros_if_none(state, tape.h[0]), np.zeros_like(tape.h[1:])
+    for t in range(len(tape.h) - 1):
+        before = rows.enter(t, h_dot)
+        a_x, a_h = tangents_of_halves(tape, t, before, x, w_ih, w_hh, b_ih, b_hh)
+        # h_t = (1 - leak) h_{t-1} + leak f(a)
+        f_dot = derivative(tape.gates[t]) * (a_x + a_h)
+        after = f_dot if tape.leak is None else (1 - tape.leak) * before + tape.leak * f_dot
+        h_dot, out_dot[t] = rows.leave(t, after, h_dot), rows.leave(t, after, 0)
+    return out_dot, h_dot
+
+
+def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """As `rnn_jvp`, by the product rule."""
+    rows, h_dot, out_dot = tape.rows, zeros_if_none(state, tape.h[0]), np.zeros_like(tape.h[1:])
+    for t in range(len(out_dot)):
+        r, z, n = np.split(tape.gates[t], 3, axis=1)
+        h, before = rows.enter(t, tape.h[t]), rows.enter(t, h_dot)
+        a_x, a_h = tangents_of_halves(tape, t, before, x, w_ih, w_hh, b_ih, b_hh)
+        (r_x, z_x, n_x), (r_h, z_h, m_dot) = np.split(a_x, 3, axis=1), np.split(a_h, 3, axis=1)
+        r_dot, z_dot = r * (1 - r) * (r_x + r_h), z * (1 - z) * (z_x + z_h)
+        # n = tanh(a_n + r m_n)
+        n_dot = (1 - n**2) * (n_x + r_dot * tape.m[t] + r * m_dot)
+        # h_t = (1 - z) n + z h_{t-1}
+        after = (1 - z) * n_dot + z * before + z_dot * (h - n)
+        h_dot, out_dot[t] = rows.leave(t, after, h_dot), rows.leave(t, after, 0)
+    return out_dot, h_dot
+
+
+def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    """As `rnn_jvp`, with a state of two parts."""
+    h_dot, c_dot = (zeros_if_none(part, tape.h[0]) for part in ((None, None) if state is None else state))
+    rows, c, out_dot = tape.rows, tape.c, np.zeros_like(tape.h[1:])
+    for t in range(len(out_dot)):
+        i, f, g, o = np.split(tape.gates[t], 4, axis=1)
+        h_before, c_before = rows.enter(t, h_dot), rows.enter(t, c_dot)
+        i_dot, f_dot, g_dot, o_dot = np.split(sum(tangents_of_halves(tape, t, h_before, x, w_ih, w_hh, b_ih, b_hh)), 4, axis=1)
+        i_dot, f_dot, g_dot, o_dot = i * (1 - i) * i_dot, f * (1 - f) * f_dot, (1 - g**2) * g_dot, o * (1 - o) * o_dot
+        # c_t = f c_{t-1} + i g
+        c_after = f * c_before + f_dot * rows.enter(t, c[t]) + i * g_dot + i_dot * g
+        # h_t = o tanh(c_t)
+        h_after = o_dot * np.tanh(c[t + 1]) + o * (1 - np.tanh(c[t + 1]) ** 2) * c_after
+        h_dot, c_dot, out_dot[t] = rows.leave(t, h_after, h_dot), rows.leave(t, c_after, c_dot), rows.leave(t, h_after, 0)
+    return out_dot, (h_dot, c_dot)
+
+
+def tangents_of_halves(tape, t, h_dot, x, w_ih, w_hh, b_ih, b_hh):
+    """Of W_ih x_t + b_ih and of W_hh h_{t-1} + b_hh; tangents that are None are zero."""
+    a_x = np.zeros_like(h_dot, shape=(len(h_dot), len(tape.w_hh))) + zero_if_none(b_ih)
+    a_h = h_dot @ tape.w_hh.T + zero_if_none(b_hh)
+    if w_ih is not None:
+        a_x = a_x + one_hot(tape.x[t : t + 1], tape.w_ih)[0] @ w_ih.T
+    if x is not None:
+        a_x = a_x + x[t] @ tape.w_ih.T
+    if w_hh is not None:
+        a_h = a_h + tape.rows.enter(t, tape.h[t]) @ w_hh.T
+    return a_x, a_h
+
+
 class Tape:
     """What forward leaves for backward, under the names of the equations."""
 
@@ -248,6 +312,10 @@ class Sums:
 
 def zero_if_none(bias):
     return 0 if bias is None else bias
+
+
+def zeros_if_none(tangent, value):
+    return np.zeros_like(value) if tangent is None else tangent
 
 
 def one_hot(x, w_ih):

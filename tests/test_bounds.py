@@ -14,6 +14,7 @@ import numpy as np
 import fastbptt
 from fastbptt._kernels import memory
 from problems import ONE_OF_EACH, assert_results_same_bits, random_problem
+from test_jvp import tangents, tangents_of
 from tolerances import DTYPES
 
 libc = ctypes.CDLL(None)
@@ -52,6 +53,17 @@ def layers(cell, shape, tokens, dtype):
     memory.empty, memory.zeros = kept
 
 
+def forward_mode(cell, shape, tokens, dtype):
+    problem = random_problem(cell, *shape, dtype=dtype, tokens=tokens)
+    for key, array in problem.arrays():
+        problem = problem.with_array(key, guarded(array))
+    dots = {name: tuple(map(guarded, dot)) if name == "state" else guarded(dot) for name, dot in tangents_of(problem).items()}
+    kept = memory.empty
+    memory.empty = empty
+    tangents(problem, dots)
+    memory.empty = kept
+
+
 def the_rest(n, dtype):
     rng = np.random.default_rng(n)
     x, d_out = (guarded(rng.standard_normal((7, size)).astype(dtype)) for size in (n, n + 1))
@@ -67,6 +79,7 @@ fastbptt.set_num_threads(2)
 for dtype in DTYPES:
     for cell, shape, tokens in itertools.product(ONE_OF_EACH, [(1, 1, 1, 1), (5, 3, 4, 7), (30, 17, 9, 33), (9, 2, 35, 130)], [False, True]):
         layers(cell, shape, tokens, dtype)
+        forward_mode(cell, shape, tokens, dtype)
     for n in [*range(1, 35), 513, 1030]:
         the_rest(n, dtype)
 print("alive")

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import problems
 import pytest
+import test_jvp
 from problems import random_problem
 from processes import run_python
 from test_reference import complex_step, differentiable, gradient_of
 from tolerances import bound
 
 import fastbptt
-from fastbptt import cells, functional, layers, reference
+from fastbptt import cells, forward_mode, functional, layers, reference
 from fastbptt._kernels import kernels
 from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet
@@ -38,7 +39,7 @@ def test_rows_agree_with_themselves_and_with_what_bears_their_names():
         letters = [gate.letter for gate in cell.gates]
         assert cell.name == name and len(set(letters)) == len(letters)
         assert cell.gated == (cell.keeper is not None) == all(gate.nonlinearity in cells.NONLINEARITIES for gate in cell.gates)
-        for half in ("forward", "backward"):
+        for half in ("forward", "backward", "jvp"):
             assert callable(getattr(fastbptt, f"{name}_{half}")) and callable(getattr(reference, f"{name}_{half}"))
         assert layers.LAYERS[name] is getattr(fastbptt, name.upper())
 
@@ -85,12 +86,29 @@ def reference_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=Non
     return grads.result(dh, need_dx)
 
 
+def reference_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    h, h_dot = tape.h, [reference.zeros_if_none(state, tape.h[0])]
+    for t in range(len(h) - 1):
+        f, n = np.split(tape.gates[t], 2, axis=1)
+        halves = reference.tangents_of_halves(tape, t, h_dot[-1], x, w_ih, w_hh, b_ih, b_hh)
+        (f_x, n_x), (f_h, m_dot) = (np.split(half, 2, axis=1) for half in halves)
+        f_dot = f * (1 - f) * (f_x + f_h)
+        n_dot = (1 - n**2) * (n_x + f_dot * tape.m[t] + f * m_dot)
+        h_dot.append((1 - f) * h_dot[-1] + f_dot * (n - h[t]) + f * n_dot)
+    h_dot = np.array(h_dot)
+    return h_dot[1:], h_dot[-1]
+
+
 def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
 
 
 def backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     return functional._backward("mgu", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
+
+
+def jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+    return forward_mode._jvp("mgu", tape, x, state, w_ih, w_hh, b_ih, b_hh)
 
 
 class MGU(layers.Recurrent):
@@ -125,6 +143,8 @@ def add(monkeypatch):
     for module, *both in FUNCTIONS:
         for half, function in zip(("forward", "backward"), both):
             monkeypatch.setattr(module, f"mgu_{half}", function, raising=False)
+    for module, function in ((fastbptt, jvp), (reference, reference_jvp)):
+        monkeypatch.setattr(module, "mgu_jvp", function, raising=False)
 
 
 @pytest.fixture
@@ -147,6 +167,10 @@ def test_the_reference(mgu):
     grads = problem.backward(reference, problem.forward(reference)[2])
     for key in differentiable(problem):
         np.testing.assert_allclose(gradient_of(grads, key), complex_step(problem, key), rtol=1e-12, atol=1e-13, err_msg=str(key))
+    dots = test_jvp.tangents_of(problem)
+    out, _, _ = test_jvp.moved(problem, dots).forward(reference)
+    out_dot = test_jvp.run(reference, problem, problem.forward(reference)[2], dots)[0]
+    np.testing.assert_allclose(out_dot, out.imag / test_jvp.STEP, rtol=1e-12, atol=1e-13)
 
 
 def test_the_linearisation(mgu):
@@ -235,7 +259,7 @@ def test_the_page_offers_it(mgu):
 # What is added to `_kernels/cells.pxi`: a branch in `step_of`, and the equations.
 BRANCH = f"""
     if cell == {ROW.number}:
-        return mgu_backward_row if backward else mgu_forward_row
+        return one_of(which, mgu_forward_row, mgu_backward_row, mgu_tangent_row)
 """
 EQUATIONS = """
 cdef inlined mgu_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
@@ -260,12 +284,25 @@ cdef inlined mgu_backward_units(const int kind, const bint whole, const Span *s,
     put(whole, s.da_h + i + s.H, k, da_n * f)
 
 
+cdef inlined mgu_tangent_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec f = get(whole, s.a + i, k), n = get(whole, s.a + i + s.H, k)
+    cdef vec f_dot = through_sigmoid(f, get(whole, s.a_dot + i, k))
+    cdef vec of_m = f_dot * get(whole, s.m + i, k) + f * get(whole, s.m_dot + i, k)
+    cdef vec n_dot = through_tanh(n, get(whole, s.a_dot + i + s.H, k) + of_m)
+    cdef vec past = (1 - f) * get(whole, s.h_dot_prev + i, k) + f_dot * (n - get(whole, s.h_prev + i, k))
+    put(whole, s.h_dot + i, k, past + f * n_dot)
+
+
 cdef void mgu_forward_row(const Span *s) noexcept nogil:
     along_row(<Units>mgu_forward_units, 0, s)
 
 
 cdef void mgu_backward_row(const Span *s) noexcept nogil:
     along_row(<Units>mgu_backward_units, 0, s)
+
+
+cdef void mgu_tangent_row(const Span *s) noexcept nogil:
+    along_row(<Units>mgu_tangent_units, 0, s)
 """
 FLAGS = ["-shared", "-fPIC", "-O1", "-fno-math-errno", "-ffp-contract=fast", "-I", sysconfig.get_paths()["include"]]
 CHILD = """
@@ -285,6 +322,7 @@ def check_the_kernels(folder):
             problem = random_problem("mgu", *shape, tokens=tokens)
             expected = problem.astype(np.longdouble).results(reference)
             problems.assert_results_close(problem.results(fastbptt), expected, bound("float64", problem.K, shape[0]))
+            test_jvp.assert_right(problem, test_jvp.tangents_of(problem), fastbptt.set_num_threads)
     problem = random_problem("mgu")
     _, _, tape = problem.forward(fastbptt)
     grads = problem.backward(fastbptt, tape)

@@ -21,6 +21,7 @@ KERNEL_TESTS = [
     "test_bounds.py",
     "test_early_stop.py",
     "test_core.py",
+    "test_jvp.py",
     "test_math.py",
     "test_chunks.py",
     "test_clipping.py",

@@ -10,10 +10,10 @@ from processes import run_python
 import fastbptt
 import fastbptt.reference
 
-NAMES = sorted({f"{cell.prefix}_{half}" for cell in CELLS.values() for half in ("forward", "backward")})
+NAMES = sorted({f"{cell.prefix}_{half}" for cell in CELLS.values() for half in ("forward", "backward", "jvp")})
 
 
-def public_functions(module, suffixes=("_forward", "_backward")):
+def public_functions(module, suffixes=("_forward", "_backward", "_jvp")):
     return {name for name in dir(module) if name.endswith(suffixes) and not name.startswith("_")}
 
 

@@ -187,6 +187,21 @@ out, _, tape = fastbptt.lstm_forward(x, None, w_ih, w_hh)
 d_out = np.ones_like(out)
 def long_call(): fastbptt.lstm_backward(tape, d_out)
 """,
+    "forward mode": """
+x, w_ih, w_hh = np.zeros((900, 64, 1)), rng.standard_normal((768, 1)), rng.standard_normal((768, 768)) / 40
+out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
+def long_call(): fastbptt.rnn_jvp(tape, w_hh=w_hh)
+""",
+    "forward mode, few rows": """
+x, w_ih, w_hh = np.zeros((10_000, 1, 1)), rng.standard_normal((1024, 1)), rng.standard_normal((1024, 1024)) / 40
+out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
+def long_call(): fastbptt.rnn_jvp(tape, w_hh=w_hh)
+""",
+    "forward mode, a wide input": """
+x, w_ih, w_hh = np.broadcast_to(1.0, (6000, 1, 2048)).copy(), rng.standard_normal((1024, 2048)) / 50, np.zeros((1024, 1024))
+out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
+def long_call(): fastbptt.rnn_jvp(tape, x=x, w_ih=w_ih)
+""",
     "linear, forward": """
 layer, x = fastbptt.Linear(2048, 2048, rng=0), np.ones((20_000, 2048))
 def long_call(): layer(x)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from problems import CELLS, assert_results_close, assert_results_same_bits, histories, random_problem
 from test_gradients import oracle
-from tolerances import DTYPES, assert_same_bits, bound
+from test_jvp import in_dtype, run, tangents_of
+from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
 import fastbptt
 import fastbptt.reference
@@ -285,3 +286,25 @@ def test_clip_step(cell, clip_step, dtype, threads):
             threads(n)
             got = problem.results(fastbptt, clip_step=clip_step)
             assert_results_close(got, expected, 4 * bound(dtype, problem.K, shape[0]))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("what", ["lengths", "resets", "both"])
+@EACH_SHAPE
+@EACH_CELL
+def test_forward_mode(cell, shape, what, dtype, threads):
+    """Tangents of ragged batches: the reference's, and nothing behind a row's end is looked at."""
+    problem = ragged(cell, *shape, what=what, dtype=dtype)
+    dots = tangents_of(problem)
+    wide = TOLERANCES[dtype].oracle
+    exact = problem.astype(wide)
+    with np.errstate(over="ignore"):
+        expected = run(fastbptt.reference, exact, exact.forward(fastbptt.reference)[2], in_dtype(dots, wide))
+    _, _, tape = problem.forward(fastbptt)
+    if "lengths" in problem.options:
+        dots["x"][np.arange(shape[0])[:, None] >= problem.options["lengths"]] = np.nan
+    for n in (1, 3):
+        threads(n)
+        got = run(fastbptt, problem, tape, dots)
+        for i, (array, right) in enumerate(zip(got, expected, strict=True)):
+            assert_close(str(i), array, right, 4 * bound(dtype, problem.K, shape[0]), max(1, np.abs(right).max(initial=0)))

@@ -36,6 +36,7 @@ uses = {
     "rnn_forward": lambda: fastbptt.rnn_forward(x, None, w, w),
     "gru_forward": lambda: fastbptt.gru_forward(x, None, np.ones((3, 1)), np.ones((3, 1))),
     "lstm_forward": lambda: fastbptt.lstm_forward(x, None, np.ones((4, 1)), np.ones((4, 1))),
+    "rnn_jvp": lambda: fastbptt.rnn_jvp(fastbptt.Tape("rnn", x, w, w, None, None, None, "tanh", np.ones((3, 1, 1)), _shape=(2, 1, 1))),
     "layer": lambda: layer(x),
     "load_state_dict": lambda: layer.load_state_dict(layer.state_dict()),
     "init": lambda: fastbptt.init.identity(layer),

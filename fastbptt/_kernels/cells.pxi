@@ -1,4 +1,4 @@
-# The cells: for each, what the time loop must know of it, and the element-wise half of a step, forward and backward.
+# The cells: for each, what the time loop must know of it, and the element-wise half of a step: forward, backward, and of a tangent.
 #
 # A step is given one row of a patch at a time, as a `Span`: pointers to the patch's first unit, and `n` units. The arithmetic stands in the
 # functions named `..._units`, written for one vector of units; those named `..._row` run along the row, and end it with the part of a
@@ -22,15 +22,19 @@ cdef enum:
 cdef double CELL_WORK = 16         # an element's tanh costs about as much as this many multiply-adds
 
 
-cdef Step step_of(int cell, bint backward) noexcept nogil:
+cdef Step step_of(int cell, Pass which) noexcept nogil:
     """The cell's element-wise half of a step."""
     if cell == RNN_CELL:
-        return rnn_backward_row if backward else rnn_forward_row
+        return one_of(which, rnn_forward_row, rnn_backward_row, rnn_tangent_row)
     if cell == GRU_CELL:
-        return gru_backward_row if backward else gru_forward_row
+        return one_of(which, gru_forward_row, gru_backward_row, gru_tangent_row)
     if cell == LSTM_CELL:
-        return lstm_backward_row if backward else lstm_forward_row
+        return one_of(which, lstm_forward_row, lstm_backward_row, lstm_tangent_row)
     return NULL
+
+
+cdef inline Step one_of(Pass which, Step forward, Step backward, Step tangent) noexcept nogil:
+    return forward if which == FORWARD else backward if which == BACKWARD else tangent
 
 
 cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:
@@ -109,6 +113,14 @@ cdef inlined rnn_backward_units(const int kind, const bint whole, const Span *s,
     put(whole, s.dh + i, k, d_prev)
 
 
+cdef inlined rnn_tangent_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef vec h_dot = through_activation(kind % LEAKY, get(whole, s.a + i, k), get(whole, s.a_dot + i, k)), leak
+    if kind >= LEAKY:
+        leak = get(whole, s.leak + i, k)
+        h_dot = (1 - leak) * get(whole, s.h_dot_prev + i, k) + leak * h_dot
+    put(whole, s.h_dot + i, k, h_dot)
+
+
 cdef inlined rnn_row(Units units, const Span *s) noexcept nogil:
     cdef int kind = s.activation if s.leak == NULL else LEAKY + s.activation
     if kind == TANH: along_row(units, TANH, s)
@@ -127,6 +139,10 @@ cdef void rnn_forward_row(const Span *s) noexcept nogil:
 
 cdef void rnn_backward_row(const Span *s) noexcept nogil:
     rnn_row(<Units>rnn_backward_units, s)
+
+
+cdef void rnn_tangent_row(const Span *s) noexcept nogil:
+    rnn_row(<Units>rnn_tangent_units, s)
 
 
 # --- GRU: r z n, with m = W_hn h_{t-1} + b_hn kept apart: n = tanh(a_n + r m), h_t = (1 - z) n + z h_{t-1} --------------
@@ -160,12 +176,28 @@ cdef inlined gru_backward_units(const int kind, const bint whole, const Span *s,
     put(whole, s.da_h + i + 2 * s.H, k, da_n * reset)
 
 
+cdef inlined gru_tangent_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = s.a + i
+    cdef const real *a_dot = s.a_dot + i
+    cdef vec reset = get(whole, a, k), z = get(whole, a + s.H, k), n = get(whole, a + 2 * s.H, k), m = get(whole, s.m + i, k)
+    cdef vec r_dot = through_sigmoid(reset, get(whole, a_dot, k)), z_dot = through_sigmoid(z, get(whole, a_dot + s.H, k))
+    # n = tanh(a_n + r m)
+    cdef vec n_dot = through_tanh(n, get(whole, a_dot + 2 * s.H, k) + (r_dot * m + reset * get(whole, s.m_dot + i, k)))
+    # h_t = (1 - z) n + z h_{t-1}
+    cdef vec past = z * get(whole, s.h_dot_prev + i, k) + z_dot * (get(whole, s.h_prev + i, k) - n)
+    put(whole, s.h_dot + i, k, (1 - z) * n_dot + past)
+
+
 cdef void gru_forward_row(const Span *s) noexcept nogil:
     along_row(<Units>gru_forward_units, 0, s)
 
 
 cdef void gru_backward_row(const Span *s) noexcept nogil:
     along_row(<Units>gru_backward_units, 0, s)
+
+
+cdef void gru_tangent_row(const Span *s) noexcept nogil:
+    along_row(<Units>gru_tangent_units, 0, s)
 
 
 # --- LSTM: i f g o; c_t = f c_{t-1} + i g, h_t = o tanh(c_t) -----------------------------------------------------------
@@ -199,9 +231,27 @@ cdef inlined lstm_backward_units(const int kind, const bint whole, const Span *s
     put(whole, s.dh + j, k, get(whole, s.d_prev + j, k))
 
 
+cdef inlined lstm_tangent_units(const int kind, const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+    cdef const real *a = s.a + j
+    cdef const real *a_dot = s.a_dot + j
+    cdef vec i = get(whole, a, k), f = get(whole, a + s.H, k), g = get(whole, a + 2 * s.H, k), o = get(whole, a + 3 * s.H, k)
+    cdef vec i_dot = through_sigmoid(i, get(whole, a_dot, k)), f_dot = through_sigmoid(f, get(whole, a_dot + s.H, k))
+    cdef vec g_dot = through_tanh(g, get(whole, a_dot + 2 * s.H, k)), o_dot = through_sigmoid(o, get(whole, a_dot + 3 * s.H, k))
+    cdef vec tanh_c = vector_tanh(get(whole, s.c + j, k))
+    # c_t = f c_{t-1} + i g
+    cdef vec c_dot = f * get(whole, s.c_dot + j, k) + f_dot * get(whole, s.c_prev + j, k) + (i * g_dot + i_dot * g)
+    put(whole, s.c_dot + j, k, c_dot)
+    # h_t = o tanh(c_t)
+    put(whole, s.h_dot + j, k, o_dot * tanh_c + through_tanh(tanh_c, o * c_dot))
+
+
 cdef void lstm_forward_row(const Span *s) noexcept nogil:
     along_row(<Units>lstm_forward_units, 0, s)
 
 
 cdef void lstm_backward_row(const Span *s) noexcept nogil:
     along_row(<Units>lstm_backward_units, 0, s)
+
+
+cdef void lstm_tangent_row(const Span *s) noexcept nogil:
+    along_row(<Units>lstm_tangent_units, 0, s)

@@ -64,21 +64,32 @@ cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept
 
 
 cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_t t, const Patch *patch) noexcept nogil:
-    """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell. Gates whose panels touch are one product."""
-    cdef Py_ssize_t H = problem.H, P = problem.P, N = problem.N, units = patch.u1 - patch.u0
+    """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell."""
     cdef Py_ssize_t held = rows_at(&problem.time, t, patch.b0, patch.b1)
     cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
-    cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * P, 0, P), a
-    cdef Py_ssize_t gate_panels = ceil_div(H, LANES), gate = 0, summed = problem.gates - problem.reset_after
-    cdef Py_ssize_t together = summed if units == gate_panels * LANES else 1
-    while gate < summed:
-        a = rows(problem.a + row * N + gate * H + patch.u0, 0, N)
-        product(1, held, together * units, P, h_prev, 1, panels_from(weights.w_hh, gate * gate_panels + patch.u0 // LANES), a, a)
-        gate += together
-    if problem.reset_after:
-        product(1, held, units, P, h_prev, 1, panels_from(weights.w_hh, gate * gate_panels + patch.u0 // LANES),
-                rows(weights.m_bias + patch.u0, 0, 0), rows(problem.m + row * H + patch.u0, 0, H))
+    cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * problem.P, 0, problem.P)
+    cdef Rows m = rows(problem.m + row * problem.H if problem.m != NULL else NULL, 0, problem.H)
+    add_recurrent(weights, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
+                  rows(weights.m_bias, 0, 0), m)
     step_forward(problem, t, patch, held)
+
+
+cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t u0, Py_ssize_t u1, Rows h, Rows a,
+                           Rows m_init, Rows m) noexcept nogil:
+    """a += h W_hh^T, for units u0..u1 of each gate; where the reset comes after it, m = m_init + h W_hh^T. Gates whose panels touch are
+    one product.
+    """
+    cdef Py_ssize_t H = weights.H, P = weights.P, units = u1 - u0
+    cdef Py_ssize_t gate_panels = ceil_div(H, LANES), gate = 0, summed = weights.input.N // H - weights.reset_after
+    cdef Py_ssize_t together = summed if units == gate_panels * LANES else 1
+    cdef Rows of_gate
+    while gate < summed:
+        of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
+        product(outer, inner, together * units, P, h, 1, panels_from(weights.w_hh, gate * gate_panels + u0 // LANES), of_gate, of_gate)
+        gate += together
+    if weights.reset_after:
+        product(outer, inner, units, P, h, 1, panels_from(weights.w_hh, gate * gate_panels + u0 // LANES),
+                rows(m_init.at + u0, m_init.outer, m_init.inner), rows(m.at + u0, m.outer, m.inner))
 
 
 cdef void step_forward(const Problem *problem, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:

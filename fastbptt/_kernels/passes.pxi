@@ -55,6 +55,30 @@ def backward(int cell, int activation, const real[:, :, ::1] x, const int64_t[:,
     raise_if_interrupted(&run.back.watch)
 
 
+def jvp(int cell, int activation, const real[:, :, ::1] x, const int64_t[:, ::1] tokens, const real[:, ::1] w_ih, const real[:, ::1] w_hh,
+        const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a, const real[:, :, ::1] m,
+        const real[:, :, ::1] x_dot, const real[:, ::1] w_ih_dot, const real[:, ::1] w_hh_dot, const real[::1] b_ih_dot,
+        const real[::1] b_hh_dot, real[:, :, ::1] h_dot, real[:, ::1] c_dot, const Py_ssize_t[::1] first=None):
+    """Fill h_dot, as h, behind slot 0 with the tangents of the states; c_dot becomes that of the last c, from that of the first.
+
+    Tangents of inputs and weights that are 0 may be None; that of x must be, where there are tokens.
+    """
+    cdef Jvp run
+    memset(&run, 0, sizeof(Jvp))
+    bind(&run.problem, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first)
+    run.x_dot = history(x_dot)
+    run.w_ih_dot = &w_ih_dot[0, 0] if w_ih_dot is not None else NULL
+    run.w_hh_dot = &w_hh_dot[0, 0] if w_hh_dot is not None else NULL
+    run.h_dot, run.c_dot = history(h_dot), &c_dot[0, 0] if c_dot is not None else NULL
+    run.sharing.threads = thread_limit()
+    plan_jvp(&run)
+    cdef Block room = make_room(lay_out_jvp, &run)
+    with nogil:
+        prepare_jvp(&run, vector(b_ih_dot), vector(b_hh_dot))
+        run_jvp(&run)
+    raise_if_interrupted(&run.watch)
+
+
 def pack(const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H, int reset_after,
          bint tokens):
     """`PackedWeights` for any number of forward passes, of tokens or of vectors."""
@@ -104,7 +128,7 @@ cdef int bind(Problem *problem, int cell, int activation, const real[:, :, ::1] 
               const real[:, ::1] w_hh, const real[::1] leak, const real[:, :, ::1] h, const real[:, :, ::1] c, const real[:, :, ::1] a,
               const real[:, :, ::1] m, const Py_ssize_t[::1] first) except -1:
     """The problem that these arrays pose; it is 0 on entry."""
-    problem.forward, problem.backward = step_of(cell, 0), step_of(cell, 1)
+    problem.forward, problem.backward, problem.tangent = step_of(cell, FORWARD), step_of(cell, BACKWARD), step_of(cell, TANGENT)
     if problem.forward == NULL:
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     problem.activation = activation

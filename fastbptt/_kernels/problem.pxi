@@ -9,11 +9,17 @@
 #
 # Between the products the time loop calls the cell's element-wise step (`cells.pxi`), row by row:
 #   forward   a_t -> h_t                 backward   dh_t -> da_t, and dh := d_out_{t-1} + what reaches h_{t-1} past the product
+#   tangent   a_dot_t -> h_dot_t
 
 ctypedef void (*Step)(const Span *span) noexcept nogil
 
+cdef enum Pass:
+    FORWARD
+    BACKWARD
+    TANGENT
+
 cdef struct Problem:
-    Step forward, backward         # the cell's
+    Step forward, backward, tangent    # the cell's
     Time time
     Py_ssize_t I, P, H, N
     int gates, reset_after         # G, and for how many of them, the last, the reset comes after the product: 0 or 1
@@ -44,6 +50,12 @@ cdef struct Span:                  # what a cell sees: neighbouring units of one
     real *dc
     real *da
     real *da_h
+    # tangent
+    const real *h_dot_prev
+    real *h_dot
+    real *c_dot                    # carried: on entry, of c_{t-1}
+    const real *a_dot
+    const real *m_dot
 
 
 cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept nogil:

@@ -36,23 +36,38 @@ cdef void project_part(void *context, int task, int worker) noexcept nogil:
 
 
 cdef void project(const Projection *p, Py_ssize_t first, Py_ssize_t steps, Py_ssize_t B, Py_ssize_t b) noexcept nogil:
-    """b neighbouring rows of each of ``steps`` steps, which are B rows apart; tiles run along the longer of the two."""
-    cdef Py_ssize_t t, row, n, N = p.weights.N, I = p.weights.I
-    cdef const real *x = p.x + first * I if p.x != NULL else NULL
-    cdef const real *w
-    cdef real *a = p.a + first * N
-    if p.x != NULL and b < B and steps > b:
-        product(b, steps, N, I, rows(x, I, B * I), 1, p.weights.w, rows(p.weights.bias, 0, 0), rows(a, N, B * N))
-    elif p.x != NULL:
-        product(steps, b, N, I, rows(x, B * I, I), 1, p.weights.w, rows(p.weights.bias, 0, 0), rows(a, B * N, N))
+    """b neighbouring rows of each of ``steps`` steps, which are B rows apart."""
+    cdef Py_ssize_t N = p.weights.N
+    cdef Rows a = rows(p.a + first * N, B * N, N)
+    if p.x != NULL:
+        project_vectors(&p.weights, p.x + first * p.weights.I, steps, B, b, rows(p.weights.bias, 0, 0), a)
     else:
-        for t in range(steps):
-            for row in range(first + t * B, first + t * B + b):
-                w = p.weights.token_weight + p.tokens[row] * p.weights.token_row
-                a = p.a + row * N
-                if p.weights.token_gate == 1:
-                    for n in range(N):
-                        a[n] = p.weights.bias[n] + w[n]
-                else:
-                    for n in range(N):
-                        a[n] = p.weights.bias[n] + w[n * p.weights.token_gate]
+        project_tokens(&p.weights, p.tokens + first, steps, B, b, a)
+
+
+cdef inlined project_vectors(const InputWeights *weights, const real *x, Py_ssize_t steps, Py_ssize_t B, Py_ssize_t b,
+                             Rows init, Rows a) noexcept nogil:
+    """a = init + x W^T; tiles run along the longer of the two, steps or rows."""
+    cdef Py_ssize_t N = weights.N, I = weights.I
+    if b < B and steps > b:
+        product(b, steps, N, I, rows(x, I, B * I), 1, weights.w, rows(init.at, init.inner, init.outer), rows(a.at, a.inner, a.outer))
+    else:
+        product(steps, b, N, I, rows(x, B * I, I), 1, weights.w, init, a)
+
+
+cdef inlined project_tokens(const InputWeights *weights, const int64_t *tokens, Py_ssize_t steps, Py_ssize_t B, Py_ssize_t b,
+                            Rows a) noexcept nogil:
+    """a = bias + each token's weights"""
+    cdef Py_ssize_t t, i, n
+    cdef const real *w
+    cdef real *row
+    for t in range(steps):
+        for i in range(b):
+            w = weights.token_weight + tokens[t * B + i] * weights.token_row
+            row = a.at + t * a.outer + i * a.inner
+            if weights.token_gate == 1:
+                for n in range(weights.N):
+                    row[n] = weights.bias[n] + w[n]
+            else:
+                for n in range(weights.N):
+                    row[n] = weights.bias[n] + w[n * weights.token_gate]

@@ -31,11 +31,15 @@ cdef void lay_out_input(void *call, Space *space) noexcept nogil:
         input.token_weight = take(space, input.I * input.N)
 
 
-cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
+cdef inline void put_bias(InputWeights *input, const real *bias) noexcept nogil:
     if bias != NULL:
         memcpy(input.bias, bias, input.N * sizeof(real))
     else:
         memset(input.bias, 0, input.N * sizeof(real))
+
+
+cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
+    put_bias(input, bias)
     if input.kind == VECTORS:
         pack_transposed(w, input.I, input.I, input.N, input.w.at, input.w.panel)
     elif input.kind == TOKENS:
@@ -49,21 +53,35 @@ cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexc
 cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
     cdef ForwardWeights *packed = <ForwardWeights *>call
     lay_out_input(&packed.input, space)
+    lay_out_recurrent(packed, space)
+
+
+cdef void lay_out_recurrent(ForwardWeights *packed, Space *space) noexcept nogil:
     packed.w_hh = take_panels(space, packed.input.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
     packed.m_bias = take(space, packed.reset_after * packed.H)
 
 
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product."""
-    cdef Py_ssize_t N = packed.input.N, H = packed.H, n, gate, summed = N - packed.reset_after * H
-    cdef real *bias = packed.input.bias
     pack_input(&packed.input, w_ih, b_ih)
+    add_recurrent_bias(packed, b_ih, b_hh)
+    pack_recurrent(packed, w_hh)
+
+
+cdef void add_recurrent_bias(ForwardWeights *packed, const real *b_ih, const real *b_hh) noexcept nogil:
+    """To the input's bias, which is b_ih, or 0 where that is NULL."""
+    cdef Py_ssize_t H = packed.H, n, summed = packed.input.N - packed.reset_after * H
+    cdef real *bias = packed.input.bias
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
     if b_hh != NULL:
         for n in range(summed):
             bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
         memcpy(packed.m_bias, b_hh + summed, packed.reset_after * H * sizeof(real))
-    for gate in range(N // H):
+
+
+cdef void pack_recurrent(ForwardWeights *packed, const real *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = packed.H, gate
+    for gate in range(packed.input.N // H):
         pack_transposed(w_hh + gate * H * packed.P, packed.P, packed.P, H,
                         panels_from(packed.w_hh, gate * ceil_div(H, LANES)).at, packed.w_hh.panel)
 
