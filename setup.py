@@ -1,7 +1,9 @@
 """Builds the kernels: one source, a module for every element type and instruction-set level. Everything else is in pyproject.toml."""
 
 import os
-import platform
+import re
+import sys
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -10,13 +12,13 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("fastbptt", "_kernels")
 
-# Level: its compiler flags, on x86-64. `scalar` is the fallback for compilers without vector types, and a check on the others.
+# Levels of each processor, and their compiler flags. `scalar` is the fallback for compilers without vector types, and a check on the others.
+EVERYWHERE = {"scalar": [], "baseline": []}
 LEVELS = {
-    "scalar": [],
-    "baseline": [],
-    "v3": ["-march=x86-64-v3"],
-    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]},
+    "aarch64": {},
 }
+SAME_AS = {"amd64": "x86_64", "arm64": "aarch64"}
 DTYPES = ["float64", "float32"]
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
@@ -42,7 +44,7 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
 
-def kernel_module(level, dtype):
+def kernel_module(level, flags, dtype):
     """The extension for one level and dtype, from a stub that includes the common source under a name of its own."""
     name = f"_{level}_{dtype}"
     stub = KERNELS / f"{name}.pyx"
@@ -54,15 +56,29 @@ def kernel_module(level, dtype):
         f"fastbptt._kernels.{name}",
         [str(stub)],
         define_macros=macros,
-        extra_compile_args=FLAGS + LEVELS[level],
+        extra_compile_args=FLAGS + flags,
         extra_link_args=LINK_FLAGS,
         depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
     )
 
 
+def processors():
+    """What is compiled for, which need not be what compiles. There are two in what macOS calls a universal binary."""
+    names = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) if sys.platform == "darwin" else []
+    if not names:
+        name = sysconfig.get_platform().rpartition("-")[2]
+        names = ["arm64", "x86_64"] if name == "universal2" else [name]
+    return names
+
+
 def levels():
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return [level for level, flags in LEVELS.items() if on_x86 or not flags]
+    """Each level's flags; in a universal binary they are for one processor's half only."""
+    names = processors()
+    flags = dict(EVERYWHERE)
+    for name in names:
+        for level, own in LEVELS.get(SAME_AS.get(name.lower(), name), {}).items():
+            flags[level] = own if len(names) == 1 else [word for flag in own for word in (f"-Xarch_{name}", flag)]
+    return flags
 
 
 def plain_module(name):
@@ -72,7 +88,7 @@ def plain_module(name):
 
 
 extensions = [plain_module(name) for name in ("cpu", "chunks", "memory", "pool")]
-extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
+extensions += [kernel_module(level, flags, dtype) for level, flags in levels().items() for dtype in DTYPES]
 
 setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1, force=TRANSLATE_ALL),
