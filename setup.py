@@ -28,20 +28,38 @@ SANITIZERS = os.environ.get("FASTBPTT_SANITIZE")  # such as "address,undefined"
 TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by the files' dates, and does not see other directives
 
 # For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
-# whole process's arithmetic.
-FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
+# whole process's arithmetic. What the limited API leaves out must not compile: called undeclared, it returns half a pointer.
+FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0", "-Werror=implicit-function-declaration"]
 LINK_FLAGS = []
 if SANITIZERS:
     FLAGS += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
     LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
 
 
+# One wheel for CPython 3.11 and all later: the limited API of 3.11. Free-threaded builds have none, and Cython's line tracing, which
+# coverage of .pyx files needs, is not made for it: FASTBPTT_LIMITED_API=0 builds for this Python only.
+LIMITED_API = (
+    sys.implementation.name == "cpython"
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    and os.environ.get("FASTBPTT_LIMITED_API", "1") != "0"
+)
+MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []
+
+
 class BuildExt(build_ext):
-    """Compiles on all cores."""
+    """Compiles on all cores, and leaves one build of a module in a checkout: Python would take one for its own version before another."""
 
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for extension in self.extensions:
+            built = Path(self.get_ext_filename(extension.name))
+            for other in built.parent.glob(f"{built.name.partition('.')[0]}.*{built.suffix}"):
+                if other != built:
+                    other.unlink()
 
 
 def kernel_module(level, flags, dtype):
@@ -51,11 +69,12 @@ def kernel_module(level, flags, dtype):
     text = 'include "kernels.pxi"\n'
     if not stub.exists() or stub.read_text() != text:
         stub.write_text(text)
-    macros = [(f"FASTBPTT_{option.upper()}", "1") for option in (level, dtype) if option in ("scalar", "float32")]
+    macros = MACROS + [(f"FASTBPTT_{option.upper()}", "1") for option in (level, dtype) if option in ("scalar", "float32")]
     return Extension(
         f"fastbptt._kernels.{name}",
         [str(stub)],
         define_macros=macros,
+        py_limited_api=LIMITED_API,
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK_FLAGS,
         depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
@@ -84,7 +103,14 @@ def levels():
 def plain_module(name):
     """An extension for any processor."""
     source = str(KERNELS / f"{name}.pyx")
-    return Extension(f"fastbptt._kernels.{name}", [source], extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS)
+    return Extension(
+        f"fastbptt._kernels.{name}",
+        [source],
+        define_macros=MACROS,
+        py_limited_api=LIMITED_API,
+        extra_compile_args=FLAGS,
+        extra_link_args=LINK_FLAGS,
+    )
 
 
 extensions = [plain_module(name) for name in ("cpu", "chunks", "memory", "pool")]
@@ -93,4 +119,5 @@ extensions += [kernel_module(level, flags, dtype) for level, flags in levels().i
 setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1, force=TRANSLATE_ALL),
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )
