@@ -62,7 +62,7 @@ def missing_tools():
     """What has to be installed first, and what brings it."""
     packages = ["abi3audit", "auditwheel", "build", "Cython", "elftools", "setuptools", "twine", "ziglang"]
     lacking = [f'the Python package {name}: pip install -e ".[release]"' for name in packages if not find_spec(name)]
-    programs = {"git": "git", "objdump": "binutils", "qemu-x86_64": "qemu-user"}
+    programs = {"git": "git", "objdump": "binutils", "patchelf": "patchelf", "qemu-x86_64": "qemu-user"}
     return lacking + [f"{name}: Debian's package {package}" for name, package in programs.items() if not shutil.which(name)]
 
 
@@ -246,6 +246,7 @@ def main():
     parser.add_argument("--interpreters", nargs="*", default=list(OLDEST_NUMPY), help=f"default: {' '.join(OLDEST_NUMPY)}")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the files and the logs of the tests go (default: dist)")
     options = parser.parse_args()
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if lacking := missing_tools():
         raise SystemExit("\n".join(["lacking:", *lacking]))
     options.out.mkdir(parents=True, exist_ok=True)
