@@ -1,7 +1,9 @@
 """Builds the kernels: one source, a module for every element type and instruction-set level. Everything else is in pyproject.toml."""
 
 import os
-import platform
+import re
+import sys
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -10,13 +12,13 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("fastbptt", "_kernels")
 
-# Level: its compiler flags, on x86-64. `scalar` is the fallback for compilers without vector types, and a check on the others.
+# Levels of each processor, and their compiler flags. `scalar` is the fallback for compilers without vector types, and a check on the others.
+EVERYWHERE = {"scalar": [], "baseline": []}
 LEVELS = {
-    "scalar": [],
-    "baseline": [],
-    "v3": ["-march=x86-64-v3"],
-    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]},
+    "aarch64": {},
 }
+SAME_AS = {"amd64": "x86_64", "arm64": "aarch64"}
 DTYPES = ["float64", "float32"]
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
@@ -26,55 +28,96 @@ SANITIZERS = os.environ.get("FASTBPTT_SANITIZE")  # such as "address,undefined"
 TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by the files' dates, and does not see other directives
 
 # For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
-# whole process's arithmetic.
-FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0"]
+# whole process's arithmetic. What the limited API leaves out must not compile: called undeclared, it returns half a pointer.
+FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0", "-Werror=implicit-function-declaration"]
 LINK_FLAGS = []
 if SANITIZERS:
     FLAGS += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
     LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
 
 
+# One wheel for CPython 3.11 and all later: the limited API of 3.11. Free-threaded builds have none, and Cython's line tracing, which
+# coverage of .pyx files needs, is not made for it: FASTBPTT_LIMITED_API=0 builds for this Python only.
+LIMITED_API = (
+    sys.implementation.name == "cpython"
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    and os.environ.get("FASTBPTT_LIMITED_API", "1") != "0"
+)
+MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []
+
+
 class BuildExt(build_ext):
-    """Compiles on all cores."""
+    """Compiles on all cores, and leaves one build of a module in a checkout: Python would take one for its own version before another."""
 
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for extension in self.extensions:
+            built = Path(self.get_ext_filename(extension.name))
+            for other in built.parent.glob(f"{built.name.partition('.')[0]}.*{built.suffix}"):
+                if other != built:
+                    other.unlink()
 
-def kernel_module(level, dtype):
+
+def kernel_module(level, flags, dtype):
     """The extension for one level and dtype, from a stub that includes the common source under a name of its own."""
     name = f"_{level}_{dtype}"
     stub = KERNELS / f"{name}.pyx"
     text = 'include "kernels.pxi"\n'
     if not stub.exists() or stub.read_text() != text:
         stub.write_text(text)
-    macros = [(f"FASTBPTT_{option.upper()}", "1") for option in (level, dtype) if option in ("scalar", "float32")]
+    macros = MACROS + [(f"FASTBPTT_{option.upper()}", "1") for option in (level, dtype) if option in ("scalar", "float32")]
     return Extension(
         f"fastbptt._kernels.{name}",
         [str(stub)],
         define_macros=macros,
-        extra_compile_args=FLAGS + LEVELS[level],
+        py_limited_api=LIMITED_API,
+        extra_compile_args=FLAGS + flags,
         extra_link_args=LINK_FLAGS,
         depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
     )
 
 
+def processors():
+    """What is compiled for, which need not be what compiles. There are two in what macOS calls a universal binary."""
+    names = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", "")) if sys.platform == "darwin" else []
+    if not names:
+        name = sysconfig.get_platform().rpartition("-")[2]
+        names = ["arm64", "x86_64"] if name == "universal2" else [name]
+    return names
+
+
 def levels():
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return [level for level, flags in LEVELS.items() if on_x86 or not flags]
+    """Each level's flags; in a universal binary they are for one processor's half only."""
+    names = processors()
+    flags = dict(EVERYWHERE)
+    for name in names:
+        for level, own in LEVELS.get(SAME_AS.get(name.lower(), name), {}).items():
+            flags[level] = own if len(names) == 1 else [word for flag in own for word in (f"-Xarch_{name}", flag)]
+    return flags
 
 
 def plain_module(name):
     """An extension for any processor."""
     source = str(KERNELS / f"{name}.pyx")
-    return Extension(f"fastbptt._kernels.{name}", [source], extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS)
+    return Extension(
+        f"fastbptt._kernels.{name}",
+        [source],
+        define_macros=MACROS,
+        py_limited_api=LIMITED_API,
+        extra_compile_args=FLAGS,
+        extra_link_args=LINK_FLAGS,
+    )
 
 
 extensions = [plain_module(name) for name in ("cpu", "chunks", "memory", "pool")]
-extensions += [kernel_module(level, dtype) for level in levels() for dtype in DTYPES]
+extensions += [kernel_module(level, flags, dtype) for level, flags in levels().items() for dtype in DTYPES]
 
 setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1, force=TRANSLATE_ALL),
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

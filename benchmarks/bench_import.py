@@ -1,4 +1,4 @@
-"""Time of ``import fastbptt`` on top of NumPy's: fresh interpreters in turn, medians."""
+"""Time of ``import fastbptt`` on top of NumPy's: fresh interpreters in turn, medians of CPU time, which a busy machine hardly lengthens."""
 
 import argparse
 import subprocess
@@ -9,10 +9,10 @@ from timing import medians
 PACKAGES = ("numpy", "fastbptt", "torch", "jax")
 CHILD = """
 import importlib.util, time
-start = time.perf_counter()
+start = time.process_time()
 if importlib.util.find_spec({package!r}):
     import {package}
-    print(time.perf_counter() - start)
+    print(time.process_time() - start)
 """
 
 

@@ -7,7 +7,7 @@ Reading can be interrupted. Writing cannot: Ctrl-C comes before the first elemen
 """
 
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject_GenericSetAttr
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
@@ -36,8 +36,8 @@ cdef class Arrays:
         cdef Group *group = NULL
         cdef Py_buffer *view
         chunks.unit = unit
-        chunks.groups = <Group *>PyMem_RawCalloc(room // columns + 1, sizeof(Group))
-        self.views = <Py_buffer *>PyMem_RawMalloc((room + 1) * sizeof(Py_buffer))
+        chunks.groups = <Group *>PyMem_Calloc(room // columns + 1, sizeof(Group))
+        self.views = <Py_buffer *>PyMem_Malloc((room + 1) * sizeof(Py_buffer))
         if chunks.groups == NULL or self.views == NULL:
             raise MemoryError
         for i, item in enumerate(items):
@@ -59,7 +59,7 @@ cdef class Arrays:
                 raise ValueError("of different sizes")
         if writable and columns == 1 and self.any_overlap():
             raise ValueError("overlapping")
-        chunks.results = <double *>PyMem_RawMalloc((chunks.count + 1) * sizeof(double))
+        chunks.results = <double *>PyMem_Malloc((chunks.count + 1) * sizeof(double))
         if chunks.results == NULL:
             raise MemoryError
 
@@ -67,9 +67,9 @@ cdef class Arrays:
         cdef int i
         for i in range(self.held):
             PyBuffer_Release(&self.views[i])
-        PyMem_RawFree(self.views)
-        PyMem_RawFree(self.chunks.groups)
-        PyMem_RawFree(self.chunks.results)
+        PyMem_Free(self.views)
+        PyMem_Free(self.chunks.groups)
+        PyMem_Free(self.chunks.results)
 
     cdef bint any_overlap(self) noexcept:
         """Looks at neighbours, once the views are in the order of their addresses: in a list of gradients they mostly are."""

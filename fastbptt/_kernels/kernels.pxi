@@ -1,10 +1,11 @@
 # All kernels, for one element type and one instruction set. setup.py makes a module of this source for every pair of the two;
 # `simd.h` says what `real` and `vec` are in each.
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strchr, strlen
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -32,6 +33,7 @@ include "early_stop.pxi"
 include "gradients.pxi"
 include "jvp.pxi"
 include "cells.pxi"
+include "views.pxi"
 include "passes.pxi"
 include "gather.pxi"
 include "linear.pxi"

@@ -8,7 +8,7 @@ freed blocks are kept, the oldest given back to the system first, and never more
 import numpy as np
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memmove
 
 cdef enum:
@@ -54,7 +54,7 @@ cdef void *take(size_t *size) noexcept:
         if size[0] <= spares[i].size < 2 * size[0] and (best < 0 or spares[i].size < spares[best].size):
             best = i
     if best < 0:
-        memory = PyMem_RawMalloc(size[0])
+        memory = PyMem_Malloc(size[0])
         return align(memory)
     memory = spares[best].memory
     size[0] = spares[best].size
@@ -75,10 +75,10 @@ cdef void give_back(void *at, size_t size) noexcept:
     global count, total
     cdef void *memory = (<void **>(<size_t>at - sizeof(void *)))[0]
     if size > KEPT_BYTES:
-        PyMem_RawFree(memory)
+        PyMem_Free(memory)
         return
     while count == KEPT_BLOCKS or total + size > KEPT_BYTES:
-        PyMem_RawFree(spares[0].memory)
+        PyMem_Free(spares[0].memory)
         forget(0)
     spares[count].memory = memory
     spares[count].size = size

@@ -20,7 +20,6 @@ from libc.string cimport memset
 
 cdef extern from "pythread.h" nogil:
     ctypedef void *PyThread_type_lock
-    const unsigned long PYTHREAD_INVALID_THREAD_ID
     unsigned long PyThread_get_thread_ident()
     unsigned long PyThread_start_new_thread(void (*function)(void *) noexcept nogil, void *argument)
     PyThread_type_lock PyThread_allocate_lock()
@@ -63,6 +62,8 @@ cdef enum:
     YIELDS = 1000                # times of giving way before going to sleep: on a virtual machine a sleeper is slow to wake
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
+
+cdef unsigned long NO_THREAD = <unsigned long>-1  # PYTHREAD_INVALID_THREAD_ID, which the limited API leaves out
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
@@ -270,7 +271,7 @@ cdef void start_helpers(int count) noexcept nogil:
             helper.wake = new_taken_lock()
         helper.seen = atomic_load(&epoch)
         atomic_store(&helper.asleep, 0)
-        if helper.wake == NULL or PyThread_start_new_thread(help_out, helper) == PYTHREAD_INVALID_THREAD_ID:
+        if helper.wake == NULL or PyThread_start_new_thread(help_out, helper) == NO_THREAD:
             return
         started += 1
 
