@@ -12,12 +12,13 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("fastbptt", "_kernels")
 
-# Levels of each processor, and their compiler flags. `scalar` is the fallback for compilers without vector types, and a check on the others.
-EVERYWHERE = {"scalar": [], "baseline": []}
+# Levels of each processor, and their compiler flags, as `cpu.pyx` knows them. `scalar` is a check on the others.
+EVERYWHERE = {"scalar": []}
 LEVELS = {
-    "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]},
-    "aarch64": {},
+    "x86_64": {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]},
+    "aarch64": {"neon": []},
 }
+ANY_OTHER = {"baseline": []}  # vectors of 16 bytes, which the compiler makes of what there is
 SAME_AS = {"amd64": "x86_64", "arm64": "aarch64"}
 DTYPES = ["float64", "float32"]
 
@@ -30,7 +31,7 @@ TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by 
 # For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
 # whole process's arithmetic. What the limited API leaves out must not compile: called undeclared, it returns half a pointer.
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0", "-Werror=implicit-function-declaration"]
-LINK_FLAGS = []
+LINK_FLAGS = [] if sys.platform == "win32" else ["-pthread"]  # helpers are POSIX threads
 if SANITIZERS:
     FLAGS += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
     LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
@@ -95,7 +96,7 @@ def levels():
     names = processors()
     flags = dict(EVERYWHERE)
     for name in names:
-        for level, own in LEVELS.get(SAME_AS.get(name.lower(), name), {}).items():
+        for level, own in LEVELS.get(SAME_AS.get(name.lower(), name), ANY_OTHER).items():
             flags[level] = own if len(names) == 1 else [word for flag in own for word in (f"-Xarch_{name}", flag)]
     return flags
 

@@ -44,7 +44,7 @@ def show_config(mode="stdout"):
         "version": __version__,
         "isa": _kernels.level,
         "isa_reason": _kernels.reason,
-        "isa_levels": {name: _level_state(short) for name, short in _kernels.LEVELS.items()},
+        "isa_levels": {name: _level_state(short) for name, short in _kernels.LEVELS.items() if short in cpu.LEVELS},
         "lanes": {dtype.name: module.lanes() for dtype, module in _kernels.kernels.items()},
         "dtypes": [dtype.name for dtype in _kernels.kernels],
         "num_threads": get_num_threads(),

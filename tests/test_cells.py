@@ -310,7 +310,7 @@ import sys
 from pytest import MonkeyPatch
 import fastbptt, test_cells
 
-assert fastbptt.__file__.startswith(sys.argv[1]) and fastbptt.show_config(mode="dicts")["isa"] == "baseline"
+assert fastbptt.__file__.startswith(sys.argv[1]) and fastbptt.show_config(mode="dicts")["isa"] == sys.argv[2]
 test_cells.add(MonkeyPatch())
 test_cells.check_the_kernels(sys.argv[1])
 """
@@ -355,12 +355,14 @@ def test_the_kernels(tmp_path):
     with (kernels / "cells.pxi").open("a") as file:
         file.write(EQUATIONS)
     insert(kernels / "__init__.py", "DTYPES = (np.dtype(np.float64),", ")  #")
-    source = kernels / "_baseline_float64.pyx"
+    levels = fastbptt.show_config(mode="dicts")["isa_levels"]
+    level = next(name for name in ("baseline", "neon") if name in levels)  # built with no flags of its own
+    source = kernels / f"_{level}_float64.pyx"
     source.write_text('include "kernels.pxi"\n')
     subprocess.run([sys.executable, "-m", "cython", "-3", "-X", "cdivision=True", source], cwd=tmp_path, check=True)
     target = source.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
     subprocess.run(["gcc", *FLAGS, source.with_suffix(".c"), "-o", target], check=True)
-    run_python(CHILD, tmp_path, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}", FASTBPTT_ISA="baseline")
+    run_python(CHILD, tmp_path, level, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}", FASTBPTT_ISA=level)
 
 
 def insert(path, after, text):

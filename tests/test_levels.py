@@ -1,6 +1,7 @@
 """Every instruction-set level that this machine can run computes the right results and leaves the floating-point environment alone."""
 
 import importlib.util
+import platform
 import re
 import shutil
 import subprocess
@@ -82,19 +83,21 @@ def test_a_level_that_this_machine_has_not(level):
 
 
 def test_a_level_that_the_processor_lacks_is_refused():
-    """As on an older processor: the dispatcher is told that nothing above the baseline runs."""
-    code = """
+    """As on an older processor: the dispatcher is told that the best level does not run, nor any but the last two."""
+    usable = USABLE[1:][-2:]
+    code = f"""
 import sys, types
 import numpy
 sys.modules["fastbptt._kernels.cpu"] = cpu = types.ModuleType("cpu")
-cpu.runs = lambda level: level not in ("v3", "v4")
+cpu.LEVELS = cpu.usable = {[SHORT.get(level, level) for level in usable]}
+cpu.runs = lambda level: level in cpu.usable
 import fastbptt
-print(fastbptt.show_config(mode="dicts")["isa"], *[name for name in sys.modules if "_v3_" in name or "_v4_" in name])
+print(fastbptt.show_config(mode="dicts")["isa"], *[name for name in sys.modules if "_{SHORT.get(USABLE[0], USABLE[0])}_" in name])
 """
-    assert run_python(code, FASTBPTT_ISA="").split() == ["baseline"]
-    refused = run_python(code, FASTBPTT_ISA="v3", check=False)
+    assert run_python(code, FASTBPTT_ISA="").split() == usable[:1]
+    refused = run_python(code, FASTBPTT_ISA=USABLE[0], check=False)
     assert refused.returncode == 1
-    complaint = "FASTBPTT_ISA='v3' is not supported by this processor or not built; here it can be one of: baseline, scalar"
+    complaint = f"FASTBPTT_ISA='{USABLE[0]}' is not supported by this processor or not built; here it can be one of: {', '.join(usable)}"
     assert f"ImportError: {complaint}" in refused.stderr
 
 
@@ -102,9 +105,27 @@ def test_without_a_wish_the_best_level_is_chosen():
     assert run_python("import fastbptt; print(fastbptt.show_config(mode='dicts')['isa'])", FASTBPTT_ISA="").strip() == USABLE[0]
 
 
+def test_the_levels_of_this_kind_of_processor():
+    """Whatever is built: no processor is told of another's, and none is left with scalars alone."""
+    of_machine = {"x86_64": ["x86-64-v4", "x86-64-v3", "baseline", "scalar"], "aarch64": ["neon", "scalar"]}
+    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    machine = platform.machine().lower()
+    assert list(CONFIG["isa_levels"]) == of_machine.get(names.get(machine, machine), ["baseline", "scalar"])
+    assert USABLE[-1] == "scalar" and len(USABLE) >= 2
+
+
+def test_a_level_of_another_kind_of_processor():
+    other = "neon" if "neon" not in CONFIG["isa_levels"] else "v3"
+    result = run_python("import fastbptt", FASTBPTT_ISA=other, check=False)
+    assert result.returncode == 1
+    assert f"ImportError: FASTBPTT_ISA='{other}' is not supported by this processor or not built" in result.stderr
+
+
 def test_only_the_chosen_level_is_imported():
     code = "import fastbptt, sys; print(*sorted(name for name in sys.modules if name.startswith('fastbptt._kernels._')))"
-    assert run_python(code, FASTBPTT_ISA="baseline").split() == sorted(f"fastbptt._kernels._baseline_{dtype}" for dtype in CONFIG["dtypes"])
+    level = USABLE[-2]
+    expected = sorted(f"fastbptt._kernels._{SHORT.get(level, level)}_{dtype}" for dtype in CONFIG["dtypes"])
+    assert run_python(code, FASTBPTT_ISA=level).split() == expected
 
 
 @pytest.mark.parametrize(

@@ -535,6 +535,39 @@ assert len(os.listdir("/proc/self/task")) == before, "the limit left room for a 
     run_python(code)
 
 
+@linux
+def test_helpers_have_stack_enough_where_threads_usually_have_little():
+    """As with musl and on macOS: here threads get 256 KB, since the process starts with that limit."""
+    code = (
+        """
+import os, resource, sys
+if "again" not in sys.argv:
+    resource.setrlimit(resource.RLIMIT_STACK, (256 << 10, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+"""
+        + CALL.replace("expected = call()", "expected = call(1)")
+        + """
+from collections import Counter
+def stacks():
+    "The sizes, in KB, of what is mapped in pieces of a thread's size: of at most 4 MB, and right behind a page that is a guard."
+    found, before = [], None
+    with open("/proc/self/maps") as file:
+        for line in file:
+            where, rights = line.split()[:2]
+            start, end = (int(address, 16) for address in where.split("-"))
+            if rights == "rw-p" and before == ("---p", start) and end - start <= 4 << 20:
+                found.append((end - start) >> 10)
+            before = rights, end
+    return found
+before = stacks()
+call(4)
+made = Counter(stacks()) - Counter(before)
+assert sum(made.values()) >= 3 and all(size >= 1000 for size in made), made
+"""
+    )
+    run_python(code)
+
+
 def test_the_thread_count_may_change_while_a_call_runs():
     """In a process of its own: scratch memory made for one number of threads and used by another would end it."""
     run_python(

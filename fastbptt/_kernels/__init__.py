@@ -12,7 +12,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "baseline": "baseline", "scalar": "scalar"}  # best first; the short name is the module's
+# Best first; the short name is the module's. No processor has all of them.
+LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "neon": "neon", "baseline": "baseline", "scalar": "scalar"}
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 

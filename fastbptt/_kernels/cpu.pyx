@@ -1,9 +1,9 @@
-"""What the processor can do. Compiled for the oldest one, so that asking is safe on any."""
+"""What the processor can do. Compiled for the oldest one of its kind, so that asking is safe on any."""
 
 cdef extern from *:
     """
     /* GCC's and Clang's answer counts a feature only if the operating system saves its registers too. */
-    #if defined(__GNUC__) && defined(__x86_64__)
+    #if defined(__x86_64__)
     static int cpu_has_v3(void)
     {
         __builtin_cpu_init();
@@ -19,9 +19,22 @@ cdef extern from *:
     static int cpu_has_v3(void) { return 0; }
     static int cpu_has_v4(void) { return 0; }
     #endif
+
+    #if defined(__x86_64__)
+    enum { X86_64 = 1, AARCH64 = 0 };
+    #elif defined(__aarch64__)
+    enum { X86_64 = 0, AARCH64 = 1 };
+    #else
+    enum { X86_64 = 0, AARCH64 = 0 };
+    #endif
     """
     bint cpu_has_v3()
     bint cpu_has_v4()
+    const bint X86_64
+    const bint AARCH64
+
+# The levels of this kind of processor, best first, as setup.py builds them; NEON belongs to every 64-bit ARM.
+LEVELS = ("v4", "v3", "baseline", "scalar") if X86_64 else ("neon", "scalar") if AARCH64 else ("baseline", "scalar")
 
 
 def runs(str level not None):
@@ -30,4 +43,4 @@ def runs(str level not None):
         return cpu_has_v4()
     if level == "v3":
         return cpu_has_v3()
-    return True
+    return level in LEVELS

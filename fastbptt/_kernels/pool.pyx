@@ -8,7 +8,8 @@ runs it, or on how many tasks there are: that is how results keep their bits at 
 the next step starts when all are done. A thread waits for the others only while they are at work; a part that nobody has started it
 does itself.
 
-Threads and locks are CPython's own (``pythread.h``): the same code on every platform, and a failed start is a return value.
+Locks are CPython's own (``pythread.h``), and so are threads on Windows; elsewhere they are POSIX threads, whose stack must be asked for
+where the usual one is small. A failed start is a return value.
 If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
 """
 
@@ -21,7 +22,6 @@ from libc.string cimport memset
 cdef extern from "pythread.h" nogil:
     ctypedef void *PyThread_type_lock
     unsigned long PyThread_get_thread_ident()
-    unsigned long PyThread_start_new_thread(void (*function)(void *) noexcept nogil, void *argument)
     PyThread_type_lock PyThread_allocate_lock()
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible)
@@ -41,16 +41,61 @@ cdef extern from "<stdatomic.h>" nogil:
 
 cdef extern from *:
     """
+    #include <stddef.h>
+    #include "pythread.h"
+
     #if defined(__x86_64__) || defined(__i386__)
     #define spin_pause() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define spin_pause() __asm__ volatile("isb" ::: "memory") /* some 10 ns; "yield" does nothing on most processors */
     #else
     #define spin_pause() ((void)0)
     #endif
+
+    #ifdef _WIN32
+    #define WIN32_LEAN_AND_MEAN
+    #include <windows.h>
+    #define give_way() SwitchToThread()
+
+    static int start_thread(void (*life)(void *), void *argument, size_t Py_UNUSED(stack))
+    {
+        return PyThread_start_new_thread(life, argument) != PYTHREAD_INVALID_THREAD_ID;
+    }
+    #else
+    #include <pthread.h>
     #include <sched.h>
     #define give_way() sched_yield()
+
+    static void (*life_of_threads)(void *); /* one for all, and set before the first starts */
+
+    static void *live(void *argument)
+    {
+        life_of_threads(argument);
+        return NULL;
+    }
+
+    static int start_thread(void (*life)(void *), void *argument, size_t stack)
+    {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        size_t usual;
+        int failed;
+        life_of_threads = life;
+        if (pthread_attr_init(&attributes))
+            return 0;
+        failed = pthread_attr_getstacksize(&attributes, &usual);
+        if (!failed && usual < stack)
+            failed = pthread_attr_setstacksize(&attributes, stack);
+        failed = failed || pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)
+            || pthread_create(&thread, &attributes, live, argument);
+        pthread_attr_destroy(&attributes);
+        return !failed;
+    }
+    #endif
     """
     void spin_pause() nogil
     void give_way() nogil
+    bint start_thread(void (*life)(void *) noexcept nogil, void *argument, size_t stack) nogil  # of that size or, where it is usual, more
 
 cdef extern from "Python.h":
     # declared without "except": what they raise stays pending until raise_if_interrupted
@@ -60,10 +105,9 @@ cdef extern from "Python.h":
 cdef enum:
     SPINS = 2000                 # pauses before giving way to other processes, 20 to 80 us: about the gap between two calls
     YIELDS = 1000                # times of giving way before going to sleep: on a virtual machine a sleeper is slow to wake
+    STACK = 1 << 20              # bytes for a helper, which needs some 50,000: musl's threads have 128 KB, macOS's 512 KB
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
-
-cdef unsigned long NO_THREAD = <unsigned long>-1  # PYTHREAD_INVALID_THREAD_ID, which the limited API leaves out
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
@@ -271,7 +315,7 @@ cdef void start_helpers(int count) noexcept nogil:
             helper.wake = new_taken_lock()
         helper.seen = atomic_load(&epoch)
         atomic_store(&helper.asleep, 0)
-        if helper.wake == NULL or PyThread_start_new_thread(help_out, helper) == NO_THREAD:
+        if helper.wake == NULL or not start_thread(help_out, helper, STACK):
             return
         started += 1
 
