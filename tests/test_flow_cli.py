@@ -18,7 +18,7 @@ from fastbptt import cells
 from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet, compared
 from fastbptt.gradients import portrait
-from fastbptt.init import STARTS
+from fastbptt.init import MATRICES
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -156,7 +156,7 @@ def test_a_net_that_is_not_finite(run):
 
 
 @pytest.mark.parametrize("cell", cells.CELLS)
-@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("init", MATRICES)
 def test_what_is_described_is_made(cell, init):
     net = DescribedNet(cell=cell, init=init, radius=1.3, hidden=8, steps=500, gain=0.7, seed=3)
     tape = net.tape()
@@ -451,3 +451,20 @@ def test_the_command_line_imports_none_of_the_extras():
         "import sys\nfrom fastbptt.app import cli\ncli.build_parser()\n"
         "assert not {'rich', 'matplotlib', 'safetensors', 'plotly', 'werkzeug'} & set(sys.modules)"
     )
+
+
+def test_a_start_means_the_same_to_flow_and_to_train():
+    """Kind and radius of the recurrent weights, size of the input weights where the start draws them, and the nonlinearity."""
+    from fastbptt.app.train.model import Model
+    from fastbptt.app.train.settings import TaskSettings
+
+    for init, start in MATRICES.items():
+        net, settings = DescribedNet(init=init, hidden=200), TaskSettings(task="adding", init=init, hidden=200)
+        assert net.nonlinearity == settings.nonlinearity, init
+        params = Model(300, 200, 1, nonlinearity=settings.nonlinearity, init=init, rng=0).rnn.params
+        own = np.abs(np.linalg.eigvals(params["weight_hh_l0"])).max()
+        assert net.radius == pytest.approx(own, rel=0.1), init
+        gain = 0.3 if start.weights is None else params["weight_ih_l0"].std() * 200**0.5
+        assert net.gain == pytest.approx(gain, rel=0.05), init
+    assert (DescribedNet().init, DescribedNet().radius, DescribedNet().gain) == ("gaussian", 0.9, 0.3)
+    assert DescribedNet(init="identity", radius=0.5, gain=2.0, nonlinearity="tanh").radius == 0.5

@@ -216,7 +216,7 @@ def public_calls():
             bound = getattr(getattr(fastbptt, optimiser), name)
             yield f"{optimiser}.{name}", "rnn", without_self(bound), lambda w, o=optimiser, name=name: getattr(w.optimisers[o], name), own
     for name, start in init.STARTS.items():
-        yield f"init {name}", "rnn", inspect.signature(start.draw), lambda world, draw=start.draw: draw, {}
+        yield f"init {name}", "rnn" if start.plain else "lstm", inspect.signature(start.draw), lambda world, draw=start.draw: draw, {}
     for name in tasks.__all__:
         if name not in ("TASKS", "Task", "Baseline"):
             make = getattr(tasks, name)

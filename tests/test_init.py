@@ -6,9 +6,9 @@ from tolerances import DTYPES
 
 import fastbptt
 from fastbptt import cells, layers
-from fastbptt.init import STARTS
+from fastbptt.init import MATRICES, STARTS
 
-EVERY_START = pytest.mark.parametrize("name", STARTS)
+EVERY_START = pytest.mark.parametrize("name", MATRICES)
 
 
 def started(name, make=fastbptt.RNN, H=50, dtype=np.float64, seed=0):
@@ -168,3 +168,102 @@ def test_the_smart_start_of_a_matrix_without_a_radius(value):
         STARTS["smart-tanh"].draw(rnn, readout, Odd(value))
     np.testing.assert_array_equal(rnn.flat_params, before[0])
     np.testing.assert_array_equal(readout.flat_params, before[1])
+
+
+# --- The starts of gates' biases, and those with numbers of their own -----------------------------------------------
+
+
+def biases(layer):
+    return [layer.params[name].reshape(-1, layer.hidden_size) for name in ("bias_ih_l0", "bias_hh_l0")]
+
+
+@pytest.mark.parametrize(("make", "keeper"), [(fastbptt.LSTM, 1), (fastbptt.GRU, 1)])
+def test_the_forget_bias(make, keeper):
+    layer, before = make(3, 5, rng=0), make(3, 5, rng=0)
+    fastbptt.init.forget_bias(layer, bias=2.5)
+    b_ih, b_hh = biases(layer)
+    assert (b_ih[keeper] == 2.5).all() and not b_hh[keeper].any()
+    for new, old in zip(biases(layer), biases(before)):
+        np.testing.assert_array_equal(np.delete(new, keeper, axis=0), np.delete(old, keeper, axis=0))
+    np.testing.assert_array_equal(layer.params["weight_hh_l0"], before.params["weight_hh_l0"])
+
+
+@pytest.mark.parametrize("make", [fastbptt.LSTM, fastbptt.GRU])
+def test_chrono(make):
+    """e^b_f is even between 1 and T_max - 1, and b_i = -b_f."""
+    layer = make(3, 4000, rng=0)
+    fastbptt.init.chrono(layer, rng=1, longest=51)
+    b_ih, b_hh = biases(layer)
+    times = np.exp(b_ih[1])
+    assert times.min() >= 1 and times.max() <= 50 and not b_hh[1].any()
+    assert times.mean() == pytest.approx(25.5, abs=1) and times.std() == pytest.approx(49 / np.sqrt(12), rel=0.05)
+    if make is fastbptt.LSTM:
+        np.testing.assert_array_equal(b_ih[0], -b_ih[1])
+        assert not b_hh[0].any()
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5, 3.0])
+def test_the_gain_of_a_gaussian_start(gain):
+    layer = fastbptt.RNN(3, 300, rng=0)
+    fastbptt.init.gaussian(layer, rng=1, gain=gain)
+    assert radius(layer.params["weight_hh_l0"]) == pytest.approx(gain, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_the_sparse_start(make):
+    layer = make(3, 40, rng=0)
+    fastbptt.init.sparse(layer, rng=1, radius=1.2)
+    for gate in layer.params["weight_hh_l0"].reshape(-1, 40, 40):
+        assert ((gate != 0).sum(axis=0) == 15).all() and radius(gate) == pytest.approx(1.2, rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_xavier(make):
+    layer, readout = make(50, 100, rng=0), fastbptt.Linear(100, 20, rng=0)
+    fastbptt.init.xavier(layer, readout, rng=1)
+    for p, inputs, outputs in (
+        (layer.params["weight_ih_l0"], 50, 100),
+        (layer.params["weight_hh_l0"], 100, 100),
+        (readout.params["weight"], 100, 20),
+    ):
+        bound = np.sqrt(6 / (inputs + outputs))
+        assert 0.98 * bound < np.abs(p).max() <= bound and p.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    assert not layer.params["bias_ih_l0"].any() and not readout.params["bias"].any()
+
+
+def test_starts_go_through_all_parts_of_a_layer():
+    """By their names; a layer of two directions is put together here."""
+
+    class Both(fastbptt.LSTM):
+        params = None
+
+        def __init__(self):
+            one, other = fastbptt.LSTM(2, 20, rng=0), fastbptt.LSTM(2, 20, rng=0)
+            self._hidden_size, self._dtype = 20, np.dtype(float)
+            self.params = one.params | {f"{name}_reverse": p for name, p in other.params.items()}
+
+    for name, start in STARTS.items():
+        if start.gated and name != "default":
+            layer = Both()
+            start.draw(layer, rng=1)
+            spoken_of = ("weight_hh_l0",) if start.matrix else ("bias_ih_l0", "bias_hh_l0")
+            for part in spoken_of:
+                both = layer.params[part], layer.params[f"{part}_reverse"]
+                assert not any(np.array_equal(p, fastbptt.LSTM(2, 20, rng=0).params[part]) for p in both), name
+            assert name == "forget-bias" or not np.array_equal(layer.params[spoken_of[0]], layer.params[f"{spoken_of[0]}_reverse"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fastbptt.init.chrono(fastbptt.RNN(2, 3)), TypeError, "rnn: expected a GRU or LSTM, whose gates have biases, got RNN"),
+        (lambda: fastbptt.init.forget_bias(fastbptt.GRU(2, 3, bias=False)), ValueError, "rnn: expected a layer with biases"),
+        (lambda: fastbptt.init.chrono(fastbptt.GRU(2, 3), longest=1.5), ValueError, "longest: expected a number at least 2 .*, got 1.5"),
+        (lambda: fastbptt.init.forget_bias(fastbptt.GRU(2, 3), bias=np.nan), ValueError, "bias: expected a number at least .*, got nan"),
+        (lambda: fastbptt.init.gaussian(fastbptt.GRU(2, 3), gain=-1), ValueError, "gain: expected a number at least 0 .*, got -1"),
+        (lambda: fastbptt.init.sparse(fastbptt.GRU(2, 3), radius=True), TypeError, "radius: expected a number, got True"),
+    ],
+)
+def test_bad_numbers_of_a_start(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()

@@ -25,7 +25,7 @@ from fastbptt.app import cli
 from fastbptt.app.flow.described import DescribedNet
 from fastbptt.gradients import flow
 from fastbptt.gradients.linearised import linearise
-from fastbptt.init import STARTS
+from fastbptt.init import MATRICES
 
 pytest.importorskip("plotly")
 pytest.importorskip("werkzeug")
@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_the_flow(client):
 @pytest.mark.parametrize("net", [*cells.NONLINEARITIES, *GATED])
 def test_every_net_at_every_end_of_its_sliders(client, net):
     for i in range(2):
-        for init in STARTS:
+        for init in MATRICES:
             query = {"net": net, "init": init} | {name: str(ends[i]) for name, ends in RANGES.items()}
             result = get(client, query=query)
             assert result.status_code == 200, result.text
@@ -128,7 +128,7 @@ BAD_QUERIES = {
     "gain=inf": "gain: expected a number at least 0 and at most 3, got inf",
     "net=gru&gate_bias=99": "gate_bias: expected a number at least -3 and at most 6, got 99.0",
     "net=cube": "net: expected one of 'tanh', 'relu', 'sigmoid', 'identity', 'gru', 'lstm', got 'cube'",
-    "init=random": f"init: expected one of {', '.join(map(repr, STARTS))}, got 'random'",
+    "init=random": f"init: expected one of {', '.join(map(repr, MATRICES))}, got 'random'",
     "hidden=100000": "hidden: expected one of net, init, radius, gain, gate_bias, steps",
 }
 

@@ -25,7 +25,7 @@ from fastbptt.app.train.settings import OPTIMISERS, TaskSettings
 from fastbptt.app.train.task_objective import TaskObjective
 from fastbptt.app.train.text_objective import TextObjective
 from fastbptt.cells import CELLS
-from fastbptt.init import STARTS
+from fastbptt.init import MATRICES, STARTS
 
 SMALL = TaskSettings(task="temporal-order", length=10, hidden=7, batch=3, updates=40, seed=5, check_every=15)
 OPTIONS = ["--task", "temporal-order", "--length", 10, "--hidden", 7, "--batch", 3, "--seed", 5, "--no-plot"]
@@ -179,7 +179,7 @@ def test_the_defaults_are_the_papers():
     assert (TaskSettings(task="adding", cell="gru").init, TaskSettings(task="adding", cell="gru").nonlinearity) == ("default", None)
 
 
-@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("init", MATRICES)
 def test_the_start_is_the_one_asked_for(init):
     training = training_on(init=init, nonlinearity=None)
     other = training_on(init=init, nonlinearity=None, seed=6)

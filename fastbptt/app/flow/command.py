@@ -11,7 +11,7 @@ from ..._files import require_writable
 from ..._notation import format_log10
 from ...cells import CELLS, NONLINEARITIES
 from ...gradients.portrait import Portrait
-from ...init import STARTS
+from ...init import MATRICES
 from ...losses import perplexity
 from ...pictures import draw_portrait, draw_portraits
 from ..messages import PictureError, drawing, fail, printable_name, say, working
@@ -41,12 +41,23 @@ def add_flow(commands):
 
     net = parser.add_argument_group("a net that is described")
     add_option(net, "cell", DescribedNet.cell, ", ".join(CELLS), choices=tuple(CELLS), metavar="C")
-    add_option(net, "nonlinearity", "tanh", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
-    add_option(net, "init", DescribedNet.init, f"the recurrent weights of each gate: {', '.join(STARTS)}", choices=STARTS, metavar="S")
-    add_option(net, "radius", DescribedNet.radius, "their spectral radius, exactly", type=float, metavar="R")
+    add_option(
+        net,
+        "nonlinearity",
+        "the one that the start is made for, tanh unless it says otherwise",
+        f"of the rnn: {', '.join(NONLINEARITIES)}",
+        choices=NONLINEARITIES,
+        metavar="F",
+    )
+    add_option(
+        net, "init", "gaussian, of radius 0.9", f"how it starts, as of fastbptt train: {', '.join(MATRICES)}", choices=MATRICES, metavar="S"
+    )
+    add_option(
+        net, "radius", "the start's own", "the spectral radius of the recurrent weights of each gate, exactly", type=float, metavar="R"
+    )
     add_option(net, "hidden", DescribedNet.hidden, "units", type=int, metavar="H")
     how = "standard deviation of what the inputs add to each pre-activation"
-    add_option(net, "gain", DescribedNet.gain, how, type=float, metavar="G")
+    add_option(net, "gain", "the start's own; 0.3 if it leaves the input weights alone", how, type=float, metavar="G")
     keepers = ", ".join(f"{cell.keeper.letter} of the {name}" for name, cell in CELLS.items() if cell.gated)
     add_option(net, "gate-bias", 1, f"bias of the gate that keeps the state: {keepers}", type=float, metavar="B")
     how = f"at which steps there is a loss, with a random gradient: {', '.join(LOSSES)}"

@@ -9,10 +9,11 @@ import numpy as np
 from ... import _checks, functional
 from ...cells import CELLS
 from ...gradients.flow import gradient_flow
-from ...init import STARTS
+from ...init import MATRICES
 from ..train.model import nonlinearity_of
 
 LOSSES = ("every", "last")
+USUAL = {"init": "gaussian", "radius": 0.9, "gain": 0.3}  # where nothing is said
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class DescribedNet:
     ----------
     cell : {"rnn", "gru", "lstm"}
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
-        Of an RNN, where None means tanh; the others have no choice.
-    init : str
-        One of `fastbptt.init.STARTS`, whose kind of matrix the recurrent ones are a multiple of.
-    radius : float
-        Their spectral radius, the largest magnitude of their eigenvalues.
+        Of an RNN, where None means the one that the start is made for; the others have no choice.
+    init : str or None
+        One of `fastbptt.init.MATRICES`, those of `STARTS` that speak of recurrent matrices. What the start says holds, as in
+        `fastbptt train`: the kind of its recurrent matrices, their radius, the size of the input weights if it draws them, the
+        nonlinearity; unless ``radius``, ``gain`` or ``nonlinearity`` say otherwise. None means gaussian matrices of radius 0.9.
+    radius : float or None
+        Their spectral radius, the largest magnitude of their eigenvalues. None means what the start gives them.
     hidden, steps, batch : int
         H, T and B.
-    gain : float
-        Of the inputs.
+    gain : float or None
+        Of the inputs. None means what the start gives them, or 0.3 if it leaves the input weights alone.
     gate_bias : float or None
         The bias of the gate that keeps the state: f of an LSTM, z of a GRU; its opposite, if the gate keeps the state where it is shut.
         None means 1. An RNN has none.
@@ -58,12 +61,12 @@ class DescribedNet:
 
     cell: str = "rnn"
     nonlinearity: str | None = None
-    init: str = "gaussian"
-    radius: float = 0.9
+    init: str | None = None
+    radius: float | None = None
     hidden: int = 100
     steps: int = 100
     batch: int = 4
-    gain: float = 0.3
+    gain: float | None = None
     gate_bias: float | None = None
     loss: str = "every"
     seed: int = 0
@@ -73,11 +76,19 @@ class DescribedNet:
         for name in ("hidden", "steps", "batch"):
             _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
         _checks.size("seed", self.seed, 0)
-        for name, allowed in (("cell", tuple(CELLS)), ("init", tuple(STARTS)), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
+        if self.init is None:
+            object.__setattr__(self, "init", USUAL["init"])
+            object.__setattr__(self, "radius", USUAL["radius"] if self.radius is None else self.radius)
+        for name, allowed in (("cell", tuple(CELLS)), ("init", tuple(MATRICES)), ("loss", LOSSES), ("dtype", _checks.DTYPES)):
             _checks.one_of(name, getattr(self, name), allowed)
+        start = MATRICES[self.init]
+        if self.radius is None:
+            object.__setattr__(self, "radius", start.own_radius(self.hidden))
+        if self.gain is None:
+            object.__setattr__(self, "gain", USUAL["gain"] if start.weights is None else start.weights * self.hidden**0.5)
         _checks.number("radius", self.radius, 0, _checks.LARGEST)
         _checks.number("gain", self.gain, 0, _checks.LARGEST)
-        object.__setattr__(self, "nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, "tanh"))
+        object.__setattr__(self, "nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, start.nonlinearity))
         if not CELLS[self.cell].gated:
             if self.gate_bias is not None:
                 gated = " and ".join(name for name, cell in CELLS.items() if cell.gated)
@@ -126,7 +137,7 @@ def _recurrent(init, H, G, seed):
 
     Eigenvalues take longer than all that a slider of the page can change, so the last net's are kept.
     """
-    start, rng = STARTS[init], np.random.default_rng(seed)
+    start, rng = MATRICES[init], np.random.default_rng(seed)
     matrices = np.empty((G, H, H))
     for matrix in matrices:
         matrix[:] = start.matrix(H, rng)
@@ -140,6 +151,8 @@ def compared(**settings):
     tanh; ReLU started with the identity (Le, Jaitly and Hinton 2015), whose radius is 1 and whose start is its own; GRU; LSTM.
     """
     gates = settings.pop("gate_bias", None)
+    if settings.get("gain") is None:
+        settings["gain"] = USUAL["gain"]  # the same inputs for all
     return {
         "tanh": DescribedNet(**settings),
         "ReLU, identity start": DescribedNet(**settings | {"nonlinearity": "relu", "init": "identity", "radius": 1.0}),

@@ -27,7 +27,7 @@ from ... import _checks
 from ..._notation import format_log10
 from ...cells import CELLS, NONLINEARITIES
 from ...gradients.portrait import Portrait
-from ...init import STARTS
+from ...init import MATRICES
 from ..messages import say
 from .described import DescribedNet
 from .turns import OvertakenError, Turns
@@ -95,7 +95,7 @@ class App:
         if endpoint == "plotly":
             return Response(_plotly(), mimetype="text/javascript")
         if endpoint == "start":
-            return _json({"values": self.start, "ranges": RANGES, "nets": self.nets, "inits": list(STARTS)})
+            return _json({"values": self.start, "ranges": RANGES, "nets": self.nets, "inits": list(MATRICES)})
         net = self.described(request.args)
         try:
             with self.turns.turn(request.headers.get("X-Page"), request.environ.get(TICKET)):

@@ -119,6 +119,8 @@ class Settings:
         start = STARTS[_checks.one_of("init", self.init, tuple(STARTS))]
         if CELLS[self.cell].gated and not start.gated:
             raise ValueError(f"init: only the cell rnn has the start {self.init}; this is {self.cell}")
+        if not CELLS[self.cell].gated and not start.plain:
+            raise ValueError(f"init: only cells with gates have the start {self.init}; this is {self.cell}")
         self._set("nonlinearity", nonlinearity_of(self.cell, self.nonlinearity, start.nonlinearity))
 
     def _set(self, name, value):
