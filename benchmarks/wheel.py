@@ -9,12 +9,15 @@ if any fails.
 """
 
 import argparse
+import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from importlib.metadata import requires
@@ -79,17 +82,33 @@ def linker(folder):
 
 
 def build(source, out, compiler, link):
-    """Make the sdist of a folder, and of that the wheel; the two files."""
+    """Make the sdist of a clone, and have pip make the wheel of that alone, offline; the two files."""
     must("git", "clone", "--quiet", ROOT, source)
+    epoch = must("git", "-C", source, "log", "-1", "--format=%ct").strip()
     settings = os.environ | {
-        "SOURCE_DATE_EPOCH": must("git", "-C", source, "log", "-1", "--format=%ct").strip(),
+        "SOURCE_DATE_EPOCH": epoch,
         "CC": compiler,
         "LDSHARED": f"{link} -shared -Wl,-s",
         "CFLAGS": "",
         "LDFLAGS": "",
     }
-    must(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, env=settings, umask=0o022)
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+    must(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, source, env=settings, umask=0o022)
+    sdist = next(out.glob("*.tar.gz"))
+    forget_times(sdist, int(epoch))
+    offline = ["--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", out]
+    must(sys.executable, "-m", "pip", "wheel", *offline, sdist, env=settings, umask=0o022)
+    return sdist, next(out.glob("*.whl"))
+
+
+def forget_times(sdist, epoch):
+    """Write an archive anew, with one time for all of its files, and without who made them; setuptools leaves that to others."""
+    with tarfile.open(sdist) as archive:
+        files = [(member, archive.extractfile(member).read()) for member in archive if member.isfile()]
+    with gzip.GzipFile(sdist, "wb", mtime=epoch) as packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member, content in sorted(files, key=lambda file: file[0].name):
+            plain = tarfile.TarInfo(member.name)
+            plain.size, plain.mtime, plain.mode = len(content), epoch, 0o755 if member.mode & 0o100 else 0o644
+            archive.addfile(plain, io.BytesIO(content))
 
 
 def sha256(path):
