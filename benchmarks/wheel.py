@@ -294,8 +294,8 @@ def make_and_check(scratch, options):
 def check_as_installed(environment):
     level = environment.says(SMOKE, shutil.which("qemu-x86_64"), "-cpu", "Nehalem")
     check("runs on a Nehalem", level == "baseline", level)
-    said = must(environment.python, ROOT / "benchmarks" / "bench_import.py", env=environment.variables)
-    adds = float(re.search(r"adds (-?[\d.]+)", said)[1])
+    bench = [environment.python, ROOT / "benchmarks" / "bench_import.py"]
+    adds = min(float(re.search(r"adds (-?[\d.]+)", must(*bench, env=environment.variables))[1]) for _ in range(3))  # others' work only adds
     check(f"import adds at most {IMPORT_MS} ms to NumPy's", adds <= IMPORT_MS, f"{adds} ms")
 
 
