@@ -9,19 +9,19 @@ if any fails.
 """
 
 import argparse
+import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
-
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = (2, 28)
@@ -79,17 +79,26 @@ def linker(folder):
 
 
 def build(source, out, compiler, link):
-    """Make the sdist of a folder, and of that the wheel; the two files."""
+    """Make the sdist of a clone, and have pip make the wheel of that alone, offline; the two files."""
     must("git", "clone", "--quiet", ROOT, source)
-    settings = os.environ | {
-        "SOURCE_DATE_EPOCH": must("git", "-C", source, "log", "-1", "--format=%ct").strip(),
-        "CC": compiler,
-        "LDSHARED": f"{link} -shared -Wl,-s",
-        "CFLAGS": "",
-        "LDFLAGS": "",
-    }
-    must(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, env=settings, umask=0o022)
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+    settings = os.environ | {"CC": compiler, "LDSHARED": f"{link} -shared -Wl,-s", "CFLAGS": "", "LDFLAGS": ""}
+    must(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, source, env=settings, umask=0o022)
+    sdist = next(out.glob("*.tar.gz"))
+    forget_times(sdist, int(os.environ["SOURCE_DATE_EPOCH"]))
+    offline = ["--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", out]
+    must(sys.executable, "-m", "pip", "wheel", *offline, sdist, env=settings, umask=0o022)
+    return sdist, next(out.glob("*.whl"))
+
+
+def forget_times(sdist, epoch):
+    """Write an archive anew, with one time for all of its files, and without who made them; setuptools leaves that to others."""
+    with tarfile.open(sdist) as archive:
+        files = [(member, archive.extractfile(member).read()) for member in archive if member.isfile()]
+    with gzip.GzipFile(sdist, "wb", mtime=epoch) as packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member, content in sorted(files, key=lambda file: file[0].name):
+            plain = tarfile.TarInfo(member.name)
+            plain.size, plain.mtime, plain.mode = len(content), epoch, 0o755 if member.mode & 0o100 else 0o644
+            archive.addfile(plain, io.BytesIO(content))
 
 
 def sha256(path):
@@ -102,15 +111,17 @@ def sha256(path):
 def repaired(wheel, out):
     """The wheel under the name that says which systems it is for."""
     must(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", out, wheel)
-    wheel = next(out.glob("*.whl"))
+    return next(out.glob("*.whl"))
+
+
+def check_name(wheel):
     shown = must(sys.executable, "-m", "auditwheel", "show", wheel)
-    tag = re.search(r'"manylinux_(\d+)_(\d+)_x86_64"', shown)
+    tag = re.search(r"manylinux_(\d+)_(\d+)_x86_64", shown)
     check(f"manylinux_{GLIBC[0]}_{GLIBC[1]} or older", tag and tuple(map(int, tag.groups())) <= GLIBC, tag and tag[0])
     with zipfile.ZipFile(wheel) as archive:
         libraries = [name for name in archive.namelist() if ".libs/" in name]
     check("no external library", not libraries, ", ".join(libraries) or "none")
     check("one abi3 wheel for CPython 3.11 and later", "-cp311-abi3-" in wheel.name, wheel.name)
-    return wheel
 
 
 def check_files(wheel, sdist):
@@ -118,7 +129,8 @@ def check_files(wheel, sdist):
         command = ["abi3audit", "--strict", "--summary", path] if tool == "abi3audit" else ["twine", "check", "--strict", path]
         result = run(sys.executable, "-m", *command, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"})
         lines = result.stdout.strip().splitlines()
-        check(f"{' '.join(command[:-1])} {path.suffix}", result.returncode == 0, lines[-1] if lines else "nothing to complain of")
+        last = re.sub(r"\x1b\[\d+m|\S*/", "", lines[-1]) if lines else "nothing to complain of"
+        check(f"{' '.join(command[:-1])} {path.suffix}", result.returncode == 0, last)
     for path in (wheel, sdist):
         check(f"size of {path.suffix}", path.stat().st_size < MEGABYTES * 1e6, f"{path.stat().st_size / 1e6:.2f} MB")
 
@@ -187,15 +199,13 @@ def programs_but_compilers(folder):
 class Environment:
     """A virtual environment with the wheel in it, and what its tests need; no compiler is on its PATH."""
 
-    def __init__(self, folder, python, wheel, numpy, programs, extra):
+    def __init__(self, folder, python, wheel, requirements, programs):
         must(python, "-m", "venv", folder)
         self.python = folder / "bin" / "python"
-        self.variables = {
-            name: value for name, value in os.environ.items() if name not in ("CC", "PYTHONPATH") and not name.startswith("FASTBPTT_")
-        }
+        ours = {name for name in os.environ if name in ("CC", "PYTHONPATH") or name.startswith("FASTBPTT_")}
+        self.variables = {name: value for name, value in os.environ.items() if name not in ours}
         self.variables["PATH"] = f"{folder / 'bin'}{os.pathsep}{programs}"
-        what = [f"numpy{numpy}", *(str(line) for line in extra)]
-        must(self.python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel, *what, env=self.variables)
+        must(self.python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel, *requirements, env=self.variables)
         self.numpy = self.says("import numpy; print(numpy.__version__)")
 
     def says(self, code, *before):
@@ -203,17 +213,6 @@ class Environment:
 
     def package(self):
         return Path(self.says("import fastbptt; print(fastbptt.__file__)")).parent
-
-
-def test_requirements():
-    """What the extra ``test`` asks for."""
-    lines = [Requirement(line) for line in requires("fastbptt") or []]
-    return [
-        str(line).partition(";")[0]
-        for extra in ("train", "serve", "test")
-        for line in lines
-        if line.marker and line.marker.evaluate({"extra": extra}) and line.name != "fastbptt"
-    ]
 
 
 def tests_without_sources(source, folder):
@@ -242,6 +241,7 @@ def main():
     parser.add_argument("--compiler", default="gcc", help="another one, to compare (default: gcc)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the files and the logs of the tests go (default: dist)")
     options = parser.parse_args()
+    os.environ["SOURCE_DATE_EPOCH"] = must("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if lacking := missing_tools():
         raise SystemExit("\n".join(["lacking:", *lacking]))
@@ -261,11 +261,13 @@ def make_and_check(scratch, options):
     print(must(options.compiler, "--version").splitlines()[0])
     source = scratch / "checkout"
     sdist, wheel = build(source, scratch / "built", options.compiler, link)
-    if not options.short:
-        again = build(scratch / "elsewhere" / "a longer name", scratch / "built again", options.compiler, link)
-        for one, other in zip((sdist, wheel), again):
-            check(f"two builds, one {one.suffix}", sha256(one) == sha256(other), sha256(one))
     wheel = repaired(wheel, scratch / "repaired")
+    if not options.short:
+        sdist2, wheel2 = build(scratch / "elsewhere" / "a longer name", scratch / "built again", options.compiler, link)
+        wheel2 = repaired(wheel2, scratch / "repaired again")
+        for one, other in ((sdist, sdist2), (wheel, wheel2)):
+            check(f"two builds, one {one.suffix}", sha256(one) == sha256(other), sha256(one))
+    check_name(wheel)
     for path in (sdist, wheel):
         shutil.copy(path, options.out)
     print(f"sha256 {sha256(wheel)} {wheel.name}")
@@ -280,8 +282,9 @@ def make_and_check(scratch, options):
             check(f"Python {version}", options.short, "not on this machine")
             continue
         for numpy in [""] if options.short else ["", f"=={OLDEST_NUMPY[version]}"]:
-            extra = ["pytest", "hypothesis", "mpmath"] if options.short else test_requirements()
-            environment = Environment(scratch / f"{version}{numpy.replace('*', 'x')}", python, wheel, numpy, programs, extra)
+            requirements = ["pytest", "hypothesis", "mpmath"] if options.short else [f"fastbptt[test] @ {wheel.as_uri()}"]
+            folder = scratch / f"{version}{numpy.replace('*', 'x')}"
+            environment = Environment(folder, python, wheel, [f"numpy{numpy}", *requirements], programs)
             name = f"Python {version}, NumPy {environment.numpy}"
             if version == options.interpreters[0] and not numpy:
                 check_as_installed(environment)
@@ -291,8 +294,8 @@ def make_and_check(scratch, options):
 def check_as_installed(environment):
     level = environment.says(SMOKE, shutil.which("qemu-x86_64"), "-cpu", "Nehalem")
     check("runs on a Nehalem", level == "baseline", level)
-    said = must(environment.python, ROOT / "benchmarks" / "bench_import.py", env=environment.variables)
-    adds = float(re.search(r"adds (-?[\d.]+)", said)[1])
+    bench = [environment.python, ROOT / "benchmarks" / "bench_import.py"]
+    adds = min(float(re.search(r"adds (-?[\d.]+)", must(*bench, env=environment.variables))[1]) for _ in range(3))  # others' work only adds
     check(f"import adds at most {IMPORT_MS} ms to NumPy's", adds <= IMPORT_MS, f"{adds} ms")
 
 
