@@ -1,17 +1,32 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels
+from ._typing import Array, Real
 from .results import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
 
 
-def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
+class HasGradients(Protocol):
+    """A layer."""
+
+    @property
+    def flat_grads(self) -> Array: ...
+
+
+Grads: TypeAlias = Array | HasGradients | Gradients | Mapping[Any, Array] | Sequence[Array | HasGradients]
+
+
+def clip_grad_norm_(grads: Grads, max_norm: Real, norm_type: Real = 2.0, *, nonfinite: Literal["raise", "zero", "skip"] = "raise") -> float:
     """Scale gradients down, in place, so that their norm taken together is at most ``max_norm``.
 
     Below the limit nothing is touched, bit for bit. Above it, every gradient is multiplied by ``max_norm / norm``, which keeps the
@@ -65,7 +80,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     return norm
 
 
-def clip_grad_value_(grads, clip_value):
+def clip_grad_value_(grads: Grads, clip_value: Real) -> None:
     """Limit every element of the gradients, in place, to [-clip_value, clip_value] (Mikolov 2012). NaN stays NaN.
 
     Parameters
@@ -93,7 +108,7 @@ def clip_grad_value_(grads, clip_value):
         _call("clip_value", keys, arrays, clip_value)
 
 
-def total_norm(grads, norm_type=2.0):
+def total_norm(grads: Grads, norm_type: Real = 2.0) -> float:
     """The norm of all gradients taken together as one vector; finite if they are.
 
     Parameters
@@ -115,31 +130,33 @@ def total_norm(grads, norm_type=2.0):
     return _call("total_norm", keys, arrays, norm_type) if arrays else 0.0
 
 
-def _collect(grads):
+def _collect(grads: Any) -> tuple[Sequence[Any] | None, list[Array]]:
     """The arrays meant by ``grads``, and the keys that they are known by; no keys for a single one, which is ``grads`` itself."""
     if isinstance(grads, np.ndarray):
         return None, [grads]
     if isinstance(grads, Gradients):
-        grads = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if getattr(grads, name) is not None}
+        named: dict[str, Array | None] = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")}
+        grads = {name: array for name, array in named.items() if array is not None}
     if isinstance(grads, dict):
         return tuple(grads), list(grads.values())
     if hasattr(grads, "flat_grads"):
         return None, [grads.flat_grads]
     if not isinstance(grads, (list, tuple)):
         raise TypeError(f"grads: expected arrays, Gradients or layers, got {_checks.describe(grads)}")
-    return range(len(grads)), [getattr(item, "flat_grads", item) for item in grads]
+    arrays: list[Any] = [getattr(item, "flat_grads", item) for item in grads]
+    return range(len(grads)), arrays
 
 
-def _names(keys):
+def _names(keys: Sequence[Any] | None) -> list[str]:
     return ["grads"] if keys is None else [_checks.item("grads", key) for key in keys]
 
 
-def _call(kernel, keys, arrays, *args):
+def _call(kernel: str, keys: Sequence[Any] | None, arrays: list[Array], *args: float) -> Any:
     """A kernel's result for these arrays. Only if it refuses them are they checked one by one, to say what is wrong.
 
     It also refuses some valid arrays that are empty: these are then left out.
     """
-    dtype = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
+    dtype: Any = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
     if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):
         try:
             return getattr(kernels[dtype], kernel)(arrays, *args)
@@ -159,7 +176,7 @@ def _call(kernel, keys, arrays, *args):
     return getattr(kernels[dtype], kernel)([array for array in arrays if array.size], *args)
 
 
-def _first_nonfinite(keys, arrays):
+def _first_nonfinite(keys: Sequence[Any] | None, arrays: list[Array]) -> str:
     for name, array in zip(_names(keys), arrays):
         if not np.isfinite(array).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])

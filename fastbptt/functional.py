@@ -1,15 +1,30 @@
 """Forward and backward of each recurrent layer: check the arguments, allocate the results, call the kernel."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
-from .cells import CELLS, NONLINEARITIES
+from ._typing import Array, Bool, CellName, F, Integers, Nonlinearity, OptionalPair, Pair, Real
+from .cells import CELLS, NONLINEARITIES, Cell
 from .results import Gradients
 from .tape import Tape, kernel_arguments, require_tape
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None):
+def rnn_forward(
+    x: Array[F] | Integers,
+    h0: Array[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+    *,
+    nonlinearity: Nonlinearity = "tanh",
+    leak: Real | Array[F] | None = None,
+) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad t = 1 \dots T
@@ -69,7 +84,7 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, nonlinearity, leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
+def rnn_backward(tape: Tape[F], d_out: Array[F] | None, d_state: Array[F] | None = None, *, need_dx: Bool = True) -> Gradients[F, Array[F]]:
     r"""Backpropagation through time for `rnn_forward`: the exact gradients of a loss, from its gradients at the outputs.
 
     With a_t the argument of f, each step takes the gradient of the state through the Jacobian diag(f'(a_t)) W_hh:
@@ -117,7 +132,14 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx)
 
 
-def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+def gru_forward(
+    x: Array[F] | Integers,
+    h0: Array[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a GRU (Cho et al. 2014) over a batch of sequences, with the reset applied after the product, as PyTorch does.
 
     .. math::
@@ -161,7 +183,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
     return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
+def gru_backward(tape: Tape[F], d_out: Array[F] | None, d_state: Array[F] | None = None, *, need_dx: Bool = True) -> Gradients[F, Array[F]]:
     """Backpropagation through time for `gru_forward`; arguments, results and errors as `rnn_backward`.
 
     Parameters
@@ -188,7 +210,14 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
+def lstm_forward(
+    x: Array[F] | Integers,
+    state: OptionalPair[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+) -> tuple[Array[F], Pair[F], Tape[F]]:
     r"""Run an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) over a batch of sequences.
 
     .. math::
@@ -232,7 +261,9 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None):
     return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
+def lstm_backward(
+    tape: Tape[F], d_out: Array[F] | None, d_state: OptionalPair[F] | None = None, *, need_dx: Bool = True
+) -> Gradients[F, Pair[F]]:
     """Backpropagation through time for `lstm_forward`; arguments, results and errors as `rnn_backward`, but for the state.
 
     Parameters
@@ -261,7 +292,17 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True):
     return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx)
 
 
-def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=None):
+def _forward(
+    name: CellName,
+    x: Array,
+    state: dict[str, Array | None],
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    nonlinearity: Nonlinearity = "tanh",
+    leak: Real | Array | None = None,
+) -> tuple[Array, Any, Tape]:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
     cell = CELLS[name]
     x, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh)
@@ -287,7 +328,7 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", leak=N
     return h[1:], cell.state([history[T].copy() for history in histories]), tape
 
 
-def _backward(name, tape, d_out, d_state, need_dx):
+def _backward(name: CellName, tape: Tape, d_out: Array | None, d_state: dict[str, Array | None], need_dx: Bool) -> Gradients:
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
     if d_out is not None:
@@ -311,11 +352,11 @@ def _backward(name, tape, d_out, d_state, need_dx):
     return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
-def _vectors_or_tokens(x):
+def _vectors_or_tokens(x: Any) -> tuple[Any, Any]:
     return (x, None) if x.ndim == 3 else (None, x)
 
 
-def pair(name, state):
+def pair(name: str, state: Any) -> dict[str, Any]:
     """The arrays of a state that has two, by the names that errors call them."""
     if state is None:
         state = None, None
@@ -324,12 +365,12 @@ def pair(name, state):
     return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
 
 
-def parts_of(cell, name, state):
+def parts_of(cell: Cell, name: str, state: Any) -> dict[str, Any]:
     """The arrays of a cell's state, by the names that errors call them."""
     return {name: state} if len(cell.states) == 1 else pair(name, state)
 
 
-def check_leak(leak, H, dtype):
+def check_leak(leak: Real | Array | None, H: int, dtype: np.dtype[Any]) -> Array | None:
     """One leak for every unit, or None."""
     if leak is None:
         return None
@@ -345,7 +386,9 @@ def check_leak(leak, H, dtype):
     return each
 
 
-def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh):
+def _checked_call(
+    gates: int, x: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """The arrays of a call, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)

@@ -1,16 +1,23 @@
 """The tape between a forward and a backward pass."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from . import _checks
+from ._typing import Array, CellName, D, Int, Nonlinearity
 from .cells import CELLS, NONLINEARITIES
+
+NOTHING: Any = None  # what an empty tape is made of, which every function refuses
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Tape:
+class Tape(Generic[D]):
     """What a forward pass leaves for the backward pass, and for you to look at.
 
     The tape refers to the arrays of its call and does not copy them, tokens excepted: change the input or the weights only after the
@@ -34,41 +41,71 @@ class Tape:
         T, B, H.
     """
 
-    _cell: str | None = None
-    _x: np.ndarray | None = None
-    _w_ih: np.ndarray | None = None
-    _w_hh: np.ndarray | None = None
-    _b_ih: np.ndarray | None = None
-    _b_hh: np.ndarray | None = None
-    _leak: np.ndarray | None = None
-    _nonlinearity: str | None = None
-    _h: np.ndarray | None = None
-    _c: np.ndarray | None = None
-    _gates: np.ndarray | None = None
-    _m: np.ndarray | None = None
-    _shape: tuple[int, int, int] | None = None
+    _cell: CellName = NOTHING
+    _x: Array = NOTHING
+    _w_ih: Array[D] = NOTHING
+    _w_hh: Array[D] = NOTHING
+    _b_ih: Array[D] | None = NOTHING
+    _b_hh: Array[D] | None = NOTHING
+    _leak: Array[D] | None = NOTHING
+    _nonlinearity: Nonlinearity = NOTHING
+    _h: Array[D] = NOTHING
+    _c: Array[D] | None = NOTHING
+    _gates: Array[D] | None = NOTHING
+    _m: Array[D] | None = NOTHING
+    _shape: tuple[int, int, int] = NOTHING
 
-    def __len__(self):
+    if TYPE_CHECKING:  # they are made below, in one go
+
+        @property
+        def cell(self) -> CellName: ...
+        @property
+        def x(self) -> Array: ...
+        @property
+        def w_ih(self) -> Array[D]: ...
+        @property
+        def w_hh(self) -> Array[D]: ...
+        @property
+        def b_ih(self) -> Array[D] | None: ...
+        @property
+        def b_hh(self) -> Array[D] | None: ...
+        @property
+        def leak(self) -> Array[D] | None: ...
+        @property
+        def nonlinearity(self) -> Nonlinearity: ...
+        @property
+        def h(self) -> Array[D]: ...
+        @property
+        def c(self) -> Array[D] | None: ...
+        @property
+        def gates(self) -> Array[D] | None: ...
+        @property
+        def m(self) -> Array[D] | None: ...
+        @property
+        def shape(self) -> tuple[int, int, int]: ...
+
+    def __len__(self) -> int:
         """The number of steps."""
         return self._shape[0]
 
-    def last(self, steps):
+    def last(self, steps: Int) -> Tape[D]:
         """The tape of the last ``steps`` steps alone, as views; the tape itself if it has no more."""
         (T, B, H), steps = self._shape, _checks.size("steps", steps, 0)
         return self if steps >= T else self._part((steps, B, H), lambda history: history[T - steps :])
 
-    def row(self, b):
+    def row(self, b: Int) -> Tape[D]:
         """The tape of row ``b`` of the batch alone."""
         (T, B, H), b = self._shape, _checks.size("b", b, 0)
         if b >= B:
             raise IndexError(f"b: expected a row from 0 to {B - 1}, got {_checks.quoted(b)}")
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
 
-    def _part(self, shape, of_history):
+    def _part(self, shape: tuple[int, int, int], of_history: Callable[[Array], Array]) -> Tape[D]:
         histories = {name: getattr(self, name) for name in ("_x", "_h", "_c", "_gates", "_m")}
-        return replace(self, _shape=shape, **{name: None if h is None else of_history(h) for name, h in histories.items()})
+        changed: dict[str, Any] = {name: None if h is None else of_history(h) for name, h in histories.items()}
+        return replace(self, _shape=shape, **changed)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         T, B, H = self._shape
         return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
 
@@ -77,19 +114,18 @@ for _name in Tape.__slots__:  # none of them can be assigned: the kernels are gi
     setattr(Tape, _name[1:], property(attrgetter(_name)))
 
 
-def kernel_arguments(tape):
+def kernel_arguments(tape: Tape) -> tuple[tuple[int, int], tuple[Array | None, ...]]:
     """What the kernels of both backward passes take of it, in their order: (cell, activation) and (w_ih, w_hh, leak, h, c, a, m)."""
     numbers = CELLS[tape._cell].number, NONLINEARITIES[tape._nonlinearity].number
     return numbers, (tape._w_ih, tape._w_hh, tape._leak, tape._h, tape._c, tape._gates, tape._m)
 
 
-def require_tape(tape, cell):
+def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtype[Any]]:
     """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
-    made_by = getattr(tape, "_cell", None) if isinstance(tape, Tape) else None
-    if made_by is None:
+    if not isinstance(tape, Tape) or tape._cell is None:
         raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
-    if made_by != cell:
-        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {made_by}_forward")
+    if tape._cell != cell:
+        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape._cell}_forward")
     T, B, H = tape._shape
     N, I = len(CELLS[cell].gates) * H, (tape._w_ih.shape or (0,))[-1]
     states, tokens = (T + 1, B, H), tape._x.dtype.kind == "i"

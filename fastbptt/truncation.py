@@ -1,9 +1,17 @@
 """Truncated backpropagation through time."""
 
-from operator import attrgetter
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import _checks
-from .layers import OneThread, Recurrent
+from ._typing import Array, Bool, Int
+from .layers import OneThread, Recurrent, fixed
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from ._typing import Fixed
 
 
 class TruncatedBPTT(OneThread):
@@ -49,9 +57,11 @@ class TruncatedBPTT(OneThread):
     ((5, 3, 7), (5, 3, 4))
     """
 
-    layer, h, h_prime = (property(attrgetter(f"_{name}")) for name in ("layer", "h", "h_prime"))
+    layer: Fixed[Recurrent] = fixed("layer")
+    h: Fixed[int] = fixed("h")
+    h_prime: Fixed[int] = fixed("h_prime")
 
-    def __init__(self, layer, h, h_prime=None):
+    def __init__(self, layer: Recurrent, h: Int, h_prime: Int | None = None) -> None:
         if not isinstance(layer, Recurrent):
             raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {_checks.describe(layer)}")
         self._layer = layer
@@ -61,21 +71,27 @@ class TruncatedBPTT(OneThread):
             raise ValueError(f"h_prime: expected at most h = {self._h}, got {_checks.quoted(self._h_prime)}")
         self.reset()
 
-    def reset(self, state=None):
+    def reset(self, state: Any = None) -> None:
         """Start a sequence, from ``state``; no gradient goes back to anything before."""
         self.layer._without_layer_axis("state", state, None)
-        self._tapes = ()  # those still within reach, oldest first
+        self._tapes: tuple[Tape, ...] = ()  # those still within reach, oldest first
         self._keep(None)
         self._state = state
 
-    state = property(attrgetter("_state"), reset)
+    @property
+    def state(self) -> Any:
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.reset(state)
 
     @property
-    def tape(self):
+    def tape(self) -> Tape | None:
         kept = self._kept
         return None if kept is None else kept[0]
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """Read the next window of inputs, up to h' steps; returns ``out``."""
         x = _checks.require_array("x", x)
         steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
@@ -91,7 +107,7 @@ class TruncatedBPTT(OneThread):
         self._state = state
         return out
 
-    def backward(self, d_out, d_state=None, *, need_dx=True):
+    def backward(self, d_out: Array | None, d_state: Any = None, *, need_dx: Bool = True) -> Array | None:
         """Go back from the newest window's outputs, h steps; add to the layer's `grads`.
 
         Parameters
@@ -129,7 +145,7 @@ class TruncatedBPTT(OneThread):
         return self.layer._between_layouts(grads.x)
 
 
-def within_reach(tapes, steps):
+def within_reach(tapes: Sequence[Tape], steps: int) -> tuple[Tape, ...]:
     """The last tapes, as many as hold the last ``steps`` steps; none that is empty."""
     kept = []
     for tape in reversed(tapes):
