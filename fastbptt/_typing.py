@@ -5,15 +5,15 @@ Annotations are for type checkers and readers: nothing evaluates them at run tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from typing import Generic, Never
+    from collections.abc import Sequence
+    from os import PathLike
+    from typing import Generic as Generic
+    from typing import Literal, Never
 
+    import numpy as np
     import numpy.typing as npt
     from typing_extensions import TypeVar
 
@@ -36,24 +36,33 @@ if TYPE_CHECKING:
 else:
     from typing import TypeVar
 
-    F, D, S = TypeVar("F", np.float32, np.float64), TypeVar("D"), TypeVar("S")
+    F, D, S = TypeVar("F"), TypeVar("D"), TypeVar("S")
 
-Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[D]]
-Pair: TypeAlias = tuple[Array[D], Array[D]]
-OptionalPair: TypeAlias = tuple[Array[D] | None, Array[D] | None]
-Float64s: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
-Integers: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.integer[Any]]]
-Bools: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
+    class Generic:
+        """In `typing.Generic`'s place: `Tape[np.float32]` is `Tape`."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, _):
+            return cls
 
 
-Int: TypeAlias = int | np.integer[Any]
-Real: TypeAlias = float | np.floating[Any] | np.integer[Any]
-Bool: TypeAlias = bool | np.bool_
-FilePath: TypeAlias = str | PathLike[str]
-DType: TypeAlias = "npt.DTypeLike"  # this one and the next as strings: to look at them would import more of NumPy
+# As strings, since to build them would take a quarter of a millisecond, and load NumPy's generators.
+Array: TypeAlias = "np.ndarray[tuple[Any, ...], np.dtype[D]]"
+Pair: TypeAlias = "tuple[Array[D], Array[D]]"
+OptionalPair: TypeAlias = "tuple[Array[D] | None, Array[D] | None]"
+Float64s: TypeAlias = "np.ndarray[tuple[Any, ...], np.dtype[np.float64]]"
+Integers: TypeAlias = "np.ndarray[tuple[Any, ...], np.dtype[np.integer[Any]]]"
+Bools: TypeAlias = "np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]"
+
+Int: TypeAlias = "int | np.integer[Any]"
+Real: TypeAlias = "float | np.floating[Any] | np.integer[Any]"
+Bool: TypeAlias = "bool | np.bool_"
+FilePath: TypeAlias = "str | PathLike[str]"
+DType: TypeAlias = "npt.DTypeLike"
 Seed: TypeAlias = (
     "Int | Sequence[Int] | Integers | np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | np.random.RandomState | None"
 )
 
-CellName: TypeAlias = Literal["rnn", "gru", "lstm"]
-Nonlinearity: TypeAlias = Literal["tanh", "relu", "sigmoid", "identity"]
+CellName: TypeAlias = "Literal['rnn', 'gru', 'lstm']"
+Nonlinearity: TypeAlias = "Literal['tanh', 'relu', 'sigmoid', 'identity']"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Gate(NamedTuple):
 
 
 #: `Linearised`'s keep, slopes, show and gate_slopes, in float64.
-Derivatives = tuple[Array | None, Array, Array | None, Array]
+Derivatives: TypeAlias = "tuple[Array | None, Array, Array | None, Array]"
 
 
 class Cell(NamedTuple):

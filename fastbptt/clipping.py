@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,15 +15,16 @@ from .results import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
 
+if TYPE_CHECKING:
 
-class HasGradients(Protocol):
-    """A layer."""
+    class HasGradients(Protocol):
+        """A layer."""
 
-    @property
-    def flat_grads(self) -> Array: ...
+        @property
+        def flat_grads(self) -> Array: ...
 
 
-Grads: TypeAlias = Array | HasGradients | Gradients | Mapping[Any, Array] | Sequence[Array | HasGradients]
+Grads: TypeAlias = "Array | HasGradients | Gradients | Mapping[Any, Array] | Sequence[Array | HasGradients]"
 
 
 def clip_grad_norm_(grads: Grads, max_norm: Real, norm_type: Real = 2.0, *, nonfinite: Literal["raise", "zero", "skip"] = "raise") -> float:

@@ -18,7 +18,7 @@ from ._typing import Array, Float64s, Nonlinearity, Seed
 from .layers import RNN, Layer, Linear, Recurrent
 
 SMART_CONNECTIONS, SMART_RADIUS = 15, 0.95
-Drawn: TypeAlias = list[tuple[Array, Array]]  # parameters, each with its new values
+Drawn: TypeAlias = "list[tuple[Array, Array]]"  # parameters, each with its new values
 
 
 def basic_tanh(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> None:

@@ -8,13 +8,13 @@ from functools import partial
 from itertools import chain
 from operator import attrgetter
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels, memory
-from ._typing import Array, Bool, CellName, DType, F, Int, Integers, Nonlinearity, Pair, Real, S, Seed
+from ._typing import Array, Bool, CellName, DType, F, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
 from .results import Gradients

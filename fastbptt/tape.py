@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _checks
-from ._typing import Array, CellName, D, Int, Nonlinearity
+from ._typing import Array, CellName, D, Generic, Int, Nonlinearity
 from .cells import CELLS, NONLINEARITIES
 
 NOTHING: Any = None  # what an empty tape is made of, which every function refuses

@@ -39,8 +39,8 @@ __all__ = [
 
 LONGEST = 10**7  # steps: more than anybody needs, and far from overflow
 
-Length: TypeAlias = Int | tuple[Int, Int] | list[Int]
-Draw: TypeAlias = Callable[["np.random.Generator", int, int], tuple[Array, Array]]  # from rng, L and B, inputs and targets
+Length: TypeAlias = "Int | tuple[Int, Int] | list[Int]"
+Draw: TypeAlias = "Callable[[np.random.Generator, int, int], tuple[Array, Array]]"  # from rng, L and B, inputs and targets
 
 
 class Baseline(NamedTuple):
