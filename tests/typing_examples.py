@@ -10,7 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastbptt
-from fastbptt import GRU, LSTM, RNN, SGD, Adam, GradientFlow, Gradients, Linear, RMSprop, Tape, TruncatedBPTT, pictures, reference, tasks
+from fastbptt import (
+    ARTBP,
+    GRU,
+    LSTM,
+    RNN,
+    SGD,
+    Adam,
+    GradientFlow,
+    Gradients,
+    Linear,
+    RMSprop,
+    Tape,
+    TruncatedBPTT,
+    pictures,
+    reference,
+    tasks,
+)
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -102,6 +118,37 @@ def truncated(x: F64) -> None:
     reader.reset()
     fastbptt.init.orthogonal(layer, rng=0)
     fastbptt.init.STARTS["identity"].draw(layer, None, 0)
+
+
+def ragged_batches(x: F32, w: F32, lengths: NDArray[np.int64], resets: NDArray[np.bool_]) -> None:
+    out, _, tape = fastbptt.gru_forward(x, None, w, w, lengths=lengths, resets=resets)
+    assert_type(out, F32)
+    assert tape.ragged
+    assert tape.lengths is not None
+    grads = fastbptt.gru_backward(tape, out, clip_step=("norm", 1), carry=np.ones(resets.shape, np.float32))
+    assert_type(grads.w_hh, F32)
+    layer = LSTM(4, 7, batch_first=True, dtype=np.float32)
+    out_of_layer, (h, _) = layer(x, lengths=lengths, resets=resets)
+    assert_type(out_of_layer, F32)
+    layer.backward(out_of_layer, (h, h), clip_step=("value", np.float32(0.1)))
+    fastbptt.gru_forward(x, None, w, w, lengths=[3, 2])  # type: ignore[arg-type]
+    fastbptt.gru_backward(tape, out, clip_step=("max", 1.0))  # type: ignore[arg-type]
+
+
+def truncated_at_random(x: F64) -> None:
+    reader = ARTBP(LSTM(4, 7), np.array([0.0, 0.1]), rng=0)
+    reader.backward(reader.forward(x), clip_step=("norm", 1.0))
+    assert_type(reader.probability, F64)
+    reader.probability = 0.5  # type: ignore[assignment]
+
+
+def forward_mode(tape: Tape[np.float32], x: F32) -> None:
+    out_dot, state_dot = fastbptt.rnn_jvp(tape, x=x)
+    assert_type(out_dot, F32)
+    assert_type(state_dot, F32)
+    _, state_dot_of_two = fastbptt.lstm_jvp(tape, state=(None, x))
+    assert_type(state_dot_of_two[1], F32)
+    fastbptt.gru_jvp(tape, x=x.astype(np.float64))  # type: ignore[misc]
 
 
 def seeing(tape: Tape[np.float32], d_out: F32, path: Path) -> str:
