@@ -1,14 +1,24 @@
 """Checks of arguments: an error names the argument, what was expected and what came."""
 
+from __future__ import annotations
+
 import operator
 import os
 import sys
 from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._kernels import kernels
+from ._typing import Array
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._typing import Attribute, V
 
 DTYPES = tuple(dtype.name for dtype in kernels)
 LARGEST = 1e6  # size or rate that a command takes
@@ -16,16 +26,16 @@ SHOWN = 80  # characters of a value in a message
 _NAMES = " or ".join(DTYPES)
 
 
-def checked(name, check, doc):
+def checked(name: str, check: Callable[[str, Any], V], doc: str) -> Attribute[V]:
     """A property that can be set to whatever ``check(name, value)`` lets through."""
 
-    def put(self, value):
+    def put(self: object, value: Any) -> None:
         setattr(self, f"_{name}", check(name, value))
 
-    return property(operator.attrgetter(f"_{name}"), put, doc=doc)
+    return property(operator.attrgetter(f"_{name}"), put, doc=doc)  # type: ignore[return-value]
 
 
-def describe(value):
+def describe(value: object) -> str:
     """What came instead, for a message."""
     if isinstance(value, np.ndarray):
         array = np.asarray(value)
@@ -33,7 +43,7 @@ def describe(value):
     return type(value).__name__ if value is None or not np.isscalar(value) else quoted(value)
 
 
-def quoted(value):
+def quoted(value: object) -> str:
     """The value's ``repr``, in one line of bounded length; or its type, if it has none: as an int of more than 4300 digits."""
     try:
         text = repr(value)
@@ -42,12 +52,12 @@ def quoted(value):
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def item(name, key):
+def item(name: str, key: object) -> str:
     """The name of one element of an argument."""
     return f"{name}[{quoted(key)}]"
 
 
-def require_array(name, value):
+def require_array(name: str, value: Any) -> Array:
     """``value``, a NumPy array without a mask, else TypeError. Subclasses become plain arrays: their attributes may say anything."""
     if type(value) is np.ndarray:
         return value
@@ -58,7 +68,7 @@ def require_array(name, value):
     return np.asarray(value)
 
 
-def require_float(name, value):
+def require_float(name: str, value: Any) -> np.dtype[Any]:
     """The dtype of ``value``, a float array in native byte order that the kernels were built for."""
     dtype = require_array(name, value).dtype
     if dtype not in kernels:
@@ -66,14 +76,14 @@ def require_float(name, value):
     return dtype
 
 
-def require_shape(name, value, shape):
+def require_shape(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     value = require_array(name, value)
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     return value
 
 
-def array(name, value, shape, dtype):
+def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """``value`` as a C-contiguous, aligned array of exactly this shape and dtype; copied only if its layout is another."""
     if type(value) is not np.ndarray:
         value = require_array(name, value)
@@ -85,7 +95,7 @@ def array(name, value, shape, dtype):
     return value if flags.c_contiguous and flags.aligned else contiguous(name, value)
 
 
-def contiguous(name, value):
+def contiguous(name: str, value: Array) -> Array:
     flags = value.flags
     if flags.c_contiguous and flags.aligned:
         return value
@@ -93,7 +103,7 @@ def contiguous(name, value):
         return np.array(value, order="C")
 
 
-def require_disjoint(names, arrays):
+def require_disjoint(names: Sequence[str], arrays: Sequence[Array]) -> None:
     """ValueError unless the contiguous arrays that are to be written each have memory of their own."""
     if len(arrays) < 2:
         return
@@ -102,22 +112,22 @@ def require_disjoint(names, arrays):
             raise ValueError(f"{names[j]}: overlaps {names[i]}; each array must have memory of its own")
 
 
-def require_apart(names, arrays, from_names, others):
+def require_apart(names: Sequence[str], arrays: Sequence[Array], from_names: Sequence[str], others: Sequence[Array]) -> None:
     """ValueError if one of the contiguous arrays overlaps one of the ``others``, which are disjoint."""
-    others = spans(others)
-    ends = [end for _, end, _ in others]
+    written = spans(others)
+    ends = [end for _, end, _ in written]
     for start, end, i in spans(arrays):
         at = bisect_right(ends, start)
-        if at < len(others) and others[at][0] < end:
-            raise ValueError(f"{names[i]}: overlaps {from_names[others[at][2]]}, which is to be written")
+        if at < len(written) and written[at][0] < end:
+            raise ValueError(f"{names[i]}: overlaps {from_names[written[at][2]]}, which is to be written")
 
 
-def spans(arrays):
+def spans(arrays: Sequence[Array]) -> list[tuple[int, int, int]]:
     """Where the contiguous arrays begin and end, and which each is, in the order of their addresses; the empty ones left out."""
     return sorted((start := array.ctypes.data, start + array.nbytes, i) for i, array in enumerate(arrays) if array.size)
 
 
-def integers(name, value, shape, limit, what, counts=None):
+def integers(name: str, value: Any, shape: tuple[int, ...], limit: int, what: str, counts: Array | None = None) -> Array:
     """A copy of ``value`` as contiguous int64, every element in [0, limit): kernels take these as addresses.
 
     Where ``counts`` is given and False, the element may be anything, and becomes 0.
@@ -138,12 +148,12 @@ def integers(name, value, shape, limit, what, counts=None):
     return value.astype(np.int64, copy=False)
 
 
-def frozen(value):
+def frozen(value: Array) -> Array:
     """A contiguous copy of ``value`` in memory that can never be written to."""
     return np.ndarray(value.shape, value.dtype, value.tobytes())
 
 
-def one_of(name, value, allowed):
+def one_of(name: str, value: Any, allowed: Collection[str]) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")
     if value not in allowed:
@@ -151,12 +161,12 @@ def one_of(name, value, allowed):
     return value
 
 
-def scalar(value):
+def scalar(value: Any) -> Any:
     """The element of an array without axes; anything else as it came."""
     return value[()] if type(value) is np.ndarray and value.ndim == 0 else value
 
 
-def real(name, value):
+def real(name: str, value: Any) -> float:
     """``value`` as a float, which may be inf or NaN."""
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -167,7 +177,7 @@ def real(name, value):
         raise ValueError(f"{name}: expected a number that float64 has room for, got {quoted(value)}") from None
 
 
-def number(name, value, low, high=np.inf, *, above=False):
+def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bool = False) -> float:
     """``value`` as a float from ``low`` (or above it) to ``high``; NaN is never in range."""
     got = real(name, value)
     if not (low < got if above else low <= got) or not got <= high:
@@ -177,7 +187,7 @@ def number(name, value, low, high=np.inf, *, above=False):
     return got
 
 
-def size(name, value, low=1, high=np.inf):
+def size(name: str, value: Any, low: int = 1, high: float = np.inf) -> int:
     """``value`` as an int from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
@@ -189,19 +199,19 @@ def size(name, value, low=1, high=np.inf):
     return got
 
 
-def axis(name, value):
+def axis(name: str, value: Any) -> int:
     """``value`` as the length of an array's axis."""
     return size(name, value, 1, sys.maxsize)
 
 
-def flag(name, value):
+def flag(name: str, value: Any) -> bool:
     """``value`` as a bool; the integers 0 and 1 are accepted too, but nothing else that is merely truthy or falsy."""
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and operator.index(value) in (0, 1)):
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {describe(value)}")
 
 
-def dtype(name, value):
+def dtype(name: str, value: Any) -> np.dtype[Any]:
     """``value`` as one of the dtypes that the kernels were built for."""
     try:
         got = np.dtype(value)
@@ -212,7 +222,7 @@ def dtype(name, value):
     return got
 
 
-def generator(name, value):
+def generator(name: str, value: Any) -> np.random.Generator:
     """`numpy.random.default_rng` of ``value``, which is checked first: a matrix crashes NumPy."""
     value = scalar(value)
     if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)):
@@ -228,7 +238,7 @@ def generator(name, value):
     return np.random.default_rng([size(item(name, i), part, 0) for i, part in enumerate(value)])
 
 
-def path(name, value):
+def path(name: str, value: Any) -> Path:
     """``value`` as a Path, of a name that a file can have."""
     from pathlib import Path  # slow to import
 
@@ -243,7 +253,7 @@ def path(name, value):
     return Path(got)
 
 
-def _encodable(text):
+def _encodable(text: str) -> bool:
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -251,10 +261,10 @@ def _encodable(text):
     return True
 
 
-def require_names(name, given, expected):
+def require_names(name: str, given: Collection[str], expected: Iterable[str]) -> None:
     """KeyError unless the dict ``given`` has just the ``expected`` keys."""
-    expected = dict.fromkeys(expected)
-    missing, unexpected = [key for key in expected if key not in given], [key for key in given if key not in expected]
+    known = dict.fromkeys(expected)
+    missing, unexpected = [key for key in known if key not in given], [key for key in given if key not in known]
     if missing or unexpected:
         raise KeyError(f"{name}: missing {quoted(missing)}, unexpected {quoted(unexpected)}")
 
@@ -262,16 +272,16 @@ def require_names(name, given, expected):
 class Room:
     """A context for allocating ``count`` numbers, whose MemoryError names the arguments that ask for them."""
 
-    def __init__(self, names, count):
+    def __init__(self, names: str, count: int) -> None:
         self.names, self.count = names, count
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if self.count > sys.maxsize // 8:  # NumPy's error for such sizes is another
             raise self._refusal()
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, MemoryError):
             raise self._refusal() from None
 
-    def _refusal(self):
+    def _refusal(self) -> MemoryError:
         return MemoryError(f"{self.names}: no memory for {quoted(self.count)} numbers")

@@ -1,7 +1,10 @@
 """What this process runs on: the version, the instruction-set level, the threads. Importing it sets the number of threads."""
 
+from __future__ import annotations
+
 import os
 import platform
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -13,7 +16,11 @@ THREADS_VARIABLE = "FASTBPTT_NUM_THREADS"
 get_num_threads, set_num_threads = pool.get_num_threads, pool.set_num_threads
 
 
-def show_config(mode="stdout"):
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Print which kernels were chosen and why, and how many threads a call may use.
 
     Parameters
@@ -40,7 +47,7 @@ def show_config(mode="stdout"):
         error = ValueError if isinstance(mode, str) else TypeError
         raise error(f"mode: expected 'stdout' or 'dicts', got {_checks.describe(mode)}")
     _kernels.require()
-    config = {
+    config: dict[str, Any] = {
         "version": __version__,
         "isa": _kernels.level,
         "isa_reason": _kernels.reason,
@@ -61,13 +68,14 @@ def show_config(mode="stdout"):
         elif isinstance(value, list):
             value = ", ".join(value)
         print(f"{name:19} {value}")
+    return None
 
 
-def _level_state(short):
+def _level_state(short: str) -> str:
     return "not built" if not _kernels.built(short) else "usable" if cpu.runs(short) else "not supported here"
 
 
-def _usable_cores():
+def _usable_cores() -> int:
     """Cores in this process's affinity mask, or fewer if its cgroup has a smaller quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -79,7 +87,7 @@ def _usable_cores():
     return cores
 
 
-def _start_threads():
+def _start_threads() -> str:
     asked = os.environ.get(THREADS_VARIABLE, "").strip()
     if not asked:
         set_num_threads(min(256, _usable_cores()))

@@ -10,7 +10,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # on Windows, which goes without locks
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"\.fastbptt-[0-9a-f]{16}\.tmp")
 

@@ -1,17 +1,33 @@
 """Gradient clipping in place, by the norm of all gradients together or element by element."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels
+from ._typing import Array, Integers, Real
 from .results import Gradients
 
 NONFINITE = ("raise", "zero", "skip")
 
+if TYPE_CHECKING:
 
-def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
+    class HasGradients(Protocol):
+        """A layer."""
+
+        @property
+        def flat_grads(self) -> Array: ...
+
+
+Grads: TypeAlias = "Array | HasGradients | Gradients | Mapping[Any, Array] | Sequence[Array | HasGradients]"
+
+
+def clip_grad_norm_(grads: Grads, max_norm: Real, norm_type: Real = 2.0, *, nonfinite: Literal["raise", "zero", "skip"] = "raise") -> float:
     """Scale gradients down, in place, so that their norm taken together is at most ``max_norm``.
 
     Below the limit nothing is touched, bit for bit. Above it, every gradient is multiplied by ``max_norm / norm``, which keeps the
@@ -67,7 +83,7 @@ def clip_grad_norm_(grads, max_norm, norm_type=2.0, *, nonfinite="raise"):
     return norm
 
 
-def clip_grad_value_(grads, clip_value):
+def clip_grad_value_(grads: Grads, clip_value: Real) -> None:
     """Limit every element of the gradients, in place, to [-clip_value, clip_value] (Mikolov 2012). NaN stays NaN.
 
     Parameters
@@ -95,7 +111,7 @@ def clip_grad_value_(grads, clip_value):
         _call("clip_value", keys, arrays, clip_value)
 
 
-def total_norm(grads, norm_type=2.0):
+def total_norm(grads: Grads, norm_type: Real = 2.0) -> float:
     """The norm of all gradients taken together as one vector; finite if they are.
 
     Parameters
@@ -117,31 +133,33 @@ def total_norm(grads, norm_type=2.0):
     return _call("total_norm", keys, arrays, norm_type) if arrays else 0.0
 
 
-def _collect(grads):
+def _collect(grads: Any) -> tuple[Sequence[Any] | None, list[Array]]:
     """The arrays meant by ``grads``, and the keys that they are known by; no keys for a single one, which is ``grads`` itself."""
     if isinstance(grads, np.ndarray):
         return None, [grads]
     if isinstance(grads, Gradients):
-        grads = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if getattr(grads, name) is not None}
+        named: dict[str, Array | None] = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")}
+        grads = {name: array for name, array in named.items() if array is not None}
     if isinstance(grads, dict):
         return tuple(grads), list(grads.values())
     if hasattr(grads, "flat_grads"):
         return None, [grads.flat_grads]
     if not isinstance(grads, (list, tuple)):
         raise TypeError(f"grads: expected arrays, Gradients or layers, got {_checks.describe(grads)}")
-    return range(len(grads)), [getattr(item, "flat_grads", item) for item in grads]
+    arrays: list[Any] = [getattr(item, "flat_grads", item) for item in grads]
+    return range(len(grads)), arrays
 
 
-def _names(keys):
+def _names(keys: Sequence[Any] | None) -> list[str]:
     return ["grads"] if keys is None else [_checks.item("grads", key) for key in keys]
 
 
-def _call(kernel, keys, arrays, *args):
+def _call(kernel: str, keys: Sequence[Any] | None, arrays: list[Array], *args: float) -> Any:
     """A kernel's result for these arrays. Only if it refuses them are they checked one by one, to say what is wrong.
 
     It also refuses some valid arrays that are empty: these are then left out.
     """
-    dtype = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
+    dtype: Any = arrays[0].dtype if type(arrays[0]) is np.ndarray else None
     if dtype in kernels and all(type(array) is np.ndarray and array.dtype is dtype for array in arrays):
         try:
             return getattr(kernels[dtype], kernel)(arrays, *args)
@@ -161,7 +179,7 @@ def _call(kernel, keys, arrays, *args):
     return getattr(kernels[dtype], kernel)([array for array in arrays if array.size], *args)
 
 
-def _first_nonfinite(grads):
+def _first_nonfinite(grads: Any) -> str:
     """In words: the first element that is not finite, and the first step, if it can be told."""
     for name, array, step in _named(grads):
         if not np.isfinite(array).all():
@@ -170,7 +188,7 @@ def _first_nonfinite(grads):
     return "all elements are finite"
 
 
-def _named(grads):
+def _named(grads: Any) -> Iterator[tuple[str, Array, str | None]]:
     """Of each array, in order: its name, itself, and what is known of the first step that was not finite."""
     if isinstance(grads, np.ndarray):
         yield "grads", grads, None
@@ -187,11 +205,11 @@ def _named(grads):
             yield name, array, step
 
 
-def _of_layer(name, layer):
+def _of_layer(name: str, layer: Any) -> Iterator[tuple[str, Array, str | None]]:
     for parameter, array in layer.grads.items():
         yield _checks.item(name, parameter), array, getattr(layer, "_first_nonfinite", None)
 
 
-def _first_step_back(dx):
-    bad = [] if dx is None else np.flatnonzero(~np.isfinite(dx).all(axis=(1, 2)))
+def _first_step_back(dx: Array | None) -> str | None:
+    bad: Sequence[int] | Integers = [] if dx is None else np.flatnonzero(~np.isfinite(dx).all(axis=(1, 2)))
     return f"on the way back, the gradient of the input is not finite from step {bad[-1]} on" if len(bad) else None

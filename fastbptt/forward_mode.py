@@ -1,15 +1,29 @@
 """Forward mode of each recurrent layer: tangents, carried forward through time."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
+from ._typing import Array, CellName, F, OptionalPair, Pair
 from .cells import CELLS
 from .functional import parts_of, vectors_or_tokens
-from .tape import kernel_arguments, require_tape
+from .tape import Tape, kernel_arguments, require_tape
 
 
-def rnn_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+def rnn_jvp(
+    tape: Tape[F],
+    *,
+    x: Array[F] | None = None,
+    state: Array[F] | None = None,
+    w_ih: Array[F] | None = None,
+    w_hh: Array[F] | None = None,
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+) -> tuple[Array[F], Array[F]]:
     r"""Forward mode for `rnn_forward`: what a small change of its arguments does to its results, to first order.
 
     The arguments are such changes, tangents, named after what they change. In one pass forward through time, at the cost of about two
@@ -75,7 +89,16 @@ def rnn_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=N
     return _jvp("rnn", tape, x, state, w_ih, w_hh, b_ih, b_hh)
 
 
-def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+def gru_jvp(
+    tape: Tape[F],
+    *,
+    x: Array[F] | None = None,
+    state: Array[F] | None = None,
+    w_ih: Array[F] | None = None,
+    w_hh: Array[F] | None = None,
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+) -> tuple[Array[F], Array[F]]:
     """Forward mode for `gru_forward`; arguments, results and errors as `rnn_jvp`.
 
     Parameters
@@ -104,7 +127,16 @@ def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=N
     return _jvp("gru", tape, x, state, w_ih, w_hh, b_ih, b_hh)
 
 
-def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+def lstm_jvp(
+    tape: Tape[F],
+    *,
+    x: Array[F] | None = None,
+    state: OptionalPair[F] | None = None,
+    w_ih: Array[F] | None = None,
+    w_hh: Array[F] | None = None,
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+) -> tuple[Array[F], Pair[F]]:
     """Forward mode for `lstm_forward`; arguments, results and errors as `rnn_jvp`, but for the state.
 
     Parameters
@@ -135,7 +167,16 @@ def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=
     return _jvp("lstm", tape, x, state, w_ih, w_hh, b_ih, b_hh)
 
 
-def _jvp(name, tape, x, state, w_ih, w_hh, b_ih, b_hh):
+def _jvp(
+    name: CellName,
+    tape: Tape,
+    x: Array | None,
+    state: Any,
+    w_ih: Array | None,
+    w_hh: Array | None,
+    b_ih: Array | None,
+    b_hh: Array | None,
+) -> tuple[Array, Any]:
     """Any cell's tangents."""
     cell, ((T, B, H), dtype), pieces = CELLS[name], require_tape(tape, name), tape._pieces
     if x is not None and tape._x.dtype.kind == "i":
@@ -172,7 +213,7 @@ def _jvp(name, tape, x, state, w_ih, w_hh, b_ih, b_hh):
     return pieces.unpack(h_dot[pieces.count :]), cell.state(last)
 
 
-def _of_bias(name, tangent, bias, dtype):
+def _of_bias(name: str, tangent: Array | None, bias: Array | None, dtype: np.dtype[Any]) -> Array | None:
     if tangent is None:
         return None
     if bias is None:

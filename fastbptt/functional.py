@@ -1,18 +1,35 @@
 """Forward and backward of each recurrent layer: check the arguments, allocate the results, call the kernel."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
-from .cells import CELLS, NONLINEARITIES
-from .ragged import cut
+from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Integers, Nonlinearity, OptionalPair, Pair, Real
+from .cells import CELLS, NONLINEARITIES, Cell
+from .ragged import Pieces, cut
 from .results import Gradients
 from .tape import Tape, kernel_arguments, require_tape
 
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None, lengths=None, resets=None):
+def rnn_forward(
+    x: Array[F] | Integers,
+    h0: Array[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+    *,
+    nonlinearity: Nonlinearity = "tanh",
+    leak: Real | Array[F] | None = None,
+    lengths: Integers | None = None,
+    resets: Bools | None = None,
+) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad t = 1 \dots T
@@ -78,7 +95,15 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
     return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity, leak)
 
 
-def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+def rnn_backward(
+    tape: Tape[F],
+    d_out: Array[F] | None,
+    d_state: Array[F] | None = None,
+    *,
+    need_dx: Bool = True,
+    clip_step: ClipStep | None = None,
+    carry: Array[F] | None = None,
+) -> Gradients[F, Array[F]]:
     r"""Backpropagation through time for `rnn_forward`: the exact gradients of a loss, from its gradients at the outputs.
 
     With a_t the argument of f, each step takes the gradient of the state through the Jacobian diag(f'(a_t)) W_hh:
@@ -135,7 +160,17 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
-def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
+def gru_forward(
+    x: Array[F] | Integers,
+    h0: Array[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+    *,
+    lengths: Integers | None = None,
+    resets: Bools | None = None,
+) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a GRU (Cho et al. 2014) over a batch of sequences, with the reset applied after the product, as PyTorch does.
 
     .. math::
@@ -181,7 +216,15 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets
     return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
-def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+def gru_backward(
+    tape: Tape[F],
+    d_out: Array[F] | None,
+    d_state: Array[F] | None = None,
+    *,
+    need_dx: Bool = True,
+    clip_step: ClipStep | None = None,
+    carry: Array[F] | None = None,
+) -> Gradients[F, Array[F]]:
     """Backpropagation through time for `gru_forward`; arguments, results and errors as `rnn_backward`.
 
     Parameters
@@ -210,7 +253,17 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
+def lstm_forward(
+    x: Array[F] | Integers,
+    state: OptionalPair[F] | None,
+    w_ih: Array[F],
+    w_hh: Array[F],
+    b_ih: Array[F] | None = None,
+    b_hh: Array[F] | None = None,
+    *,
+    lengths: Integers | None = None,
+    resets: Bools | None = None,
+) -> tuple[Array[F], Pair[F], Tape[F]]:
     r"""Run an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) over a batch of sequences.
 
     .. math::
@@ -256,7 +309,15 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, re
     return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
-def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+def lstm_backward(
+    tape: Tape[F],
+    d_out: Array[F] | None,
+    d_state: OptionalPair[F] | None = None,
+    *,
+    need_dx: Bool = True,
+    clip_step: ClipStep | None = None,
+    carry: Array[F] | None = None,
+) -> Gradients[F, Pair[F]]:
     """Backpropagation through time for `lstm_forward`; arguments, results and errors as `rnn_backward`, but for the state.
 
     Parameters
@@ -287,7 +348,20 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, ca
     return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step, carry)
 
 
-def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity="tanh", leak=None, reverse=False):
+def _forward(
+    name: CellName,
+    x: Array,
+    state: dict[str, Array | None],
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    lengths: Integers | None,
+    resets: Bools | None,
+    nonlinearity: Nonlinearity = "tanh",
+    leak: Real | Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Any, Tape]:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them.
 
     ``reverse`` is about a ragged batch alone: its pieces are read backwards. A rectangle its caller can turn round.
@@ -303,13 +377,13 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlineari
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    state = [None if part is None else _checks.array(argument, part, (B, H), dtype) for argument, part in state.items()]
-    for history, part in zip(histories, state):
+    initial = [None if part is None else _checks.array(argument, part, (B, H), dtype) for argument, part in state.items()]
+    for history, part in zip(histories, initial):
         if pieces is not None:
             pieces.begin(history, part)
         else:
             history[0] = 0 if part is None else part
-    h, c = histories if len(histories) == 2 else (*histories, None)
+    h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
@@ -320,13 +394,21 @@ def _forward(name, x, state, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlineari
             array.setflags(write=False)
     if pieces is None:
         return h[1:], cell.state([history[T].copy() for history in histories]), tape
-    tape._pieces, tape._initial = pieces, [None if part is None else part.copy() for part in state]
+    tape._pieces, tape._initial = pieces, [None if part is None else part.copy() for part in initial]
     out = pieces.unpack(h[pieces.count :])
     out.setflags(write=False)
-    return out, cell.state([pieces.end(*both) for both in zip(histories, state)]), tape
+    return out, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape
 
 
-def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
+def _backward(
+    name: CellName,
+    tape: Tape,
+    d_out: Array | None,
+    d_state: dict[str, Array | None],
+    need_dx: Bool,
+    clip_step: ClipStep | None = None,
+    carry: Array | None = None,
+) -> Gradients:
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
@@ -334,10 +416,10 @@ def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
         carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
-    d_state = [np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype) for argument, d in d_state.items()]
+    d_last = [np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype) for argument, d in d_state.items()]
     if pieces is not None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
-    d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_state]
+    d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
     dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
@@ -349,7 +431,7 @@ def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
         kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first, *clip, carry)
     if pieces is not None:
         dx = None if dx is None else pieces.unpack(dx)
-        d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_state)]
+        d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
     if tape._b_hh is None:
         db_hh = None
     elif not cell.reset_after:
@@ -357,11 +439,11 @@ def _backward(name, tape, d_out, d_state, need_dx, clip_step=None, carry=None):
     return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
 
 
-def vectors_or_tokens(x):
+def vectors_or_tokens(x: Any) -> tuple[Any, Any]:
     return (x, None) if x.ndim == 3 else (None, x)
 
 
-def pair(name, state):
+def pair(name: str, state: Any) -> dict[str, Any]:
     """The arrays of a state that has two, by the names that errors call them."""
     if state is None:
         state = None, None
@@ -370,12 +452,12 @@ def pair(name, state):
     return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
 
 
-def parts_of(cell, name, state):
+def parts_of(cell: Cell, name: str, state: Any) -> dict[str, Any]:
     """The arrays of a cell's state, by the names that errors call them."""
     return {name: state} if len(cell.states) == 1 else pair(name, state)
 
 
-def check_clip_step(clip_step):
+def check_clip_step(clip_step: Any) -> tuple[int, float]:
     """What the kernels call the kind of clipping, and its limit."""
     if clip_step is None:
         return 0, 0.0
@@ -386,7 +468,7 @@ def check_clip_step(clip_step):
     return STEP_CLIPS[kind], _checks.number("clip_step[1]", limit, 0, above=True)
 
 
-def check_leak(leak, H, dtype):
+def check_leak(leak: Real | Array | None, H: int, dtype: np.dtype[Any]) -> Array | None:
     """One leak for every unit, or None."""
     if leak is None:
         return None
@@ -402,7 +484,17 @@ def check_leak(leak, H, dtype):
     return each
 
 
-def _checked_call(gates, x, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse):
+def _checked_call(
+    gates: int,
+    x: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    lengths: Integers | None,
+    resets: Bools | None,
+    reverse: bool,
+) -> tuple[tuple[int, int], Array, Pieces | None, Array, Array, Array | None, Array | None]:
     """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)

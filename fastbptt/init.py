@@ -6,19 +6,25 @@ too, and for each the kind of its recurrent matrix.
 All is checked and drawn before anything is written: with a TypeError or ValueError, no parameter has changed.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from . import _checks
 from ._kernels import chunks
+from ._typing import Array, Float64s, Nonlinearity, Real, Seed
 from .cells import CELLS
-from .layers import RNN, Linear, Recurrent, wrong_layer
+from .layers import RNN, Layer, Linear, Recurrent, wrong_layer
 
 SMART_CONNECTIONS, SMART_RADIUS = 15, 0.95
+Drawn: TypeAlias = "list[tuple[Array, Array]]"  # parameters, each with its new values
+Matrix: TypeAlias = "Callable[[int, np.random.Generator], Float64s]"
 
 
-def basic_tanh(rnn, readout=None, rng=None):
+def basic_tanh(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> None:
     """All weights from N(0, 0.1^2), biases 0: the basic start of Pascanu, Mikolov and Bengio (2013), for tanh.
 
     With 50 units the spectral radius is about 0.7.
@@ -41,7 +47,7 @@ def basic_tanh(rnn, readout=None, rng=None):
     _write(_normal(0.1, rnn, readout, rng))
 
 
-def sigmoid(rnn, readout=None, rng=None):
+def sigmoid(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> None:
     """All weights from N(0, 0.01^2), biases 0: the start of Pascanu et al. (2013) for the sigmoid, from which gradients vanish at once.
 
     Parameters
@@ -54,7 +60,7 @@ def sigmoid(rnn, readout=None, rng=None):
     _write(_normal(0.01, rnn, readout, rng))
 
 
-def smart_tanh(rnn, readout=None, rng=None):
+def smart_tanh(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> None:
     """Weights from N(0, 0.01^2), but W_hh sparse and of spectral radius 0.95: the smart start of Pascanu et al. (2013), for tanh.
 
     Each unit has fifteen outgoing weights, as in the authors' program (the paper says incoming); with fifteen units or fewer, all of them.
@@ -74,7 +80,7 @@ def smart_tanh(rnn, readout=None, rng=None):
     _write(drawn)
 
 
-def identity(rnn, readout=None, rng=None):
+def identity(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> None:
     """W_hh = 1, the other weights from N(0, 0.001^2), biases 0: the start of Le, Jaitly and Hinton (2015), for ReLU.
 
     Parameters
@@ -88,7 +94,7 @@ def identity(rnn, readout=None, rng=None):
     _write([(p, np.eye(len(p)) if id(p) in recurrent else values) for p, values in _normal(0.001, rnn, readout, rng)])
 
 
-def orthogonal(rnn, readout=None, rng=None):
+def orthogonal(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None) -> None:
     """W_hh orthogonal, gate by gate (Saxe, McClelland and Ganguli 2014); the other parameters are left alone.
 
     Parameters
@@ -102,7 +108,7 @@ def orthogonal(rnn, readout=None, rng=None):
     _write(_each_gate(_orthogonal, rnn, rng))
 
 
-def gaussian(rnn, readout=None, rng=None, *, gain=1.0):
+def gaussian(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None, *, gain: Real = 1.0) -> None:
     """W_hh from N(0, gain^2/H), of spectral radius about ``gain``, gate by gate; the other parameters are left alone.
 
     In large tanh nets without input, chaos begins at a gain of 1 (Sompolinsky, Crisanti and Sommers 1988).
@@ -120,7 +126,7 @@ def gaussian(rnn, readout=None, rng=None, *, gain=1.0):
     _write(_each_gate(lambda H, rng: gain * _gaussian(H, rng) / np.sqrt(H), rnn, rng))
 
 
-def sparse(rnn, readout=None, rng=None, *, radius=0.95):
+def sparse(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None, *, radius: Real = 0.95) -> None:
     """W_hh sparse, gate by gate: each unit has fifteen outgoing weights, from N(0, 1), scaled to a spectral radius (Jaeger 2001).
 
     The other parameters are left alone.
@@ -138,7 +144,7 @@ def sparse(rnn, readout=None, rng=None, *, radius=0.95):
     _write(_each_gate(lambda H, rng: _scale_to(radius, _sparse(H, rng)), rnn, rng))
 
 
-def xavier(rnn, readout=None, rng=None):
+def xavier(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None) -> None:
     """All weights from U(-b, b), b = sqrt(6 / (n_in + n_out)), biases 0 (Glorot and Bengio 2010); each gate is a matrix of its own.
 
     Parameters
@@ -148,7 +154,7 @@ def xavier(rnn, readout=None, rng=None):
     rng : None, int or numpy.random.Generator
     """
     rng = _checked(Recurrent, rnn, readout, rng)
-    drawn = []
+    drawn: Drawn = []
     for layer in [rnn] if readout is None else [rnn, readout]:
         for name, p in layer.params.items():
             if "weight" not in name:
@@ -160,7 +166,7 @@ def xavier(rnn, readout=None, rng=None):
     _write(drawn)
 
 
-def forget_bias(rnn, readout=None, rng=None, *, bias=1.0):
+def forget_bias(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None, *, bias: Real = 1.0) -> None:
     """The gate that keeps the state begins open, by its bias (Gers, Schmidhuber and Cummins 2000; Jozefowicz et al. 2015).
 
     That is the forget gate of an LSTM, and the update gate of a GRU as PyTorch has it. Of its two biases, b_ih is ``bias`` and b_hh is 0. The
@@ -189,7 +195,7 @@ def forget_bias(rnn, readout=None, rng=None, *, bias=1.0):
     _write(_gate_biases(rnn, lambda H: np.full(H, bias), also_input=False))
 
 
-def chrono(rnn, readout=None, rng=None, *, longest=100):
+def chrono(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None, *, longest: Real = 100) -> None:
     """Each unit forgets over a time of its own, up to ``longest`` steps: b_f = ln U(1, longest - 1), b_i = -b_f (Tallec and Ollivier 2018).
 
     A gate that is open by sigmoid(b) keeps the state for about 1 + e^b steps. Of a GRU, the update gate has b_f. Of the two biases of a gate,
@@ -209,7 +215,7 @@ def chrono(rnn, readout=None, rng=None, *, longest=100):
     _write(_gate_biases(rnn, lambda H: np.log(rng.uniform(1, longest - 1, H)), also_input=True))
 
 
-def default(rnn, readout=None, rng=None):
+def default(rnn: Recurrent, readout: Linear | None = None, rng: Seed = None) -> None:
     """PyTorch's start, which new layers have: all from U(-1/sqrt(H), 1/sqrt(H)). Nothing is drawn anew.
 
     Parameters
@@ -221,31 +227,31 @@ def default(rnn, readout=None, rng=None):
     _checked(Recurrent, rnn, readout, rng)
 
 
-def _gaussian(H, rng):
+def _gaussian(H: int, rng: np.random.Generator) -> Float64s:
     return rng.standard_normal((H, H))
 
 
-def _orthogonal(H, rng):
+def _orthogonal(H: int, rng: np.random.Generator) -> Float64s:
     q, r = np.linalg.qr(_gaussian(H, rng))
     return q * np.where(np.diag(r) < 0, -1, 1)  # without the signs, Q would depend on how QR is done
 
 
-def _uniform(H, rng):
+def _uniform(H: int, rng: np.random.Generator) -> Float64s:
     return rng.uniform(-1, 1, (H, H))
 
 
-def _sparse(H, rng):
+def _sparse(H: int, rng: np.random.Generator) -> Float64s:
     return _thin_out(_gaussian(H, rng), rng)
 
 
 class Start(NamedTuple):
-    draw: callable
-    matrix: callable  # called as matrix(H, rng): a matrix (H, H) of the kind of its W_hh, in whatever scale; None: it is about biases
+    draw: Callable[..., None]
+    matrix: Matrix | None  # called as matrix(H, rng): a matrix (H, H) of the kind of its W_hh, in whatever scale; None: it is about biases
     radius: float | None = None  # the spectral radius of such a matrix, where it is always the same
-    nonlinearity: str = "tanh"  # of an RNN, that the start is made for
+    nonlinearity: Nonlinearity = "tanh"  # of an RNN, that the start is made for
     gated: bool = False  # whether it suits a GRU or LSTM
     plain: bool = True  # whether it suits an RNN
-    own_radius: callable = lambda H: 1.0  # the spectral radius that it gives to a net of H units, about
+    own_radius: Callable[[int], float] = lambda H: 1.0  # the spectral radius that it gives to a net of H units, about
     weights: float | None = None  # the standard deviation of the input weights that it draws; None: it leaves them alone
 
 
@@ -265,7 +271,7 @@ STARTS = {
 MATRICES = {name: start for name, start in STARTS.items() if start.matrix is not None}  # those that speak of W_hh
 
 
-def _checked(kind, rnn, readout, rng):
+def _checked(kind: type[Recurrent], rnn: object, readout: object, rng: Seed) -> np.random.Generator:
     """The generator that ``rng`` stands for, if the start suits the layers."""
     if not isinstance(rnn, kind):
         raise wrong_layer("rnn", kind, rnn)
@@ -274,9 +280,9 @@ def _checked(kind, rnn, readout, rng):
     return _checks.generator("rng", rng)
 
 
-def _normal(std, rnn, readout, rng):
+def _normal(std: float, rnn: Recurrent, readout: Linear | None, rng: np.random.Generator) -> Drawn:
     """The layers' parameters, each with its new values: all weights from N(0, std^2), all biases 0."""
-    layers = [rnn] if readout is None else [rnn, readout]
+    layers: list[Layer] = [rnn] if readout is None else [rnn, readout]
     return [
         (p, rng.normal(0, std, p.shape).astype(p.dtype, copy=False) if "weight" in name else np.zeros_like(p))
         for layer in layers
@@ -284,23 +290,23 @@ def _normal(std, rnn, readout, rng):
     ]
 
 
-def _recurrent(rnn):
+def _recurrent(rnn: Recurrent) -> list[Array]:
     """W_hh of each of the layer's parts."""
     return [p for name, p in rnn.params.items() if name.startswith("weight_hh_")]
 
 
-def _each_gate(matrix, rnn, rng):
+def _each_gate(matrix: Matrix, rnn: Recurrent, rng: np.random.Generator) -> Drawn:
     """Each W_hh with its new values, for each gate a matrix of its own."""
     H = rnn.hidden_size
     return [(w_hh, np.concatenate([matrix(H, rng) for _ in range(len(w_hh) // H)])) for w_hh in _recurrent(rnn)]
 
 
-def _gate_biases(rnn, draw, also_input):
+def _gate_biases(rnn: Recurrent, draw: Callable[[int], Float64s], also_input: bool) -> Drawn:
     """The biases of each part, with those of the gate that keeps the state drawn anew; the input gate's are the opposite."""
     cell, H = CELLS[rnn._cell], rnn.hidden_size
     if not cell.gated:
         raise TypeError(f"rnn: expected a GRU or LSTM, whose gates have biases, got {_checks.describe(rnn)}")
-    drawn = []
+    drawn: Drawn = []
     for name, b_ih in rnn.params.items():
         if not name.startswith("bias_ih_"):
             continue
@@ -316,7 +322,7 @@ def _gate_biases(rnn, draw, also_input):
     return drawn
 
 
-def _scale_to(radius, w_hh):
+def _scale_to(radius: float, w_hh: Array) -> Array:
     """The matrix, scaled to a spectral radius, in place."""
     found = np.abs(np.linalg.eigvals(w_hh)).max() if np.isfinite(w_hh).all() else np.nan
     if not 0 < found < np.inf:
@@ -325,13 +331,13 @@ def _scale_to(radius, w_hh):
     return w_hh
 
 
-def _thin_out(w_hh, rng):
+def _thin_out(w_hh: Array, rng: np.random.Generator) -> Array:
     """Leave each unit `SMART_CONNECTIONS` of the weights that go out of it, in place."""
     for outgoing in w_hh.T:
         outgoing[rng.permutation(len(outgoing))[SMART_CONNECTIONS:]] = 0
     return w_hh
 
 
-def _write(drawn):
+def _write(drawn: Drawn) -> None:
     """Copy new values into parameters, all of them or, if Ctrl-C comes first, none."""
     chunks.copy([array for p, values in drawn for array in (p, np.asarray(values, p.dtype, order="C"))])

@@ -1,56 +1,67 @@
 """Layers: parameters and gradients in one flat array each, seen through named views."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from operator import attrgetter
 from threading import get_ident
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
 from . import _checks
 from ._kernels import chunks, kernels, memory
+from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
-from .tape import require_tape
+from .results import Gradients
+from .tape import Tape, require_tape
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._typing import Attribute, Fixed
 
 ONE_AT_A_TIME = "a layer serves one thread at a time"
 
 
-class Views(dict):
+class Views(dict[str, Array]):
     """Arrays by name, views of one flat array: they can be written into, but not replaced. A copy is an ordinary dict."""
 
-    def __init__(self, flat, shapes):
+    def __init__(self, flat: Array, shapes: dict[str, tuple[int, ...]]) -> None:
         start = 0
         for name, shape in shapes.items():
             end = start + math.prod(shape)
             super().__setitem__(name, flat[start:end].reshape(shape))
             start = end
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Array) -> None:
         if name not in self or value is not self[name]:  # ``views[name] *= 2`` ends with an assignment of what is there
             raise TypeError(f"{name}: a view of the layer's flat array, to be written into ([{name!r}][...] = value), not replaced")
 
-    def _refuse(self, *_, **__):
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("the names and arrays of a layer's parameters are fixed")
 
     __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
 
 
-def _set_once(name):
+def _set_once(name: str) -> Any:
     """An attribute that other objects rely on: never another object, though ``layer.flat_params *= 2`` assigns the same one once more."""
 
-    def set_once(self, value):
+    def set_once(self: object, value: object) -> None:
         if self.__dict__.setdefault(f"_{name}", value) is not value:
             raise TypeError(f"{name}: the layer's own, to be written into, not replaced")
 
     return property(attrgetter(f"_{name}"), set_once)
 
 
-def _fixed(name):
+def fixed(name: str) -> Any:
     """An attribute that a layer is made with and keeps: the arrays' sizes hang on it."""
     return property(attrgetter(f"_{name}"))
 
@@ -61,13 +72,13 @@ class OneThread:
     Tape and thread are one attribute, which is read once in each method: another thread may come between any two looks at it.
     """
 
-    _kept = None
+    _kept: tuple[Any, int] | None = None
 
-    def _keep(self, tape):
+    def _keep(self, tape: object) -> None:
         """Keep what a backward pass in the same thread will need; None for nothing."""
         self._kept = None if tape is None else (tape, get_ident())
 
-    def _last_tape(self):
+    def _last_tape(self) -> Any:
         kept = self._kept
         if kept is None:
             raise RuntimeError(f"{type(self).__name__}.backward: no forward pass in training mode since the last backward pass")
@@ -76,7 +87,7 @@ class OneThread:
             raise RuntimeError(f"{type(self).__name__}.backward: the last forward pass was another thread's; {ONE_AT_A_TIME}")
         return tape
 
-    def _use_up(self, tape, layer=None, gradients=()):
+    def _use_up(self, tape: object, layer: Layer | None = None, gradients: Sequence[Array | None] = ()) -> None:
         """Let go of the tape and add the gradients to a layer's; unless a forward pass has come between, or the layer's cannot be written.
 
         Then nothing is added, and what is kept still is.
@@ -114,13 +125,18 @@ class Layer(OneThread):
         It is fixed, as are the layer's sizes.
     """
 
-    _first_nonfinite = None  # what a backward pass has found since the last `zero_grad`, in words
+    _first_nonfinite: str | None = None  # what a backward pass has found since the last `zero_grad`, in words
 
-    params, grads, flat_params, flat_grads = map(_set_once, ("params", "grads", "flat_params", "flat_grads"))
-    dtype = _fixed("dtype")
+    params: Attribute[dict[str, Array]] = _set_once("params")
+    grads: Attribute[dict[str, Array]] = _set_once("grads")
+    flat_params: Attribute[Array] = _set_once("flat_params")
+    flat_grads: Attribute[Array] = _set_once("flat_grads")
+    dtype: Fixed[np.dtype[Any]] = fixed("dtype")
     training = _checks.checked("training", _checks.flag, "Whether a forward pass keeps what the backward pass needs.")
 
-    def __init__(self, sizes, shapes, bound, dtype, rng):
+    forward: Callable[..., Any]
+
+    def __init__(self, sizes: str, shapes: dict[str, tuple[int, ...]], bound: float, dtype: DType, rng: Seed) -> None:
         self._dtype = _checks.dtype("dtype", dtype)
         rng = _checks.generator("rng", rng)
         self._shapes = shapes
@@ -131,38 +147,40 @@ class Layer(OneThread):
         self.training = True
         self._begin()
 
-    def _begin(self):
+    def _begin(self) -> None:
         self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_kept")}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin()
 
-    def __call__(self, *args, **kwargs):
-        return self.forward(*args, **kwargs)
+    if not TYPE_CHECKING:  # for a type checker, calling a layer has the signature of its forward
 
-    def zero_grad(self):
+        def __call__(self, *args, **kwargs):
+            return self.forward(*args, **kwargs)
+
+    def zero_grad(self) -> None:
         """Set all gradients to 0."""
         self.flat_grads.fill(0)
         self._first_nonfinite = None
 
-    def train(self, mode=True):
+    def train(self, mode: Bool = True) -> Self:
         """Keep what the backward pass needs, from the next forward pass on. Returns the layer."""
         self.training = _checks.flag("mode", mode)
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
         """Keep nothing for a backward pass. Returns the layer."""
         return self.train(False)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Array]:
         """Copies of the parameters, by name."""
         return {name: p.copy() for name, p in self.params.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Array]) -> None:
         """Copy parameters in, by name.
 
         Parameters
@@ -178,7 +196,7 @@ class Layer(OneThread):
         if not isinstance(state, dict):
             raise TypeError(f"state: expected a dict of arrays, got {_checks.describe(state)}")
         _checks.require_names("state", state, self.params)
-        values = []
+        values: list[Array] = []
         for name, shape in self._shapes.items():
             value = _checks.require_shape(f"state[{name!r}]", state[name], shape)
             if value.dtype.kind != "f":
@@ -186,11 +204,11 @@ class Layer(OneThread):
             values.append(np.array(value, self.dtype, order="C"))
         self._write(chunks.copy, "params", values)
 
-    def _add(self, *gradients):
+    def _add(self, *gradients: Array | None) -> None:
         """Add to `grads`. None stands for a bias that there is not."""
         self._write(kernels[self.dtype].add_all, "grads", gradients)
 
-    def _write(self, kernel, name, values):
+    def _write(self, kernel: Callable[[list[Any]], object], name: str, values: Sequence[Array | None]) -> None:
         """Have a kernel write to all of `params` or `grads`; or to none, if Ctrl-C comes first or one of them cannot be written."""
         views = getattr(self, name)
         try:
@@ -203,23 +221,44 @@ class Layer(OneThread):
             raise
 
 
-class Recurrent(Layer):
+class Recurrent(Layer, Generic[S]):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
-    input_size, hidden_size = map(_fixed, ("input_size", "hidden_size"))
+    _cell: ClassVar[CellName]
+    _run: Callable[..., tuple[Array, Any, Tape]]
+    _run_back: Callable[..., Gradients]
+    input_size: Fixed[int] = fixed("input_size")
+    hidden_size: Fixed[int] = fixed("hidden_size")
     batch_first = _checks.checked("batch_first", _checks.flag, "Whether inputs and outputs are (B, T, ...).")
 
-    def __init__(self, input_size, hidden_size, *, bias=True, batch_first=False, dtype=np.float64, rng=None):
+    def __init__(
+        self,
+        input_size: Int,
+        hidden_size: Int,
+        *,
+        bias: Bool = True,
+        batch_first: Bool = False,
+        dtype: DType = np.float64,
+        rng: Seed = None,
+    ) -> None:
         self._input_size = I = _checks.axis("input_size", input_size)
         self._hidden_size = H = _checks.axis("hidden_size", hidden_size)
         self.batch_first = batch_first
         N = len(CELLS[self._cell].gates) * H
-        shapes = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
         if _checks.flag("bias", bias):
             shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
         super().__init__("input_size, hidden_size", shapes, 1 / math.sqrt(H), dtype, rng)
 
-    def forward(self, x, state=None, *, lengths=None, resets=None):
+    @overload
+    def forward(
+        self, x: Array[F], state: S | None = None, *, lengths: Integers | None = None, resets: Bools | None = None
+    ) -> tuple[Array[F], S]: ...
+    @overload
+    def forward(
+        self, x: Integers, state: S | None = None, *, lengths: Integers | None = None, resets: Bools | None = None
+    ) -> tuple[Array, S]: ...
+    def forward(self, x: Array, state: Any = None, *, lengths: Integers | None = None, resets: Bools | None = None) -> tuple[Array, Any]:
         """Run the layer.
 
         Parameters
@@ -253,7 +292,12 @@ class Recurrent(Layer):
         self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
 
-    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def backward(
+        self, d_out: Array[F] | None, d_state: S | None = None, *, need_dx: Bool = True, clip_step: ClipStep | None = None
+    ) -> tuple[Array[F] | None, S]:
         """Add the parameters' gradients to `grads`, and return the others.
 
         Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
@@ -290,24 +334,33 @@ class Recurrent(Layer):
         self._look_for_nonfinite(tape, d_out, d_state, grads, clip_step)
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
-    def take_tape(self):
+    def take_tape(self) -> Tape:
         """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`."""
         tape = self._last_tape()
         self._use_up(tape)
         return tape
 
-    def gradients_through(self, tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
+    def gradients_through(
+        self,
+        tape: Tape,
+        d_out: Array | None,
+        d_state: Any = None,
+        *,
+        need_dx: Bool = True,
+        clip_step: ClipStep | None = None,
+        carry: Array | None = None,
+    ) -> Gradients[Any, S]:
         """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside.
 
         ``carry`` (T, B), time first, is as for `rnn_backward`.
         """
-        T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)
+        T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)[0]
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
         d_state = self._without_layer_axis("d_state", d_state, B)
         return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
 
-    def _look_for_nonfinite(self, tape, d_out, d_state, grads, clip_step):
+    def _look_for_nonfinite(self, tape: Tape, d_out: Array | None, d_state: Any, grads: Gradients, clip_step: ClipStep | None) -> None:
         """Where the gradient of the initial state is not finite, remember which step was the first: `clip_grad_norm_` will say so."""
         parts = [part for part in (grads.state if isinstance(grads.state, tuple) else (grads.state,)) if part.size]
         if not parts or math.isfinite(kernels[self.dtype].total_norm(parts, math.inf)):
@@ -319,22 +372,22 @@ class Recurrent(Layer):
             d_state = (d_state,) + (None,) * (len(parts) - 1)
         self._first_nonfinite = why_not_finite(tape, self._between_layouts(d_out), d_state, as_is=clip_step is None)
 
-    def _between_layouts(self, array):
+    def _between_layouts(self, array: Any) -> Any:
         """From time first to the layer's own layout, or back."""
         return array.swapaxes(0, 1) if self.batch_first and array is not None else array
 
-    def _with_layer_axis(self, state):
+    def _with_layer_axis(self, state: Any) -> Any:
         """A state (B, H) as PyTorch has it, (1, B, H)."""
         return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
 
-    def _without_layer_axis(self, name, state, B):
+    def _without_layer_axis(self, name: str, state: Any, B: int | None) -> Any:
         """The reverse; (B, H) is welcome too. Any number of rows is if ``B`` is None."""
         if state is None:
             return None
         cell = CELLS[self._cell]
-        return cell.state([self._part_without_layer_axis(*part, B) for part in parts_of(cell, name, state).items()])
+        return cell.state([self._part_without_layer_axis(each, part, B) for each, part in parts_of(cell, name, state).items()])
 
-    def _part_without_layer_axis(self, name, part, B):
+    def _part_without_layer_axis(self, name: str, part: Any, B: Any) -> Array | None:
         if part is None:
             return None
         part = _checks.require_array(name, part)
@@ -345,7 +398,7 @@ class Recurrent(Layer):
         return _checks.array(name, part, (1, B, self.hidden_size), self.dtype)[0]
 
 
-class RNN(Recurrent):
+class RNN(Recurrent[Array]):
     """A vanilla RNN layer, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with `torch.nn.RNN`'s names and shapes.
 
     Parameters
@@ -381,32 +434,43 @@ class RNN(Recurrent):
     ((5, 3, 7), (1, 3, 7), (5, 3, 4), (7, 7))
     """
 
-    nonlinearity = _checks.checked("nonlinearity", partial(_checks.one_of, allowed=NONLINEARITIES), "The function f.")
+    nonlinearity: Attribute[Nonlinearity] = _checks.checked(
+        "nonlinearity", partial(_checks.one_of, allowed=NONLINEARITIES), "The function f."
+    )
 
     @property
-    def leak(self):
+    def leak(self) -> Array | None:
         """The leak of each unit, (H,), or None."""
         return self._leak
 
     @leak.setter
-    def leak(self, leak):
+    def leak(self, leak: Real | Array | None) -> None:
         self._leak = check_leak(leak, self.hidden_size, self.dtype)
 
     def __init__(
-        self, input_size, hidden_size, *, nonlinearity="tanh", leak=None, bias=True, batch_first=False, dtype=np.float64, rng=None
-    ):
+        self,
+        input_size: Int,
+        hidden_size: Int,
+        *,
+        nonlinearity: Nonlinearity = "tanh",
+        leak: Real | Array | None = None,
+        bias: Bool = True,
+        batch_first: Bool = False,
+        dtype: DType = np.float64,
+        rng: Seed = None,
+    ) -> None:
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, dtype=dtype, rng=rng)
         self.leak = leak
 
-    def _run(self, x, h0, *weights, **ragged):
+    def _run(self, x: Array, h0: Array | None, *weights: Array, **ragged: Any) -> tuple[Array, Array, Tape]:
         return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak, **ragged)
 
     _run_back = staticmethod(rnn_backward)
     _cell = "rnn"
 
 
-class GRU(Recurrent):
+class GRU(Recurrent[Array]):
     """A GRU layer, with `torch.nn.GRU`'s names, shapes and gate order; see `gru_forward` for the equations.
 
     Parameters
@@ -437,7 +501,7 @@ class GRU(Recurrent):
     _cell = "gru"
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent[Pair]):
     """An LSTM layer, with `torch.nn.LSTM`'s names, shapes and gate order; see `lstm_forward` for the equations.
 
     Parameters
@@ -468,10 +532,10 @@ class LSTM(Recurrent):
     _cell = "lstm"
 
 
-LAYERS = {layer._cell: layer for layer in (RNN, GRU, LSTM)}
+LAYERS: dict[str, type[Recurrent]] = {layer._cell: layer for layer in (RNN, GRU, LSTM)}
 
 
-def wrong_layer(name, kind, value):
+def wrong_layer(name: str, kind: type[Recurrent], value: object) -> TypeError:
     """The error for what is not of this kind: one of `LAYERS`, or `Recurrent` for any of them."""
     kinds = [layer.__name__ for layer in LAYERS.values() if issubclass(layer, kind)]
     return TypeError(f"{name}: expected {'an ' if len(kinds) == 1 else 'one of '}{', '.join(kinds)}, got {_checks.describe(value)}")
@@ -503,15 +567,16 @@ class Linear(Layer):
     ((5, 3, 2), (5, 3, 7))
     """
 
-    in_features, out_features = map(_fixed, ("in_features", "out_features"))
+    in_features: Fixed[int] = fixed("in_features")
+    out_features: Fixed[int] = fixed("out_features")
 
-    def __init__(self, in_features, out_features, *, bias=True, dtype=np.float64, rng=None):
+    def __init__(self, in_features: Int, out_features: Int, *, bias: Bool = True, dtype: DType = np.float64, rng: Seed = None) -> None:
         self._in_features = I = _checks.axis("in_features", in_features)
         self._out_features = N = _checks.axis("out_features", out_features)
-        shapes = {"weight": (N, I)} | ({"bias": (N,)} if _checks.flag("bias", bias) else {})
+        shapes: dict[str, tuple[int, ...]] = {"weight": (N, I)} | ({"bias": (N,)} if _checks.flag("bias", bias) else {})
         super().__init__("in_features, out_features", shapes, 1 / math.sqrt(I), dtype, rng)
 
-    def forward(self, x):
+    def forward(self, x: Array[F]) -> Array[F]:
         """y = x W^T + b, for x (..., I); y is (..., N)."""
         x = _checks.require_array("x", x)
         x = _checks.array("x", x, (*x.shape[:-1], self.in_features), self.dtype)
@@ -524,12 +589,16 @@ class Linear(Layer):
         self._keep(x if self.training else None)
         return y
 
-    def backward(self, d_out, *, need_dx=True):
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def backward(self, d_out: Array[F], *, need_dx: Bool = True) -> Array[F] | None:
         """Add the parameters' gradients to `grads`; return that of the input, unless it is not wanted.
 
         Input and parameters are not copied by the forward pass: change them only after the backward pass, or it will go wrong unnoticed.
         """
-        x, need_dx = self._last_tape(), _checks.flag("need_dx", need_dx)
+        x: Array = self._last_tape()
+        need_dx = _checks.flag("need_dx", need_dx)
         if x.shape[-1:] != (self.in_features,):
             raise RuntimeError(f"x: resized since the forward pass; expected {self.in_features} features, got shape {x.shape}")
         d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)
@@ -541,10 +610,10 @@ class Linear(Layer):
         self._use_up(x, self, (d_weight, d_bias))
         return dx
 
-    def _parameter(self, name):
+    def _parameter(self, name: str) -> Any:
         """None for a bias that there is not."""
         return _checks.array(name, self.params[name], self._shapes[name], self.dtype) if name in self._shapes else None
 
     @staticmethod
-    def _rows(array):
+    def _rows(array: Any) -> Any:
         return array if array is None or array.ndim == 2 else array.reshape(-1, array.shape[-1])

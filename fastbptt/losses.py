@@ -1,14 +1,17 @@
 """The losses of predictions, with their gradients."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
+from ._typing import Array, Bools, F, Integers, Real
 
 
-def softmax_cross_entropy(logits, targets, *, mask=None):
+def softmax_cross_entropy(logits: Array[F], targets: Integers, *, mask: Bools | None = None) -> tuple[float, Array[F]]:
     r"""The mean cross-entropy of softmax predictions, in nats, and its gradient.
 
     .. math:: L = \frac{1}{n} \sum_i \Bigl(\log \sum_v e^{z_{iv}} - z_{i,y_i}\Bigr), \qquad
@@ -73,7 +76,7 @@ def softmax_cross_entropy(logits, targets, *, mask=None):
     return float(losses.sum()) / n, d_logits
 
 
-def mean_squared_error(outputs, targets):
+def mean_squared_error(outputs: Array[F], targets: Array[F]) -> tuple[float, Array[F]]:
     r"""The mean squared error, and its gradient.
 
     .. math:: L = \frac{1}{n} \sum_i (y_i - \hat{y}_i)^2, \qquad \frac{\partial L}{\partial y_i} = \frac{2}{n} (y_i - \hat{y}_i)
@@ -111,7 +114,7 @@ def mean_squared_error(outputs, targets):
         return float(np.square(error).mean()), np.multiply(error, 2 / n).astype(dtype, copy=False)
 
 
-def perplexity(loss):
+def perplexity(loss: Real) -> float:
     """exp(loss): the number of equally likely choices that would be as hard to predict.
 
     Parameters

@@ -1,21 +1,30 @@
 """Optimisers that update parameters in place, with PyTorch's hyper-parameters, defaults and formulas."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from . import _checks
 from ._checks import checked
 from ._kernels import chunks, kernels, memory
+from ._typing import Array, Bool, Real
 
+if TYPE_CHECKING:
+    from .layers import Layer
+
+LayersOrParams: TypeAlias = "Layer | Array | Sequence[Layer] | Sequence[Array] | Mapping[str, Array]"
 at_least_0 = partial(_checks.number, low=0)
 
 
-def two_decays(name, value):
+def two_decays(name: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list, np.ndarray)) or getattr(value, "ndim", 1) != 1 or len(value) != 2:
         raise TypeError(f"{name}: expected two numbers, got {_checks.describe(value)}")
-    return tuple(_checks.number(f"{name}[{i}]", decay, 0, np.nextafter(1, 0)) for i, decay in enumerate(value))
+    first, second = (_checks.number(f"{name}[{i}]", decay, 0, np.nextafter(1, 0)) for i, decay in enumerate(value))
+    return first, second
 
 
 class Optimiser:
@@ -32,15 +41,21 @@ class Optimiser:
 
     # Nothing else can be assigned: what is not the name of a hyper-parameter would have no effect.
     __slots__ = ("_layers", "_keys", "_names", "_params", "_shapes", "_wanted", "_slots", "_steps", "_lr", "_weight_decay", "__weakref__")
-    _needs = ()  # the state arrays that the algorithm always has
-    _options = ()  # those that an option asks for
-    _passing = ()  # of these, those that are let go with the option: what they hold makes sense only if no step is left out
+    _needs: tuple[str, ...] = ()  # the state arrays that the algorithm always has
+    _options: tuple[str, ...] = ()  # those that an option asks for
+    _lr: float
+    _weight_decay: float
+    _passing: tuple[str, ...] = ()  # of these, those that are let go with it: what they hold makes sense only if no step is left out
 
     lr = checked("lr", at_least_0, "The learning rate.")
     weight_decay = checked("weight_decay", at_least_0, "What of each parameter is added to its gradient.")
-    steps = property(attrgetter("_steps"), doc="How many steps have been made.")
 
-    def __init__(self, layers_or_params, lr, weight_decay):
+    @property
+    def steps(self) -> int:
+        """How many steps have been made."""
+        return self._steps
+
+    def __init__(self, layers_or_params: LayersOrParams, lr: Real, weight_decay: Real) -> None:
         self.lr, self.weight_decay = lr, weight_decay
         self._steps = 0
         given = layers_or_params
@@ -66,10 +81,11 @@ class Optimiser:
                 raise ValueError(f"{name}: expected a contiguous, aligned and writeable array")
         _checks.require_disjoint(names, self._params)
         self._shapes = [p.shape for p in self._params]
-        self._wanted, self._slots = self._wants(), [{} for _ in self._params]
+        self._wanted = self._wants()
+        self._slots: list[dict[str, Array]] = [{} for _ in self._params]
         self._slots = self._state_arrays(self._wanted)
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the gradients of all layers to 0, as `Recurrent.zero_grad` does for one.
 
         Raises
@@ -82,7 +98,7 @@ class Optimiser:
         for layer in self._layers:
             layer.zero_grad()
 
-    def step(self, grads=None):
+    def step(self, grads: Array | Sequence[Array] | Mapping[str, Array] | None = None) -> None:
         """Update all parameters from their gradients.
 
         Parameters
@@ -100,19 +116,20 @@ class Optimiser:
                 raise ValueError(f"{_checks.item('layers_or_params', key)}: resized or made read-only since the optimiser was made")
         gradients, wanted = self._gradients(grads), self._wants()
         slots = self._slots if wanted == self._wanted else self._state_arrays(wanted)
-        used = self._slots[0] if self._steps else ()
-        names, by_dtype = [*self._needs, *[name if name in wanted else None for name in self._options]], {}
+        used: Collection[str] = self._slots[0] if self._steps else ()
+        names = [*self._needs, *[name if name in wanted else None for name in self._options]]
+        by_dtype: dict[np.dtype[Any], list[Array | None]] = {}
         for p, g, state in zip(self._params, gradients, slots):
-            by_dtype.setdefault(p.dtype, []).extend((p, g, *map(state.get, names)))
+            by_dtype.setdefault(p.dtype, []).extend((p, g, *[None if name is None else state.get(name) for name in names]))
         updates = [self._plan(kernels[dtype], arrays, used) for dtype, arrays in by_dtype.items()]
         chunks.carry_out(updates, self, _wanted=wanted, _slots=slots, _steps=self._steps + 1)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Array]:
         """Copies of all state arrays and the step count, under stable names, for `load_state_dict`."""
         state = {f"{name}.{key}": array.copy() for key, slots in zip(self._keys, self._slots) for name, array in slots.items()}
         return state | {"steps": np.array(self._steps, np.int64)}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Array]) -> None:
         """Take back what `state_dict` gave. KeyError, TypeError or ValueError, and no change, if anything does not fit.
 
         What an option such as momentum asks for need not be in the state, as before the first step with it; and it may be there although
@@ -129,7 +146,7 @@ class Optimiser:
         chunks.carry_out([], self, _wanted=None, _slots=slots, _steps=steps)
 
     @staticmethod
-    def _fit(name, state, shape, dtype):
+    def _fit(name: str, state: dict[str, Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A copy of an array of the state, in this dtype, aligned if it is large."""
         where, array = _checks.item("state", name), state[name]
         array = _checks.require_array(where, array)
@@ -139,11 +156,16 @@ class Optimiser:
         copy[...] = _checks.require_shape(where, array, shape)
         return copy
 
-    def _wants(self):
+    def _wants(self) -> tuple[str, ...]:
         """Those of the optional state arrays that the options of now ask for."""
         return ()
 
-    def _state_arrays(self, wanted):
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
+        """What one step does to these arrays: in turn a parameter, its gradient and its state; ``used`` are the state arrays that have
+        been used before."""
+        raise NotImplementedError
+
+    def _state_arrays(self, wanted: tuple[str, ...]) -> list[dict[str, Array]]:
         """By parameter and name: those of now, and for what is wanted and not there, zeros. None is kept that no step has used.
 
         Large ones are aligned: with moments that are not, a step of Adam on 20,000 parameters takes twice as long (float64, x86-64-v4).
@@ -155,7 +177,7 @@ class Optimiser:
             for p, slots in zip(self._params, self._slots)
         ]
 
-    def _gradients(self, grads):
+    def _gradients(self, grads: Any) -> list[Array]:
         if self._layers is not None:
             if grads is not None:
                 raise TypeError("grads: expected None, since the layers have their own gradients")
@@ -179,7 +201,7 @@ class Optimiser:
             _checks.require_apart(self._names, grads, [_checks.item("layers_or_params", key) for key in self._keys], self._params)
         return grads
 
-    def _fitting(self, grads):
+    def _fitting(self, grads: Sequence[Array]) -> list[Array]:
         return [_checks.array(name, g, p.shape, p.dtype) for name, g, p in zip(self._names, grads, self._params)]
 
 
@@ -204,6 +226,9 @@ class SGD(Optimiser):
 
     __slots__ = ("_momentum", "_dampening", "_nesterov")
     _options = ("momentum_buffer",)
+    _momentum: float
+    _dampening: float
+    _nesterov: bool
 
     momentum = checked("momentum", at_least_0, "How much of the last step is made once more.")
     dampening = checked(
@@ -211,17 +236,25 @@ class SGD(Optimiser):
     )
     nesterov = checked("nesterov", _checks.flag, "Whether the momentum is looked ahead along.")
 
-    def __init__(self, layers_or_params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+    def __init__(
+        self,
+        layers_or_params: LayersOrParams,
+        lr: Real = 1e-3,
+        momentum: Real = 0.0,
+        dampening: Real = 0.0,
+        weight_decay: Real = 0.0,
+        nesterov: Bool = False,
+    ) -> None:
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
         self._wants()
         super().__init__(layers_or_params, lr, weight_decay)
 
-    def _wants(self):
+    def _wants(self) -> tuple[str, ...]:
         if self.nesterov and (self.momentum == 0 or self.dampening):
             raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
         return ("momentum_buffer",) if self.momentum else ()
 
-    def _plan(self, kernel, arrays, used):
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
         first = "momentum_buffer" not in used
         return kernel.sgd(arrays, self._lr, self._momentum, self._dampening, self._weight_decay, self._nesterov, first)
 
@@ -252,20 +285,32 @@ class RMSprop(Optimiser):
     _needs = ("square_avg",)
     _options = ("grad_avg", "momentum_buffer")
     _passing = ("grad_avg",)
+    _alpha: float
+    _eps: float
+    _momentum: float
 
     alpha = checked("alpha", partial(at_least_0, high=1), "The decay of the running means.")
     eps = checked("eps", at_least_0, "What is added to the root.")
     momentum = checked("momentum", at_least_0, "How much of the last step is made once more.")
     centered = checked("centered", _checks.flag, "Whether steps are divided by the root of the variance.")
 
-    def __init__(self, layers_or_params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
+    def __init__(
+        self,
+        layers_or_params: LayersOrParams,
+        lr: Real = 1e-2,
+        alpha: Real = 0.99,
+        eps: Real = 1e-8,
+        weight_decay: Real = 0.0,
+        momentum: Real = 0.0,
+        centered: Bool = False,
+    ) -> None:
         self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
         super().__init__(layers_or_params, lr, weight_decay)
 
-    def _wants(self):
+    def _wants(self) -> tuple[str, ...]:
         return ("grad_avg",) * self.centered + ("momentum_buffer",) * (self.momentum > 0)
 
-    def _plan(self, kernel, arrays, used):
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
         return kernel.rmsprop(arrays, self._lr, self._alpha, self._eps, self._weight_decay, self._momentum)
 
 
@@ -293,17 +338,27 @@ class Adam(Optimiser):
     __slots__ = ("_betas", "_eps", "_amsgrad")
     _needs = ("exp_avg", "exp_avg_sq")
     _options = ("max_exp_avg_sq",)
+    _betas: tuple[float, float]
+    _eps: float
 
     betas = checked("betas", two_decays, "The decays of the running means of the gradient and of its square.")
     eps = checked("eps", at_least_0, "What is added to the root.")
     amsgrad = checked("amsgrad", _checks.flag, "Whether steps are divided by the largest root so far.")
 
-    def __init__(self, layers_or_params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False):
+    def __init__(
+        self,
+        layers_or_params: LayersOrParams,
+        lr: Real = 1e-3,
+        betas: tuple[Real, Real] = (0.9, 0.999),
+        eps: Real = 1e-8,
+        weight_decay: Real = 0.0,
+        amsgrad: Bool = False,
+    ) -> None:
         self.betas, self.eps, self.amsgrad = betas, eps, amsgrad
         super().__init__(layers_or_params, lr, weight_decay)
 
-    def _wants(self):
+    def _wants(self) -> tuple[str, ...]:
         return ("max_exp_avg_sq",) * self.amsgrad
 
-    def _plan(self, kernel, arrays, used):
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
         return kernel.adam(arrays, self._steps + 1, self._lr, *self._betas, self._eps, self._weight_decay)

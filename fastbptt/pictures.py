@@ -1,5 +1,9 @@
 """Pictures of gradients on their way back through time."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from . import _checks
@@ -25,6 +29,9 @@ from .cells import CELLS
 from .gradients.flow import GradientFlow
 from .gradients.portrait import BINS, Portrait
 
+if TYPE_CHECKING:
+    from ._typing import FilePath
+
 WIDTH = 8.4  # inches: a README shows it at about 100 pixels each
 FAN = 40  # lines for singular values, at most
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE)
@@ -34,7 +41,7 @@ MAP = "cividis"
 THEORY = {"bound": ((0, (1, 1.6)), GREY), "largest Lyapunov exponent": ((0, (5, 2)), BLACK)}
 
 
-def plot_flow(flow, path, *, title=None):
+def plot_flow(flow: GradientFlow, path: FilePath, *, title: str | None = None) -> None:
     """Draw what `gradient_flow` found: decay, contributions, singular values, derivatives, Lyapunov exponents.
 
     Parameters
@@ -58,7 +65,7 @@ def plot_flow(flow, path, *, title=None):
     draw_portrait(Portrait(_flow("flow", flow)), path, title=title)
 
 
-def draw_portrait(portrait, path, *, title=None):
+def draw_portrait(portrait: Portrait, path: FilePath, *, title: str | None = None) -> None:
     """`plot_flow` of a `Portrait`."""
     flow = portrait.flow
     figure = new_figure(WIDTH, 9.4)
@@ -80,7 +87,7 @@ def draw_portrait(portrait, path, *, title=None):
     save(figure, path)
 
 
-def plot_comparison(flows, path, *, title=None):
+def plot_comparison(flows: dict[str, GradientFlow], path: FilePath, *, title: str | None = None) -> None:
     """Draw several flows side by side, with the panels of `plot_flow` on common scales.
 
     Parameters
@@ -104,7 +111,7 @@ def plot_comparison(flows, path, *, title=None):
     draw_portraits(portraits, path, title=title)
 
 
-def draw_portraits(portraits, path, *, title=None):
+def draw_portraits(portraits: dict[str, Portrait], path: FilePath, *, title: str | None = None) -> None:
     """`plot_comparison` of each net's `Portrait`."""
     figure = new_figure(WIDTH, 10.2)
     _title(figure, "Gradients on their way back" if title is None else title, "")
@@ -117,7 +124,7 @@ def draw_portraits(portraits, path, *, title=None):
     heading(spectra, "Lyapunov spectrum")
 
     each = list(portraits.values())
-    rows = [
+    rows: list[Any] = [
         (maps, "What each loss owes to each step", _contributions, _range_of_contributions(each)),
         (fans, "Singular values of the Jacobians' product", _fan, (*_range_of_singular_values(each), False)),
         (slopes, "Derivatives of the activations", _slopes, ()),

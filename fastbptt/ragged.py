@@ -5,13 +5,18 @@ first step and a length. The kernels are given them packed (`_kernels/time.pxi`)
 work is that of the steps that are there, and what stands behind a row's end is never read.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels, memory
+from ._typing import Array, Bools, Integers
 
 
-def cut(T, B, lengths, resets, reverse=False):
+def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None, reverse: bool = False) -> Pieces | None:
     """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset.
 
     Of a reverse direction, each piece begins with its last step, and the row's state enters its last piece.
@@ -25,7 +30,7 @@ def cut(T, B, lengths, resets, reverse=False):
     return Pieces(T, np.full(B, T) if lengths is None else lengths, resets, reverse)
 
 
-def _checked_lengths(lengths, T, B):
+def _checked_lengths(lengths: Any, T: int, B: int) -> Integers:
     lengths = _checks.require_array("lengths", lengths)
     if lengths.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
@@ -35,7 +40,7 @@ def _checked_lengths(lengths, T, B):
     return lengths.astype(np.int64)
 
 
-def _checked_resets(resets, T, B):
+def _checked_resets(resets: Any, T: int, B: int) -> Bools:
     resets = _checks.require_array("resets", resets)
     if resets.dtype != bool:
         raise TypeError(f"resets: expected dtype bool, got {resets.dtype}")
@@ -60,7 +65,7 @@ class Pieces:
         Which steps of which rows there are.
     """
 
-    def __init__(self, T, lengths, resets, reverse):
+    def __init__(self, T: int, lengths: Integers, resets: Bools | None, reverse: bool) -> None:
         self.T, self.B, self.lengths, self.resets, self.reverse = T, len(lengths), lengths, resets, reverse
         self.there = np.arange(T)[:, None] < lengths
         begins = np.zeros_like(self.there) if resets is None else resets & self.there
@@ -87,15 +92,15 @@ class Pieces:
         self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
         self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
 
-    def pack(self, array):
+    def pack(self, array: Array) -> Array:
         """The rows that are there of an array (T, B) or (T, B, W): (R, 1) or (R, 1, W)."""
         return self._gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
 
-    def unpack(self, packed):
+    def unpack(self, packed: Array) -> Array:
         """The reverse, 0 behind each row's end."""
         return self._gather(packed[:, 0], self._packed).reshape(self.T, self.B, *packed.shape[2:])
 
-    def _gather(self, array, index):
+    def _gather(self, array: Array, index: Integers) -> Array:
         """``array[index]``, 0 where the index is -1."""
         if array.ndim == 1:
             return np.where(index < 0, 0, array[index]) if len(array) else np.zeros(len(index), array.dtype)
@@ -104,51 +109,51 @@ class Pieces:
             kernels[array.dtype].gather(array, index, out)
         return out
 
-    def begin(self, history, state):
+    def begin(self, history: Array, state: Array | None) -> None:
         """Fill slot 0 of a history (count + R, 1, W) with the states that pieces start from; ``state`` is (B, W), or None for zeros."""
         history[: self.count] = 0
         if state is not None:
             history[self._enters, 0] = state[self._entered]
 
-    def end(self, history, state):
+    def end(self, history: Array, state: Array | None) -> Array:
         """The state (B, W) in which each row ends, from a history (count + R, 1, W); that of rows without a step is ``state``."""
         out = np.zeros((self.B, history.shape[2]), history.dtype) if state is None else state.copy()
         out[self._left] = history[self._ends, 0]
         return out
 
-    def end_carried(self, carried, state):
+    def end_carried(self, carried: Array, state: Array | None) -> Array:
         """The same from what a pass has carried along each piece, (count, 1, W)."""
         out = np.zeros((self.B, carried.shape[2]), carried.dtype) if state is None else state.copy()
         out[self._left] = carried[self._leaves, 0]
         return out
 
-    def unpack_history(self, history, state):
+    def unpack_history(self, history: Array, state: Array | None) -> Array:
         """The states of each row, (T+1, B, W), slot 0 those before the first step; 0 behind a row's end."""
         out = memory.empty((self.T + 1, self.B, history.shape[2]), history.dtype)
         out[0] = 0 if state is None else state
         out[1:] = self.unpack(history[self.count :])
         return out
 
-    def pack_history(self, array):
+    def pack_history(self, array: Array) -> Array:
         """The reverse."""
         history = memory.empty((self.count + self.first[-1], 1, array.shape[2]), array.dtype)
         self.begin(history, array[0])
         history[self.count :] = self.pack(array[1:])
         return history
 
-    def end_gradient(self, d_state):
+    def end_gradient(self, d_state: Array) -> Array:
         """(count, W): the gradient of the state in which each piece ends, from that of the rows' last states."""
         out = np.zeros((self.count, d_state.shape[1]), d_state.dtype)
         out[self._leaves] = d_state[self._left]
         return out
 
-    def begin_gradient(self, d_begin, d_state):
+    def begin_gradient(self, d_begin: Array, d_state: Array) -> Array:
         """(B, W): the gradient of the rows' initial states, from that of the pieces'. Rows without a step keep ``d_state``."""
         out = np.where((self.lengths == 0)[:, None], d_state, 0)
         out[self._entered] = d_begin[self._enters]
         return out
 
-    def part(self, start, stop, rows):
+    def part(self, start: int, stop: int, rows: slice) -> Pieces | None:
         """The pieces of steps ``start`` to ``stop`` of some rows; None if they are a rectangle."""
         lengths = np.clip(self.lengths[rows] - start, 0, stop - start)
         resets = None if self.resets is None else self.resets[start:stop, rows]

@@ -1,11 +1,13 @@
 """What a backward pass returns."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
+from typing import Generic, NamedTuple
+
+from ._typing import Array, D, S
 
 
-class Gradients(NamedTuple):
+class Gradients(NamedTuple, Generic[D, S]):
     """What a backward pass returns; ``None`` where there is nothing (``need_dx=False``, tokens, no bias).
 
     Attributes
@@ -17,9 +19,9 @@ class Gradients(NamedTuple):
     b_ih, b_hh : ndarray (G*H,) or None
     """
 
-    x: np.ndarray | None
-    state: np.ndarray | tuple[np.ndarray, np.ndarray]
-    w_ih: np.ndarray
-    w_hh: np.ndarray
-    b_ih: np.ndarray | None
-    b_hh: np.ndarray | None
+    x: Array[D] | None
+    state: S  # Array[D], or of an LSTM Pair[D]
+    w_ih: Array[D]
+    w_hh: Array[D]
+    b_ih: Array[D] | None
+    b_hh: Array[D] | None

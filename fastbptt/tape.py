@@ -1,19 +1,26 @@
 """The tape between a forward and a backward pass."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _checks
+from ._typing import Array, Bools, CellName, D, Generic, Int, Integers, Nonlinearity
 from .cells import CELLS, NONLINEARITIES
 from .ragged import Pieces
 
 STATES = ("h", "c")
 
+NOTHING: Any = None  # what an empty tape is made of, which every function refuses
+
 
 @dataclass(slots=True, eq=False, repr=False)
-class Tape:
+class Tape(Generic[D]):
     """What a forward pass leaves for the backward pass, and for you to look at.
 
     The tape refers to the arrays of its call and does not copy them, tokens excepted: change the input or the weights only after the
@@ -40,40 +47,69 @@ class Tape:
         Of a ragged batch: where rows end, and where their states were set to zero. Both are None if no row ends early or is reset.
     """
 
-    _cell: str | None = None
-    _x: np.ndarray | None = None
-    _w_ih: np.ndarray | None = None
-    _w_hh: np.ndarray | None = None
-    _b_ih: np.ndarray | None = None
-    _b_hh: np.ndarray | None = None
-    _leak: np.ndarray | None = None
-    _nonlinearity: str | None = None
-    _h: np.ndarray | None = None
-    _c: np.ndarray | None = None
-    _gates: np.ndarray | None = None
-    _m: np.ndarray | None = None
-    _shape: tuple[int, int, int] | None = None
+    _cell: CellName = NOTHING
+    _x: Array = NOTHING
+    _w_ih: Array[D] = NOTHING
+    _w_hh: Array[D] = NOTHING
+    _b_ih: Array[D] | None = NOTHING
+    _b_hh: Array[D] | None = NOTHING
+    _leak: Array[D] | None = NOTHING
+    _nonlinearity: Nonlinearity = NOTHING
+    _h: Array[D] = NOTHING
+    _c: Array[D] | None = NOTHING
+    _gates: Array[D] | None = NOTHING
+    _m: Array[D] | None = NOTHING
+    _shape: tuple[int, int, int] = NOTHING
     _pieces: Pieces | None = None  # of a ragged batch: the arrays above are packed
-    _initial: list | None = None  # and its initial states
+    _initial: list[Array[D] | None] = NOTHING  # and its initial states
 
-    def __len__(self):
+    if TYPE_CHECKING:  # they are made below, in one go
+
+        @property
+        def cell(self) -> CellName: ...
+        @property
+        def x(self) -> Array: ...
+        @property
+        def w_ih(self) -> Array[D]: ...
+        @property
+        def w_hh(self) -> Array[D]: ...
+        @property
+        def b_ih(self) -> Array[D] | None: ...
+        @property
+        def b_hh(self) -> Array[D] | None: ...
+        @property
+        def leak(self) -> Array[D] | None: ...
+        @property
+        def nonlinearity(self) -> Nonlinearity: ...
+        @property
+        def h(self) -> Array[D]: ...
+        @property
+        def c(self) -> Array[D] | None: ...
+        @property
+        def gates(self) -> Array[D] | None: ...
+        @property
+        def m(self) -> Array[D] | None: ...
+        @property
+        def shape(self) -> tuple[int, int, int]: ...
+
+    def __len__(self) -> int:
         """The number of steps."""
         return self._sizes()[0]
 
     @property
-    def ragged(self):
+    def ragged(self) -> bool:
         """Whether rows end early, or were reset."""
         return self._pieces is not None
 
     @property
-    def lengths(self):
-        return self._pieces.lengths if self.ragged else None
+    def lengths(self) -> Integers | None:
+        return None if self._pieces is None else self._pieces.lengths
 
     @property
-    def resets(self):
-        return self._pieces.resets if self.ragged else None
+    def resets(self) -> Bools | None:
+        return None if self._pieces is None else self._pieces.resets
 
-    def last(self, steps):
+    def last(self, steps: Int) -> Tape[D]:
         """The tape of the last ``steps`` steps alone, as views unless it is ragged; the tape itself if it has no more."""
         (T, B, H), steps = self._sizes(), _checks.size("steps", steps, 0)
         if steps >= T:
@@ -82,55 +118,58 @@ class Tape:
             return self._part_of_ragged(T - steps, T, slice(None))
         return self._part((steps, B, H), lambda history: history[T - steps :])
 
-    def row(self, b):
+    def row(self, b: Int) -> Tape[D]:
         """The tape of row ``b`` of the batch alone: of the steps that it has, and if it was never reset, not ragged."""
         (T, B, H), b = self._sizes(), _checks.size("b", b, 0)
         if b >= B:
             raise IndexError(f"b: expected a row{f' from 0 to {B - 1}' if B else ', of which there is none'}, got {_checks.quoted(b)}")
-        if self.ragged:
-            return self._part_of_ragged(0, int(self.lengths[b]), slice(b, b + 1))
+        if self._pieces is not None:
+            return self._part_of_ragged(0, int(self._pieces.lengths[b]), slice(b, b + 1))
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
 
-    def _part(self, shape, of_history):
+    def _part(self, shape: tuple[int, int, int], of_history: Callable[[Array], Array]) -> Tape[D]:
         histories = {name: getattr(self, name) for name in ("_x", "_h", "_c", "_gates", "_m")}
-        return replace(self, _shape=shape, **{name: None if h is None else of_history(h) for name, h in histories.items()})
+        changed: dict[str, Any] = {name: None if h is None else of_history(h) for name, h in histories.items()}
+        return replace(self, _shape=shape, **changed)
 
-    def _part_of_ragged(self, start, stop, rows):
+    def _part_of_ragged(self, start: int, stop: int, rows: slice) -> Tape[D]:
         """Steps ``start`` to ``stop`` of some rows, copied."""
-        pieces = self._pieces.part(start, stop, rows)
+        whole = self._pieces
+        assert whole is not None
+        pieces = whole.part(start, stop, rows)
         cut = {name: getattr(self, name) for name in ("x", "h", "c", "gates", "m")}
         for name, array in cut.items():
             if array is not None:
                 array = array[start : stop + (name in STATES), rows]
                 if pieces is not None:
                     array = pieces.pack_history(array) if name in STATES else pieces.pack(array)
-                elif self._pieces.reverse:  # of one row: in the order in which it was read
+                elif whole.reverse:  # of one row: in the order in which it was read
                     array = np.concatenate([array[:1], array[:0:-1]]) if name in STATES else array[::-1]
                 cut[name] = _checks.frozen(array)
-        initial = None if pieces is None else [h[start, rows] for h in (self.h, self.c) if h is not None]
-        shape = stop - start, len(self.lengths[rows]), self._shape[2]
+        initial: Any = None if pieces is None else [h[start, rows] for h in (self.h, self.c) if h is not None]
+        shape = stop - start, len(whole.lengths[rows]), self._shape[2]
         arrays = {f"_{name}": array for name, array in cut.items()}
         return replace(self, _shape=shape, _pieces=pieces, _initial=initial, **arrays)
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int, int, int]:
         """T, B and H; 0 of a tape that no forward pass made."""
         return self._shape or (0, 0, 0)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self._shape is None:
             return "<tape of no forward pass>"
         T, B, H = self._shape
         return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
 
 
-def _seen(name):
+def _seen(name: str) -> property:
     """An array of the tape as its caller's are laid out. It cannot be assigned: the kernels are given what the forward pass put there."""
 
-    def get(tape):
-        array = getattr(tape, f"_{name}")
-        if array is None or not tape.ragged:
+    def get(tape: Tape) -> Array | None:
+        array, pieces = getattr(tape, f"_{name}"), tape._pieces
+        if array is None or pieces is None:
             return array
-        seen = tape._pieces.unpack_history(array, tape._initial[STATES.index(name)]) if name in STATES else tape._pieces.unpack(array)
+        seen = pieces.unpack_history(array, tape._initial[STATES.index(name)]) if name in STATES else pieces.unpack(array)
         seen.setflags(write=False)
         return seen
 
@@ -143,19 +182,18 @@ for _name in ("cell", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "nonlinearity", "s
     setattr(Tape, _name, property(attrgetter(f"_{_name}")))
 
 
-def kernel_arguments(tape):
+def kernel_arguments(tape: Tape) -> tuple[tuple[int, int], tuple[Array | None, ...]]:
     """What the kernels of both backward passes take of it, in their order: (cell, activation) and (w_ih, w_hh, leak, h, c, a, m)."""
     numbers = CELLS[tape._cell].number, NONLINEARITIES[tape._nonlinearity].number
     return numbers, (tape._w_ih, tape._w_hh, tape._leak, tape._h, tape._c, tape._gates, tape._m)
 
 
-def require_tape(tape, cell):
+def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtype[Any]]:
     """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
-    made_by = getattr(tape, "_cell", None) if isinstance(tape, Tape) else None
-    if made_by is None:
+    if not isinstance(tape, Tape) or tape._cell is None:
         raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
-    if made_by != cell:
-        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {made_by}_forward")
+    if tape._cell != cell:
+        raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape._cell}_forward")
     T, B, H = tape._shape
     N, I = len(CELLS[cell].gates) * H, (tape._w_ih.shape or (0,))[-1]
     pieces, tokens = tape._pieces, tape._x.dtype.kind == "i"

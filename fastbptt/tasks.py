@@ -11,15 +11,18 @@ Each function below says whose set-up it follows. Where two are in use, the defa
 "On the difficulty of training recurrent neural networks" (ICML), with the details of its authors' programs, pascanur/trainingRNNs.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from . import _checks
+from ._typing import Array, DType, F, Float64s, Int, Seed
 from .losses import mean_squared_error, softmax_cross_entropy
 
 __all__ = [
@@ -35,6 +38,9 @@ __all__ = [
 ]
 
 LONGEST = 10**7  # steps: more than anybody needs, and far from overflow
+
+Length: TypeAlias = "Int | tuple[Int, Int] | list[Int]"
+Draw: TypeAlias = "Callable[[np.random.Generator, int, int], tuple[Array, Array]]"  # from rng, L and B, inputs and targets
 
 
 class Baseline(NamedTuple):
@@ -84,9 +90,9 @@ class Task:
     tokens: bool
     tolerance: float | None
     baseline: Baseline
-    _draw: Callable = field(repr=False)
+    _draw: Draw = field(repr=False)
 
-    def batch(self, rng, size, dtype=np.float64):
+    def batch(self, rng: Seed, size: Int, dtype: DType = np.float64) -> tuple[Array, Array]:
         """Fresh sequences.
 
         Parameters
@@ -119,7 +125,7 @@ class Task:
             targets if self.tolerance is None else targets.astype(dtype, copy=False)
         )
 
-    def loss(self, outputs, targets):
+    def loss(self, outputs: Array[F], targets: Array) -> tuple[float, Array[F]]:
         """The mean cross-entropy of classes, or the mean squared error of numbers, and its gradient.
 
         Parameters
@@ -140,7 +146,7 @@ class Task:
         outputs, targets = self._answers(outputs, targets)
         return (softmax_cross_entropy if self.tolerance is None else mean_squared_error)(outputs, targets)
 
-    def wrong(self, outputs, targets):
+    def wrong(self, outputs: Array, targets: Array) -> int:
         """How many of the B sequences are answered wrongly, at any step. An output that is not finite is wrong.
 
         Parameters
@@ -165,7 +171,7 @@ class Task:
                 right = ((outputs - targets) ** 2).sum(-1) <= self.tolerance
         return int(right.shape[1] - right.all(0).sum())
 
-    def _answers(self, outputs, targets):
+    def _answers(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
         """Both as plain arrays, if they are of one shape and kind."""
         outputs, targets = _checks.require_array("outputs", outputs), _checks.require_array("targets", targets)
         dtype = _checks.require_float("outputs", outputs)
@@ -178,7 +184,7 @@ class Task:
         return outputs, _checks.require_shape("targets", targets, outputs.shape[:2])
 
 
-def temporal_order(length=50, *, symbols=2):
+def temporal_order(length: Length = 50, *, symbols: Literal[2, 3] = 2) -> Task:
     """Which symbols came among the distractors, and in which order?
 
     Each step shows one of six tokens. At two random steps, t_1 in [L/10, 2L/10) and t_2 in [5L/10, 6L/10), it is A or B (0 or 1), at all
@@ -211,7 +217,7 @@ def temporal_order(length=50, *, symbols=2):
     starts = (1, 5) if symbols == 2 else (1, 3, 6)  # in tenths of L
     classes = 2**symbols
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         x, rows = rng.integers(2, 6, (L, B)), np.arange(B)
         targets = np.zeros((1, B), np.int64)
         for place, start in enumerate(starts):
@@ -224,7 +230,7 @@ def temporal_order(length=50, *, symbols=2):
     return Task(name, lengths, lengths[-1], 6, classes, True, None, _guess(classes), draw)
 
 
-def adding(length=50, *, version="pascanu2013"):
+def adding(length: Length = 50, *, version: Literal["pascanu2013", "arjovsky2016"] = "pascanu2013") -> Task:
     """What do the two marked numbers add up to?
 
     Each step shows a number from [0, 1) and a mark, which is 1 at two steps and 0 at all others. The target at the last step is the sum.
@@ -260,7 +266,7 @@ def adding(length=50, *, version="pascanu2013"):
         return _two_marked_numbers("adding", length, lambda a, b: (a + b) / 2, Baseline(1 / 24, 0.36, "1/24 and 0.6^2, at 1/2"))
     lengths = _lengths(length, 2)
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         x = np.zeros((L, B, 2))
         x[..., 0] = rng.random((L, B))
         rows = np.arange(B)
@@ -272,7 +278,7 @@ def adding(length=50, *, version="pascanu2013"):
     return Task("adding-arjovsky", lengths, lengths[-1], 2, 1, False, 0.16, Baseline(1 / 6, 0.36, "1/6 and 0.6^2, at 1"), draw)
 
 
-def multiplication(length=50):
+def multiplication(length: Length = 50) -> Task:
     """What is the product of the two marked numbers? All else is as in `adding` by Pascanu et al. (2013), whose task and program this is.
 
     Parameters
@@ -298,7 +304,7 @@ def multiplication(length=50):
     )
 
 
-def random_permutation(length=50):
+def random_permutation(length: Length = 50) -> Task:
     """What was the first symbol? L - 1 random ones of 98 others follow.
 
     The first step shows one of two tokens, 0 or 1, every later one a token from 2 to 99. The target at the last step is the first token, as
@@ -324,7 +330,7 @@ def random_permutation(length=50):
     """
     lengths = _lengths(length, 1)
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         x = rng.integers(2, 100, (L, B))
         x[0] = rng.integers(2, size=B)
         return x, x[:1].copy()
@@ -332,7 +338,7 @@ def random_permutation(length=50):
     return Task("random-permutation", lengths, lengths[-1], 100, 100, True, None, _guess(2), draw)
 
 
-def noiseless_memorisation(length=50, *, values=5, positions=10):
+def noiseless_memorisation(length: Length = 50, *, values: Int = 5, positions: Int = 10) -> Task:
     """Recall the symbols from the beginning, in their order, after a cue.
 
     The first n = ``positions`` steps show tokens from 0 to v - 1, v = ``values``; then come blanks, v, but for the cue, v + 1, at step
@@ -361,7 +367,7 @@ def noiseless_memorisation(length=50, *, values=5, positions=10):
     lengths = _lengths(length, 1)
     v, n = _checks.size("values", values, 2, LONGEST), _checks.size("positions", positions, 1, LONGEST)
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         x, targets = np.full((L + 2 * n, B), v), np.full((L + 2 * n, B), v)
         x[:n] = targets[L + n :] = rng.integers(v, size=(n, B))
         x[L + n] = v + 1
@@ -370,7 +376,7 @@ def noiseless_memorisation(length=50, *, values=5, positions=10):
     return Task("noiseless-memorisation", lengths, lengths[-1] + 2 * n, v + 2, v + 1, True, None, _recall(v, n, lengths), draw)
 
 
-def copy_memory(length=100):
+def copy_memory(length: Length = 100) -> Task:
     """Copy ten symbols across a gap.
 
     Ten tokens from 1 to 8, L - 1 blanks (0), the marker 9, ten blanks: T = L + 20. The answer is 0 at the first L + 10 steps, then the ten
@@ -395,7 +401,7 @@ def copy_memory(length=100):
     """
     lengths = _lengths(length, 1)
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         x, targets = np.zeros((L + 20, B), np.int64), np.zeros((L + 20, B), np.int64)
         x[:10] = targets[L + 10 :] = rng.integers(1, 9, (10, B))
         x[L + 9] = 9
@@ -404,7 +410,7 @@ def copy_memory(length=100):
     return Task("copy-memory", lengths, lengths[-1] + 20, 10, 9, True, None, _recall(8, 10, lengths), draw)
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., Task]] = {
     "temporal-order": temporal_order,
     "temporal-order-3": partial(temporal_order, symbols=3),
     "adding": adding,
@@ -416,7 +422,7 @@ TASKS = {
 }
 
 
-def _lengths(length, least):
+def _lengths(length: Any, least: int) -> range:
     """``length`` as a range, all of it at least ``least``."""
     if not isinstance(length, (tuple, list)):
         low = _checks.size("length", length, least)
@@ -432,11 +438,11 @@ def _lengths(length, least):
     return range(low, high)
 
 
-def _two_marked_numbers(name, length, combine, baseline):
+def _two_marked_numbers(name: str, length: Length, combine: Callable[[Float64s, Float64s], Float64s], baseline: Baseline) -> Task:
     """Pascanu's adding and multiplication, which differ in how two numbers become one."""
     lengths = _lengths(length, 10)
 
-    def draw(rng, L, B):
+    def draw(rng: np.random.Generator, L: int, B: int) -> tuple[Array, Array]:
         T = L + int(rng.integers(L // 10))
         x = np.zeros((T, B, 2))
         x[..., 1] = rng.random((T, B))
@@ -448,12 +454,12 @@ def _two_marked_numbers(name, length, combine, baseline):
     return Task(name, lengths, lengths[-1] + lengths[-1] // 10 - 1, 2, 1, False, 0.04, baseline, draw)
 
 
-def _guess(n):
+def _guess(n: int) -> Baseline:
     """The baseline of one of n equally likely classes."""
     return Baseline(math.log(n), 1 - 1 / n, f"ln {n} and {n - 1}/{n}")
 
 
-def _recall(v, n, lengths):
+def _recall(v: int, n: int, lengths: range) -> Baseline:
     """The baseline of n symbols, each one of v, at the end of L + 2n steps; averaged over the lengths."""
     loss = float(np.mean(n * math.log(v) / (np.arange(lengths.start, lengths.stop) + 2.0 * n)))
     return Baseline(loss, 1 - float(v) ** -n, f"{n} ln {v} / (L + {2 * n}) and 1 - {v}^-{n}")

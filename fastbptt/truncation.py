@@ -1,11 +1,21 @@
 """Truncated backpropagation through time."""
 
-from operator import attrgetter
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from . import _checks
-from .layers import OneThread, Recurrent, wrong_layer
+from ._typing import Array, Bool, Bools, ClipStep, Float64s, Int, Integers, Real, Seed
+from .layers import OneThread, Recurrent, fixed, wrong_layer
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from ._typing import Fixed
+
+Windows: TypeAlias = "tuple[tuple[Tape, Any], ...]"  # each with its factors, or None
 
 
 class Reader(OneThread):
@@ -14,29 +24,38 @@ class Reader(OneThread):
     ``_windows`` are those that a gradient can still reach, the oldest first: of each its tape and the factors of `rnn_backward`'s ``carry``.
     """
 
-    layer = property(attrgetter("_layer"))
+    layer: Fixed[Recurrent] = fixed("layer")
+    _with: Callable[[Tape], Windows]
+    _reached: Callable[[Tape, Sequence[tuple[Tape, Any]]], Iterable[tuple[Tape, Any]]]
+    _still_in_reach: Callable[[Windows], Windows]
 
-    def __init__(self, layer):
+    def __init__(self, layer: Recurrent) -> None:
         if not isinstance(layer, Recurrent):
             raise wrong_layer("layer", Recurrent, layer)
         self._layer = layer
         self.reset()
 
-    def reset(self, state=None):
+    def reset(self, state: Any = None) -> None:
         """Start a sequence, from ``state``; no gradient goes back to anything before."""
         self.layer._without_layer_axis("state", state, None)
-        self._windows = ()
+        self._windows: Windows = ()
         self._keep(None)
         self._state = state
 
-    state = property(attrgetter("_state"), lambda self, state: self.reset(state))
+    @property
+    def state(self) -> Any:
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.reset(state)
 
     @property
-    def tape(self):
+    def tape(self) -> Tape | None:
         kept = self._kept
         return None if kept is None else kept[0]
 
-    def forward(self, x, *, lengths=None, resets=None):
+    def forward(self, x: Array, *, lengths: Integers | None = None, resets: Bools | None = None) -> Array:
         """Read the next window of inputs; returns ``out``. ``lengths`` and ``resets`` are as the layer takes them."""
         out, state = self.layer.forward(x, self.state, lengths=lengths, resets=resets)
         if not self.layer.training:
@@ -48,7 +67,9 @@ class Reader(OneThread):
         self._state = state
         return out
 
-    def backward(self, d_out, d_state=None, *, need_dx=True, clip_step=None):
+    def backward(
+        self, d_out: Array | None, d_state: Any = None, *, need_dx: Bool = True, clip_step: ClipStep | None = None
+    ) -> Array | None:
         """Go back from the newest window's outputs, as far as gradients reach; add to the layer's `grads`.
 
         Parameters
@@ -128,16 +149,17 @@ class TruncatedBPTT(Reader):
     ((5, 3, 7), (5, 3, 4))
     """
 
-    h, h_prime = (property(attrgetter(f"_{name}")) for name in ("h", "h_prime"))
+    h: Fixed[int] = fixed("h")
+    h_prime: Fixed[int] = fixed("h_prime")
 
-    def __init__(self, layer, h, h_prime=None):
+    def __init__(self, layer: Recurrent, h: Int, h_prime: Int | None = None) -> None:
         super().__init__(layer)
         self._h = _checks.size("h", h)
         self._h_prime = self._h if h_prime is None else _checks.size("h_prime", h_prime)
         if self._h_prime > self._h:
             raise ValueError(f"h_prime: expected at most h = {self._h}, got {_checks.quoted(self._h_prime)}")
 
-    def forward(self, x, *, lengths=None, resets=None):
+    def forward(self, x: Array, *, lengths: Integers | None = None, resets: Bools | None = None) -> Array:
         """Read the next window of inputs, up to h' steps; returns ``out``. ``lengths`` and ``resets`` are as the layer takes them."""
         x = _checks.require_array("x", x)
         steps = x.shape[1 if self.layer.batch_first else 0] if x.ndim > 1 else 0
@@ -145,10 +167,10 @@ class TruncatedBPTT(Reader):
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
         return super().forward(x, lengths=lengths, resets=resets)
 
-    def _with(self, tape):
+    def _with(self, tape: Tape) -> Windows:
         return (*within_reach(self._windows, self.h - len(tape)), (tape, None))
 
-    def _reached(self, newest, older):
+    def _reached(self, newest: Tape, older: Sequence[tuple[Tape, Any]]) -> Iterable[tuple[Tape, Any]]:
         left = self.h - len(newest)
         for tape, _ in older:
             if left <= 0:
@@ -156,11 +178,11 @@ class TruncatedBPTT(Reader):
             yield tape.last(left), None
             left -= len(tape)
 
-    def _still_in_reach(self, windows):
+    def _still_in_reach(self, windows: Windows) -> Windows:
         return within_reach(windows, self.h - 1)
 
 
-def within_reach(windows, steps):
+def within_reach(windows: Windows, steps: int) -> Windows:
     """The last windows, as many as hold the last ``steps`` steps; none that is empty."""
     kept = []
     for window in reversed(windows):
@@ -225,33 +247,31 @@ class ARTBP(Reader):
     ((5, 3, 7), (5, 3, 4))
     """
 
-    probability = property(attrgetter("_probability"))
+    probability: Fixed[Float64s] = fixed("probability")
 
-    def __init__(self, layer, probability, *, rng=None):
-        self._since_cut = None
+    def __init__(self, layer: Recurrent, probability: Real | Array, *, rng: Seed = None) -> None:
+        self._since_cut: Integers | None = None
         super().__init__(layer)
         self._probability = _probabilities(probability)
         self._rng = _checks.generator("rng", rng)
 
-    def reset(self, state=None):
+    def reset(self, state: Any = None) -> None:
         """Start a sequence, from ``state``; no gradient goes back to anything before."""
         super().reset(state)
         self._since_cut = None
 
-    state = property(attrgetter("_state"), reset)
-
-    def _with(self, tape):
+    def _with(self, tape: Tape) -> Windows:
         factors = self._draw(*tape.shape[:2]).astype(tape.h.dtype)
         before = uncut(self._windows, factors[0] != 0 if len(factors) else True)  # a loss at the window's first step reaches them
         return (*before, (tape, factors))
 
-    def _reached(self, newest, older):
+    def _reached(self, newest: Tape, older: Sequence[tuple[Tape, Any]]) -> Iterable[tuple[Tape, Any]]:
         return older
 
-    def _still_in_reach(self, windows):
+    def _still_in_reach(self, windows: Windows) -> Windows:
         return uncut(windows, True)
 
-    def _draw(self, T, B):
+    def _draw(self, T: int, B: int) -> Float64s:
         """The factors (T, B) on what each step hands to the state before it. Nothing is cut before the first step of a sequence."""
         chances = np.concatenate([[0.0], self.probability])
         since = np.zeros(B, int) if self._since_cut is None else self._since_cut
@@ -265,7 +285,7 @@ class ARTBP(Reader):
         return factors
 
 
-def uncut(windows, rows):
+def uncut(windows: Windows, rows: Bools | bool) -> Windows:
     """The last windows, as many as the ``rows`` (B,) of bools, or any of them, reach from the end on without being cut."""
     kept = []
     for tape, factors in reversed(windows):
@@ -276,7 +296,7 @@ def uncut(windows, rows):
     return tuple(reversed(kept))
 
 
-def _probabilities(value):
+def _probabilities(value: Any) -> Float64s:
     """One or more numbers, each at least 0 and below 1, in an array that is read-only."""
     value = _checks.scalar(value)
     if not isinstance(value, np.ndarray):

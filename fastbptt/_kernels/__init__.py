@@ -6,9 +6,13 @@ its own start-up code. ``FASTBPTT_ISA`` overrides the choice, downwards only.
 Where nothing is built, everything can be imported still, and what needs no kernels works; each use of one raises ImportError.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +21,12 @@ LEVELS = {"x86-64-v4": "v4", "x86-64-v3": "v3", "neon": "neon", "baseline": "bas
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-def built(short):
+def built(short: str) -> bool:
     """Whether a level's kernels are there, for every dtype."""
     return all(find_spec(f"{__name__}._{short}_{dtype.name}") is not None for dtype in DTYPES)
 
 
-def _choose():
+def _choose() -> tuple[str, str]:
     """The level's name, and why it is this one."""
     usable = [name for name, short in LEVELS.items() if built(short) and cpu.runs(short)]
     if not usable:
@@ -41,22 +45,32 @@ def _choose():
 class _NotBuilt:
     """Stands for a module that is not built; its functions, whatever their names, say so."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         return require
 
 
-def require(*_, **__):
+def require(*_: object, **__: object) -> None:
     """ImportError, with the command that helps, where the kernels are not built."""
     if level is None:
         raise ImportError("no kernels are built here for this Python; in a checkout of fastbptt, this builds them: pip install -e .")
 
 
 #: The compiled modules, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
+kernels: dict[np.dtype[Any], Any]
+level: str | None
+reason: str | None
+if TYPE_CHECKING:
+    from . import chunks as chunks
+    from . import cpu as cpu
+    from . import memory as memory
+    from . import pool as pool
 try:
-    cpu, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "chunks", "memory", "pool"))
+    if not TYPE_CHECKING:
+        cpu, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "chunks", "memory", "pool"))
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
     level = reason = None
-    cpu = chunks = memory = pool = _NotBuilt()
-    kernels = dict.fromkeys(DTYPES, pool)
+    if not TYPE_CHECKING:
+        cpu = chunks = memory = pool = _NotBuilt()
+    kernels = dict.fromkeys(DTYPES, _NotBuilt())

@@ -1,12 +1,17 @@
 """What happens to gradients on their way back through time, in numbers that neither under- nor overflow."""
 
+from __future__ import annotations
+
 import math
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from .._notation import format_log10
+from .._typing import Array, FilePath, Float64s, OptionalPair
 from ..cells import CELLS
+from ..tape import Tape
 from .linearised import check_loss, linearise, slopes_by_gate, sum_of_products
 from .nonfinite import first_nonfinite
 from .state_gradients import log10_norm, rescale, state_gradients
@@ -16,7 +21,7 @@ SATURATED = 0.01  # share of the steepest slope below which a unit counts as sat
 LOG10_2 = math.log10(2)
 
 
-def gradient_flow(tape, d_out, d_state=None):
+def gradient_flow(tape: Tape, d_out: Array | None, d_state: Array | OptionalPair | None = None) -> GradientFlow:
     """Look at the gradients of a loss on their way back through time.
 
     Parameters
@@ -94,25 +99,29 @@ class GradientFlow:
         Where inf or NaN first appeared, in causal order: in the weights, the inputs, a state, ``d_out``, or a gradient on the way back.
     """
 
-    def __init__(self, tape, d_out, d_state=None):
+    log10_state_norm: Float64s
+    log10_preactivation_norm: Float64s
+
+    def __init__(self, tape: Tape, d_out: Array | None, d_state: Array | OptionalPair | None = None) -> None:
         self._d_out, self._d_state = check_loss(tape, d_out, d_state)
-        self.tape, self._saturated_gates = tape, None
+        self.tape = tape
+        self._saturated_gates: dict[str, float] | None = None
         gradients = state_gradients(tape, self._d_out, self._d_state)
         self.log10_state_norm = gradients.log10_state_norm()
         self.log10_preactivation_norm = gradients.log10_preactivation_norm()
 
     @cached_property
-    def reason(self):
+    def reason(self) -> str | None:
         return first_nonfinite(self.tape, self._d_out, self._d_state, self.log10_state_norm)
 
     @property
-    def saturated_gates(self):
+    def saturated_gates(self) -> dict[str, float]:
         if self._saturated_gates is None:
             self._linearise()
-        return self._saturated_gates
+        return self._saturated_gates  # type: ignore[return-value]
 
     @property
-    def saturated(self):
+    def saturated(self) -> float:
         return math.fsum(self.saturated_gates.values()) / len(self.saturated_gates)
 
     def _linearise(self):
@@ -182,26 +191,26 @@ class GradientFlow:
                 t, d, e = t[reached], before, e[reached]
 
     @property
-    def by_lag(self):
+    def by_lag(self) -> Float64s:
         """(T,): the norm of the part of dL/dw_hh that comes from steps ``lag`` before the loss, all losses together."""
         norm, exponent, *_ = self._by_lag
         return np.ldexp(norm, exponent)
 
     @property
-    def log10_by_lag(self):
+    def log10_by_lag(self) -> Float64s:
         """(T,): log10 of `by_lag`, also where that under- or overflows."""
         norm, exponent, *_ = self._by_lag
         with np.errstate(divide="ignore"):
             return np.log10(norm) + exponent * LOG10_2
 
     @property
-    def contributions(self):
+    def contributions(self) -> Float64s:
         """(T, T): row t, column k: the norm of what the loss at step t owes to step k in dL/dw_hh; 0 for k > t."""
         with np.errstate(over="ignore"):
             return 10.0**self.log10_contributions
 
     @cached_property
-    def log10_contributions(self):
+    def log10_contributions(self) -> Float64s:
         """(T, T): log10 of `contributions`."""
         _, _, losses, log10_part, _ = self._by_lag
         log10 = np.full((len(log10_part), len(log10_part)), -np.inf)
@@ -209,7 +218,7 @@ class GradientFlow:
             log10[t, : t + 1] = parts[t::-1]
         return log10
 
-    def lag_gradients(self):
+    def lag_gradients(self) -> Float64s:
         """The parts of dL/dw_hh by lag, (T, G*H, H): their sum over the first axis is dL/dw_hh.
 
         It is a large array, and computed anew at each call.
@@ -225,7 +234,7 @@ class GradientFlow:
         return parts
 
     @cached_property
-    def log10_decay(self):
+    def log10_decay(self) -> Float64s:
         """(T+1,): log10 of the share of the state gradient that is left after so many steps back; it starts with 0.
 
         The share is the root mean square of ||dL_t / d state_{t-lag}||, over rows and over the losses that reach so far back, divided by
@@ -241,7 +250,7 @@ class GradientFlow:
         return decay
 
     @cached_property
-    def log10_slope(self):
+    def log10_slope(self) -> float:
         """The decades that the gradient gains with every step back: the slope of a straight line through `log10_decay`.
 
         Least squares, from lag 1 on (an LSTM's first step back leads from h to c and is unlike the others), where each lag counts as many
@@ -260,13 +269,13 @@ class GradientFlow:
         return float((w * x) @ y / ((w * x) @ x))
 
     @property
-    def half_life(self):
+    def half_life(self) -> float:
         """The number of steps back in which the gradient halves, log10(1/2) / `log10_slope`; inf if it does not decay."""
         slope = self.log10_slope
         return math.inf if slope >= 0 else math.log10(0.5) / slope
 
     @cached_property
-    def verdict(self):
+    def verdict(self) -> Literal["vanishing", "stable", "exploding", "nonfinite"]:
         """ "vanishing", "stable", "exploding" or "nonfinite".
 
         It depends on how much the gradient changes over the whole sequence, by the line fitted for `log10_slope`: tenfold or more is
@@ -281,7 +290,7 @@ class GradientFlow:
         change = self.log10_slope * (len(decay) - 1)
         return "vanishing" if change <= -CHANGE else "exploding" if change >= CHANGE else "stable"
 
-    def plot(self, path, *, title=None):
+    def plot(self, path: FilePath, *, title: str | None = None) -> None:
         """Draw it: decay by lag, contributions, singular values, derivatives and Lyapunov exponents; see `fastbptt.pictures.plot_flow`.
 
         Parameters
@@ -304,15 +313,15 @@ class GradientFlow:
 
         plot_flow(self, path, title=title)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n  ".join([self.headline, self.setting, *self._norms()])
 
     @property
-    def headline(self):
+    def headline(self) -> str:
         return f"{self.verdict}: {self.finding}"
 
     @property
-    def finding(self):
+    def finding(self) -> str:
         if self.reason is not None:
             return self.reason
         reached = np.flatnonzero(~np.isnan(self.log10_decay))
@@ -330,7 +339,7 @@ class GradientFlow:
         return f"{rate}; after {after} {format_log10(left)} of the gradient is left"
 
     @property
-    def setting(self):
+    def setting(self) -> str:
         T, B, H = self.tape.shape
         kind = f"{'' if self.tape.leak is None else 'leaky '}{CELLS[self.tape.cell].title(self.tape.nonlinearity)}"
         shares = self.saturated_gates
@@ -345,7 +354,7 @@ class GradientFlow:
         last, first = (_log10_of_sum_square(self.log10_state_norm[t]) for t in (-1, 0))
         return [f"|dL/d{state}| from {format_log10(last)} at the last step to {format_log10(first)} before the first"]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<GradientFlow of {self.tape!r}: {self.verdict}>"
 
 

@@ -1,20 +1,26 @@
 """Logarithms of the norms and singular values of products of Jacobians; and when gradients must vanish."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import _checks
+from .._typing import Array, Float64s, Int, Nonlinearity
 from ..cells import NONLINEARITIES
 from .chain import chains
 from .frames import KERNELS
 from .linearised import check_tape, linearise
 
+if TYPE_CHECKING:
+    from ..tape import Tape
+
 EPS = np.finfo(np.float64).eps
 
 
-def jacobian_product_norms(tape, *, since=None, until=None):
+def jacobian_product_norms(tape: Tape, *, since: Int | None = None, until: Int | None = None) -> Float64s:
     """Spectral norms ||d state_t / d state_k||_2 of the products of Jacobians, from a fixed state on or up to one.
 
     Parameters
@@ -70,7 +76,7 @@ def jacobian_product_norms(tape, *, since=None, until=None):
     return np.array(norms if until is None else norms[::-1])
 
 
-def log_singular_values(tape, start=0, stop=None):
+def log_singular_values(tape: Tape, start: Int = 0, stop: Int | None = None) -> Float64s:
     """The singular values of d state_stop / d state_start, the product of the Jacobians of the steps between.
 
     Parameters
@@ -175,15 +181,15 @@ class VanishingCondition(NamedTuple):
     may_explode: bool
 
     @property
-    def finding(self):
+    def finding(self) -> str:
         fate, relation = ("must vanish", "<") if self.must_vanish else ("may explode", ">") if self.may_explode else ("cannot explode", "=")
         return f"gradients {fate}: sigma_max {self.sigma_max:.4g} {relation} 1/gamma {1 / self.gamma:g}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.finding} (spectral radius {self.spectral_radius:.4g})"
 
 
-def vanishing_condition(w_hh, nonlinearity="tanh"):
+def vanishing_condition(w_hh: Array, nonlinearity: Nonlinearity = "tanh") -> VanishingCondition:
     """Whether the recurrent weights alone force gradients to vanish, or allow them to explode.
 
     With gamma = sup f', no Jacobian diag(f'(a)) w_hh stretches anything by more than gamma * sigma_max. So sigma_max < 1 / gamma suffices

@@ -128,7 +128,8 @@ class Linearised:
             Of an LSTM, whether show dc_t is to be added to dh_t.
         """
         slopes, keep = self.slopes[span], None if self.keep is None else self.keep[span]
-        T, B, gates = *slopes.shape[:2], slopes.shape[2] // self.H
+        T, B, width = slopes.shape
+        gates = width // self.H
         slopes = slopes.reshape(T, B, 1, gates, self.H)
         if self.show is None:
             return slopes, None if keep is None else np.ascontiguousarray(keep)

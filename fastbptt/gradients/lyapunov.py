@@ -1,15 +1,21 @@
 """Lyapunov exponents: the rates at which small differences between two states grow or die out."""
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import _checks
+from .._typing import Float64s, Int
 from .chain import chains
 from .frames import change_units, random_frame, stretch
 from .linearised import check_tape, linearise
+
+if TYPE_CHECKING:
+    from ..tape import Tape
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -23,11 +29,11 @@ class LyapunovSpectrum(NamedTuple):
         The standard error of each exponent as a mean over time.
     """
 
-    exponents: np.ndarray
-    stderr: np.ndarray
+    exponents: Float64s
+    stderr: Float64s
 
 
-def lyapunov_spectrum(tape, k=None, *, burn_in=0, every=1):
+def lyapunov_spectrum(tape: Tape, k: Int | None = None, *, burn_in: Int = 0, every: Int = 1) -> LyapunovSpectrum:
     r"""The Lyapunov exponents of a net along the sequences on its tape.
 
     .. math:: \lambda_i = \lim_{T \to \infty} \frac{1}{T} \ln \sigma_i(J_T \cdots J_2 J_1)

@@ -1,12 +1,16 @@
 """Where inf or NaN first appeared, in causal order: in what went in, in a state, or in a gradient on the way back."""
 
+from __future__ import annotations
+
 import numpy as np
 
+from .._typing import Array
 from ..cells import CELLS
+from ..tape import Tape
 from .state_gradients import state_gradients
 
 
-def why_not_finite(tape, d_out, d_state, *, as_is):
+def why_not_finite(tape: Tape, d_out: Array | None, d_state: tuple[Array | None, ...], *, as_is: bool) -> str | None:
     """As `first_nonfinite`, of a backward pass; where it has changed the gradient on its way (not ``as_is``), of what went into it alone."""
     norms = np.zeros(tape.h.shape[:2])
     if as_is:

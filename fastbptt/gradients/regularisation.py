@@ -1,16 +1,26 @@
 """Penalties on gradients that shrink or grow on their way back through time."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from .. import _checks
+from .._typing import Array, F, Int, OptionalPair, Real
 from ..cells import NONLINEARITIES, activations
 from ..results import Gradients
 from .frames import orthonormalise, random_frame
 from .linearised import check_loss, check_tape, linearise, product, sum_of_products
 from .state_gradients import squared_norm, state_gradients
 
+if TYPE_CHECKING:
+    from ..tape import Tape
 
-def omega(tape, d_out, d_state=None, *, least=1e-10):
+
+def omega(
+    tape: Tape[F], d_out: Array[F] | None, d_state: Array[F] | OptionalPair[F] | None = None, *, least: Real = 1e-10
+) -> tuple[float, Array[F]]:
     r"""The vanishing-gradient regulariser of Pascanu, Mikolov and Bengio 2013, and its immediate derivative.
 
     It penalises every step that changes the norm of the gradient passing through it: with :math:`d_t = \mathrm{d}L/\mathrm{d}h_t` and
@@ -96,7 +106,7 @@ def _passage(tape, d_out, d_state, least):
         return squared, counts, z if tape.leak is None else z + (1 - tape.leak.astype(np.float64)) * d, da
 
 
-def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
+def gradient_flossing(tape: Tape[F], k: Int | None = None, *, target: Real = 0.0, burn_in: Int = 0) -> tuple[float, Gradients[F, Array[F]]]:
     r"""Gradient flossing (Engelken 2023): keep the leading Lyapunov exponents of an RNN near a target, and its exact derivative.
 
     .. math:: L = \frac{1}{B k} \sum_b \sum_{i=1}^k (\lambda_{b,i} - \mathrm{target})^2, \qquad
@@ -199,7 +209,8 @@ def gradient_flossing(tape, k=None, *, target=0.0, burn_in=0):
             None if tape.b_hh is None else rows.sum(axis=0),
         )
         value = float(((exponents - target) ** 2).mean()) if B else 0.0
-        return value, Gradients(*(None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads))
+        in_dtype: list[Any] = [None if grad is None else grad.astype(tape.h.dtype, copy=False) for grad in grads]
+        return value, Gradients(*in_dtype)
 
 
 def _require_rank(t, r, v):

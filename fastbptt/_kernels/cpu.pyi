@@ -1,0 +1,3 @@
+LEVELS: tuple[str, ...]
+
+def runs(level: str) -> bool: ...
