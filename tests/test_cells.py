@@ -55,52 +55,59 @@ def derivatives(tape, a_x, a_h):
     return 1 - f, slopes, None, np.concatenate([d_f, d_n], axis=-1)
 
 
-def reference_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
+def reference_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
     bias_x, bias_h = reference.zero_if_none(b_ih), reference.zero_if_none(b_hh)
-    h, gates, recurrent = [reference.initial_state(h0, x, w_hh)], [], []
-    for x_t in reference.one_hot(x, w_ih):
-        (a_f, a_n), (m_f, m_n) = np.split(x_t @ w_ih.T + bias_x, 2, axis=1), np.split(h[-1] @ w_hh.T + bias_h, 2, axis=1)
+    rows = reference.Rows(x, lengths, resets)
+    state = reference.initial_state(h0, x, w_hh)
+    h, gates, recurrent = [state], [], []
+    for t, x_t in enumerate(reference.one_hot(rows.inputs, w_ih)):
+        before = rows.enter(t, state)
+        (a_f, a_n), (m_f, m_n) = np.split(x_t @ w_ih.T + bias_x, 2, axis=1), np.split(before @ w_hh.T + bias_h, 2, axis=1)
         f = reference.sigmoid(a_f + m_f)
         n = np.tanh(a_n + f * m_n)
-        h.append((1 - f) * h[-1] + f * n)
-        gates.append(np.hstack([f, n]))
-        recurrent.append(m_n)
+        after = (1 - f) * before + f * n
+        state = rows.leave(t, after, state)
+        h.append(rows.leave(t, after, 0))
+        gates.append(rows.leave(t, np.hstack([f, n]), 0))
+        recurrent.append(rows.leave(t, m_n, 0))
     h = np.array(h)
-    return h[1:], h[-1], reference.Tape(x, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
+    return h[1:], state, reference.Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
 
 
 def reference_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
-    h, grads = tape.h, reference.Sums(tape)
-    dh = np.zeros_like(h[0]) if d_state is None else d_state
+    h, rows, grads = tape.h, tape.rows, reference.Sums(tape)
+    d_end = np.zeros_like(h[0]) if d_state is None else d_state
     for t in reversed(range(len(h) - 1)):
-        dh = dh if d_out is None else dh + d_out[t]
+        before, dh = rows.enter(t, h[t]), d_end if d_out is None else d_end + d_out[t]
         (dh,) = reference.clipped(clip_step, dh)
         f, n = np.split(tape.gates[t], 2, axis=1)
         # h_t = (1 - f) h_{t-1} + f n
         da_n = dh * f * (1 - n**2)
         # n = tanh(a_n + f m_n)
-        da_f = (dh * (n - h[t]) + da_n * tape.m[t]) * f * (1 - f)
-        da_h = np.hstack([da_f, da_n * f])
+        da_f = (dh * (n - before) + da_n * tape.m[t]) * f * (1 - f)
+        da_x, da_h = (rows.leave(t, np.hstack([da_f, half]), 0) for half in (da_n, da_n * f))
         (dh,) = reference.handed_on(carry, t, dh * (1 - f) + da_h @ tape.w_hh)
-        grads.add(t, np.hstack([da_f, da_n]), da_h)
-    return grads.result(dh, need_dx)
+        d_end = rows.back(t, dh, d_end)
+        grads.add(t, da_x, da_h, before)
+    return grads.result(d_end, need_dx)
 
 
 def reference_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
-    h, h_dot = tape.h, [reference.zeros_if_none(state, tape.h[0])]
-    for t in range(len(h) - 1):
+    rows, h_dot, out_dot = tape.rows, reference.zeros_if_none(state, tape.h[0]), np.zeros_like(tape.h[1:])
+    for t in range(len(out_dot)):
         f, n = np.split(tape.gates[t], 2, axis=1)
-        halves = reference.tangents_of_halves(tape, t, h_dot[-1], x, w_ih, w_hh, b_ih, b_hh)
+        h, before = rows.enter(t, tape.h[t]), rows.enter(t, h_dot)
+        halves = reference.tangents_of_halves(tape, t, before, x, w_ih, w_hh, b_ih, b_hh)
         (f_x, n_x), (f_h, m_dot) = (np.split(half, 2, axis=1) for half in halves)
         f_dot = f * (1 - f) * (f_x + f_h)
         n_dot = (1 - n**2) * (n_x + f_dot * tape.m[t] + f * m_dot)
-        h_dot.append((1 - f) * h_dot[-1] + f_dot * (n - h[t]) + f * n_dot)
-    h_dot = np.array(h_dot)
-    return h_dot[1:], h_dot[-1]
+        after = (1 - f) * before + f_dot * (n - h) + f * n_dot
+        h_dot, out_dot[t] = rows.leave(t, after, h_dot), rows.leave(t, after, 0)
+    return out_dot, h_dot
 
 
-def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None):
-    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh)
+def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
+    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
 
 
 def backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
