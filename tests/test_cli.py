@@ -28,7 +28,7 @@ pytest.importorskip("safetensors")
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.display import Silence
 from fastbptt.app.train.run import keep
-from fastbptt.init import STARTS
+from fastbptt.init import MATRICES, STARTS
 
 TEXT = "What shows may fail; what counts is saved. " * 20
 NET = ["--hidden", "7", "--batch", "3", "--seq-len", "10"]
@@ -148,9 +148,15 @@ def test_the_last_save_is_before_the_last_drawing(text, tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")[0]["training.losses"].size == 3
 
 
-@pytest.mark.parametrize("command", ["train", "flow"])
-def test_the_commands_know_every_start(command):
-    assert [cli.build_parser().parse_args([command, "--init", name]).init for name in STARTS] == list(STARTS)
+@pytest.mark.parametrize(("command", "known"), [("train", STARTS), ("flow", MATRICES)])
+def test_the_commands_know_every_start(command, known, capsys):
+    """`flow` draws matrices, and has an option of its own for the gates' biases."""
+    parse = cli.build_parser().parse_args
+    assert [parse([command, "--init", name]).init for name in known] == list(known)
+    for name in STARTS.keys() - known.keys():
+        with pytest.raises(SystemExit):
+            parse([command, "--init", name])
+        assert f"argument --init: invalid choice: '{name}'" in capsys.readouterr().err
 
 
 def test_signals_that_are_ignored_stay_so():
