@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -28,7 +29,7 @@ if os.environ.get("FASTBPTT_DEBUG"):
 SANITIZERS = os.environ.get("FASTBPTT_SANITIZE")  # such as "address,undefined"
 TRANSLATE_ALL = "FASTBPTT_DEBUG" in os.environ  # if only to "": Cython goes by the files' dates, and does not see other directives
 
-# For GCC and Clang; nothing else has been tried. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
+# For GCC and Clang, nothing else. -ffast-math is left out on purpose: it breaks NaN checks, and linking with it changes the
 # whole process's arithmetic. What the limited API leaves out must not compile: called undeclared, it returns half a pointer.
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-g0", "-Werror=implicit-function-declaration"]
 LINK_FLAGS = [] if sys.platform == "win32" else ["-pthread"]  # helpers are POSIX threads
@@ -61,6 +62,24 @@ class BuildExt(build_ext):
             for other in built.parent.glob(f"{built.name.partition('.')[0]}.*{built.suffix}"):
                 if other != built:
                     other.unlink()
+
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            self.use_clang_cl()
+        super().build_extensions()
+
+    def use_clang_cl(self):
+        """In place of Microsoft's compiler, which has no vector types, and takes flags that it does not know for nothing. Untried."""
+        clang = os.environ.get("CC", "")
+        if Path(clang).stem.lower() != "clang-cl" or not shutil.which(clang):
+            raise SystemExit(
+                f"CC: expected clang-cl, since Microsoft's compiler has no vector types, got {clang!r}; or build with MinGW's GCC: "
+                "python setup.py build_ext --compiler=mingw32 bdist_wheel"
+            )
+        self.compiler.initialize()
+        self.compiler.cc = shutil.which(clang)
+        for extension in self.extensions:
+            extension.extra_compile_args = [f"/clang:{flag}" for flag in extension.extra_compile_args]
 
 
 def kernel_module(level, flags, dtype):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fastbptt
 
+PATIENCE = float(os.environ.get("FASTBPTT_TEST_PATIENCE", 1))  # what time limits are multiplied by, where all is slow
 PATH = os.pathsep.join([str(Path(fastbptt.__file__).parents[1]), str(Path(__file__).parent)])
 
 
@@ -27,7 +28,7 @@ def run_python(code, *arguments, timeout=300, check=True, **variables):
         env=environment(**(current_level() | variables)),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=timeout * PATIENCE,
         cwd=Path(__file__).parent,
     )
     if not check:

@@ -59,7 +59,7 @@ cdef extern from *:
 
     static int start_thread(void (*life)(void *), void *argument, size_t Py_UNUSED(stack))
     {
-        return PyThread_start_new_thread(life, argument) != PYTHREAD_INVALID_THREAD_ID;
+        return PyThread_start_new_thread(life, argument) != (unsigned long)-1; /* its name is not in the limited API */
     }
     #else
     #include <pthread.h>
