@@ -1,15 +1,17 @@
 """Every instruction-set level that this machine can run computes the right results and leaves the floating-point environment alone."""
 
 import importlib.util
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import environment, run_python
+from processes import PATIENCE, environment, run_python
 
 import fastbptt
 
@@ -22,6 +24,8 @@ KERNEL_TESTS = [
     "test_bounds.py",
     "test_early_stop.py",
     "test_core.py",
+    "test_ragged.py",
+    "test_clip_step.py",
     "test_jvp.py",
     "test_math.py",
     "test_chunks.py",
@@ -52,18 +56,32 @@ def test_each_level_is_right_under_each_of_its_names(asked):
     assert asked in (level, SHORT.get(level))
 
 
+OTHERS = [level for level in USABLE if level != CONFIG["isa"]]
+
+
+@pytest.fixture(scope="module")
+def kernel_tests():
+    """A level's run of the tests of the kernels; as many levels side by side as there are cores."""
+
+    def run(level):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not one_level", *KERNEL_TESTS],
+            cwd=HERE,
+            env=environment(FASTBPTT_ISA=level, FASTBPTT_TEST_SHAPES=40, FASTBPTT_TEST_POINTS=40_000),
+            capture_output=True,
+            text=True,
+            timeout=900 * PATIENCE,
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {level: pool.submit(run, level) for level in OTHERS}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [level for level in USABLE if level != CONFIG["isa"]])
-def test_the_kernel_tests_pass_at_every_other_level(level):
+@pytest.mark.parametrize("level", OTHERS)
+def test_the_kernel_tests_pass_at_every_other_level(level, kernel_tests):
     """The rest of the suite runs at the level of this process."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not one_level", *KERNEL_TESTS],
-        cwd=HERE,
-        env=environment(FASTBPTT_ISA=level, FASTBPTT_TEST_SHAPES=40, FASTBPTT_TEST_POINTS=40_000),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    result = kernel_tests[level].result()
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{4} passed", result.stdout), result.stdout[-500:]
 
