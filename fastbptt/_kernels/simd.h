@@ -129,7 +129,7 @@ static inline vec broadcast(real s) { return s; }
 static inline vec broadcast(real s) { return s - (vec){0}; } /* keeps -0; 0 + s would not */
 #endif
 
-/* The first n < LANES elements; the others read as 0 and are not written, nor is their memory touched. */
+/* The first n <= LANES elements; the others read as 0 and are not written, nor is their memory touched. */
 #if VECTOR_MASKS == 512
 #define FIRST(n) ((1u << (n)) - 1)
 static inline vec load_part(const real *p, Py_ssize_t n) { return (vec)PER_TYPE(_mm512_maskz_loadu)(FIRST(n), p); }
@@ -149,14 +149,14 @@ static inline void store_part(real *p, vec v, Py_ssize_t n) { PER_TYPE(_mm256_ma
 static inline vec load_part(const real *p, Py_ssize_t n)
 {
     vec v = broadcast(0);
-    for (int i = 0; i < LANES - 1; i++)
+    for (int i = 0; i < LANES; i++)
         if (i < n) v[i] = p[i];
     return v;
 }
 
 static inline void store_part(real *p, vec v, Py_ssize_t n)
 {
-    for (int i = 0; i < LANES - 1; i++)
+    for (int i = 0; i < LANES; i++)
         if (i < n) p[i] = v[i];
 }
 #else
