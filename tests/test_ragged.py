@@ -219,6 +219,24 @@ def test_layers(make, batch_first):
             layer(laid_out(x), resets=resets)
 
 
+@pytest.mark.parametrize("make", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+@pytest.mark.parametrize("lengths", [[9, 4, 2], [0, 9, 0], None], ids=str)
+def test_gradients_that_are_not_finite(make, lengths):
+    """They are added, and the clip names what was not finite first; what stands behind a row's end is not to blame."""
+    layer, x, d = make(3, 40, rng=0), np.ones((9, 3, 3)), np.ones((9, 3, 40))
+    given = {"resets": np.ones((9, 3), bool)} if lengths is None else {"lengths": np.array(lengths)}
+    d[1, 1, 5] = np.inf
+    if lengths:
+        d[np.arange(9)[:, None] >= lengths] = np.nan
+    layer(x, **given)
+    layer.backward(d)
+    assert not np.isfinite(layer.flat_grads).all()
+    with pytest.raises(FloatingPointError, match=r"^grads: the norm is (nan|inf); the first culprit is grads\['weight_ih_l0'\]") as error:
+        fastbptt.clip_grad_norm_(layer, 1.0)
+    state_reached = lengths is not None  # with a reset at every step, nothing comes back to the initial state, and nobody looks
+    assert str(error.value).endswith("; d_out[1, 1, 5] is inf") == state_reached
+
+
 def test_windows_of_truncated_bptt():
     """Rows that end in the second window: two windows of h = T are the whole sequence."""
     layer, rng = fastbptt.GRU(3, 6, rng=0), np.random.default_rng(0)

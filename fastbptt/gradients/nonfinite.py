@@ -11,9 +11,13 @@ from .state_gradients import state_gradients
 
 
 def why_not_finite(tape: Tape, d_out: Array | None, d_state: tuple[Array | None, ...], *, as_is: bool) -> str | None:
-    """As `first_nonfinite`, of a backward pass; where it has changed the gradient on its way (not ``as_is``), of what went into it alone."""
+    """As `first_nonfinite`, of a backward pass; of what went into it alone, where it has changed the gradient on its way (not ``as_is``)
+    or the batch is ragged.
+    """
     norms = np.zeros(tape.h.shape[:2])
-    if as_is:
+    if tape._pieces is not None and d_out is not None:
+        d_out = np.where(tape._pieces.there[..., None], d_out, 0)
+    if as_is and not tape.ragged:
         with np.errstate(all="ignore"):
             norms = state_gradients(tape, d_out, d_state).log10_state_norm()
     return first_nonfinite(tape, d_out, d_state, norms) or _first_overflow(tape.h.dtype, norms)
