@@ -42,7 +42,8 @@ def rnn_jvp(
     tape : Tape
         From `rnn_forward`. It may be used more than once.
     x : ndarray (T, B, I) or None
-        The tangent of the inputs, not looked at behind a row's end; ``None`` means zeros, here and below, and their work is not done. Tokens have none.
+        The tangent of the inputs, not looked at behind a row's end; ``None`` means zeros, here and below, and their work is not done.
+        Tokens have none.
     state : ndarray (B, H) or None
         Of the initial state h_0.
     w_ih, w_hh : ndarray (H, I), (H, H), or None

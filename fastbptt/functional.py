@@ -72,8 +72,7 @@ def rnn_forward(
     TypeError
         If an argument is no NumPy array, or of a dtype that is not supported or not that of ``w_ih``.
     ValueError
-        If shapes do not fit together; the message names the argument.
-        If a length is not in [0, T].
+        If shapes do not fit together, or a length is not in [0, T]; the message names the argument.
     IndexError
         If a token is not in [0, I).
 
@@ -360,14 +359,10 @@ def _forward(
     resets: Bools | None,
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
-    reverse: bool = False,
 ) -> tuple[Array, Any, Tape]:
-    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them.
-
-    ``reverse`` is about a ragged batch alone: its pieces are read backwards. A rectangle its caller can turn round.
-    """
+    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
     cell = CELLS[name]
-    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
+    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh, lengths, resets)
     (N, H), dtype = w_hh.shape, w_ih.dtype
     rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
@@ -493,7 +488,6 @@ def _checked_call(
     b_hh: Array | None,
     lengths: Integers | None,
     resets: Bools | None,
-    reverse: bool,
 ) -> tuple[tuple[int, int], Array, Pieces | None, Array, Array, Array | None, Array | None]:
     """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
@@ -511,7 +505,7 @@ def _checked_call(
     T, B = x.shape[:2]
     if not tokens:
         x = _checks.array("x", x, (T, B, I), dtype)
-    pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets, reverse)
+    pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets)
     if tokens:
         x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
     if pieces is not None:

@@ -16,18 +16,15 @@ from ._kernels import kernels, memory
 from ._typing import Array, Bools, Integers
 
 
-def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None, reverse: bool = False) -> Pieces | None:
-    """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset.
-
-    Of a reverse direction, each piece begins with its last step, and the row's state enters its last piece.
-    """
+def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None) -> Pieces | None:
+    """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset."""
     if lengths is not None:
         lengths = _checked_lengths(lengths, T, B)
     if resets is not None:
         resets = _checked_resets(resets, T, B)
     if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
         return None
-    return Pieces(T, np.full(B, T) if lengths is None else lengths, resets, reverse)
+    return Pieces(T, np.full(B, T) if lengths is None else lengths, resets)
 
 
 def _checked_lengths(lengths: Any, T: int, B: int) -> Integers:
@@ -55,8 +52,6 @@ class Pieces:
     T, B : int
         Steps and rows of the batch.
     lengths, resets : ndarray (B,), ndarray (T, B) or None
-    reverse : bool
-        Whether the pieces are read backwards.
     count : int
         How many pieces there are.
     first : intp ndarray (S+1,)
@@ -65,8 +60,8 @@ class Pieces:
         Which steps of which rows there are.
     """
 
-    def __init__(self, T: int, lengths: Integers, resets: Bools | None, reverse: bool) -> None:
-        self.T, self.B, self.lengths, self.resets, self.reverse = T, len(lengths), lengths, resets, reverse
+    def __init__(self, T: int, lengths: Integers, resets: Bools | None) -> None:
+        self.T, self.B, self.lengths, self.resets = T, len(lengths), lengths, resets
         self.there = np.arange(T)[:, None] < lengths
         begins = np.zeros_like(self.there) if resets is None else resets & self.there
         begins[:1] |= self.there[:1]
@@ -79,15 +74,13 @@ class Pieces:
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
         step = np.repeat(np.arange(len(counts)), counts)
         piece = np.arange(len(step)) - self.first[step]
-        step = start[piece] + (length[piece] - 1 - step if reverse else step)  # the caller's
-        self._padded = step * self.B + row[piece]  # where a packed row stands in the caller's arrays
+        self._padded = (start[piece] + step) * self.B + row[piece]  # where a packed row stands in the caller's arrays
         self._packed = np.full(T * self.B, -1)  # and the other way
         self._packed[self._padded] = np.arange(len(step))
         # pieces that the row's state enters and leaves, and those rows; in a history, the slot in which each row's last piece ends
-        first, last = start == 0, start + length == lengths[row]
-        if resets is not None and not reverse:
-            first &= ~resets[0, row]
-        enters, leaves = (last, first) if reverse else (first, last)
+        enters, leaves = start == 0, start + length == lengths[row]
+        if resets is not None:
+            enters &= ~resets[0, row]
         self._entered, self._enters = row[enters], np.flatnonzero(enters)
         self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
         self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
@@ -117,14 +110,15 @@ class Pieces:
 
     def end(self, history: Array, state: Array | None) -> Array:
         """The state (B, W) in which each row ends, from a history (count + R, 1, W); that of rows without a step is ``state``."""
-        out = np.zeros((self.B, history.shape[2]), history.dtype) if state is None else state.copy()
-        out[self._left] = history[self._ends, 0]
-        return out
+        return self._of_rows(history[self._ends, 0], state)
 
     def end_carried(self, carried: Array, state: Array | None) -> Array:
         """The same from what a pass has carried along each piece, (count, 1, W)."""
-        out = np.zeros((self.B, carried.shape[2]), carried.dtype) if state is None else state.copy()
-        out[self._left] = carried[self._leaves, 0]
+        return self._of_rows(carried[self._leaves, 0], state)
+
+    def _of_rows(self, last: Array, state: Array | None) -> Array:
+        out = np.zeros((self.B, last.shape[1]), last.dtype) if state is None else state.copy()
+        out[self._left] = last
         return out
 
     def unpack_history(self, history: Array, state: Array | None) -> Array:
@@ -157,4 +151,4 @@ class Pieces:
         """The pieces of steps ``start`` to ``stop`` of some rows; None if they are a rectangle."""
         lengths = np.clip(self.lengths[rows] - start, 0, stop - start)
         resets = None if self.resets is None else self.resets[start:stop, rows]
-        return cut(stop - start, len(lengths), lengths, resets, self.reverse)
+        return cut(stop - start, len(lengths), lengths, resets)

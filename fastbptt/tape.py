@@ -137,16 +137,15 @@ class Tape(Generic[D]):
         whole = self._pieces
         assert whole is not None
         pieces = whole.part(start, stop, rows)
-        cut = {name: getattr(self, name) for name in ("x", "h", "c", "gates", "m")}
+        cut, initial = {name: getattr(self, name) for name in ("x", "h", "c", "gates", "m")}, []
         for name, array in cut.items():
             if array is not None:
                 array = array[start : stop + (name in STATES), rows]
+                if name in STATES:
+                    initial.append(array[0])
                 if pieces is not None:
                     array = pieces.pack_history(array) if name in STATES else pieces.pack(array)
-                elif whole.reverse:  # of one row: in the order in which it was read
-                    array = np.concatenate([array[:1], array[:0:-1]]) if name in STATES else array[::-1]
                 cut[name] = _checks.frozen(array)
-        initial: Any = None if pieces is None else [h[start, rows] for h in (self.h, self.c) if h is not None]
         shape = stop - start, len(whole.lengths[rows]), self._shape[2]
         arrays = {f"_{name}": array for name, array in cut.items()}
         return replace(self, _shape=shape, _pieces=pieces, _initial=initial, **arrays)

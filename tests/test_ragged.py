@@ -183,6 +183,23 @@ def test_parts_of_a_tape(cell):
         fastbptt.gradient_flow(tape, problem.d_out)
 
 
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda tape: fastbptt.gradient_flow(tape, np.ones((9, 3, 4))),
+        lambda tape: fastbptt.omega(tape, np.ones((9, 3, 4))),
+        fastbptt.gradient_flossing,
+        fastbptt.lyapunov_spectrum,
+        lambda tape: fastbptt.log_singular_values(tape, 0, 2),
+        lambda tape: fastbptt.jacobian_product_norms(tape),
+    ],
+)
+def test_what_looks_at_rectangles_says_so(look):
+    problem = replace(random_problem("rnn-tanh", 9, 3, 2, 4), options={"lengths": np.array([9, 3, 0])})
+    with pytest.raises(ValueError, match=r"^tape: expected rows of one length that were never reset; tape\.row\(b\) is the tape of row b"):
+        look(problem.forward(fastbptt)[2])
+
+
 def test_the_early_stop_of_ragged_rows(threads):
     """A gradient that dies early ends the pass with the same results."""
     problem = ragged("rnn-tanh", 900, 3, 2, 9, what="lengths")

@@ -68,12 +68,7 @@ cdef double chunk_scale(void **at, Py_ssize_t n, const double *given) noexcept n
 
 
 cdef double chunk_clip(void **at, Py_ssize_t n, const double *given) noexcept nogil:
-    """A NaN stays."""
-    cdef real *v = <real *>at[0]
-    cdef real c = <real>given[0]
-    cdef Py_ssize_t i
-    for i in range(n):
-        v[i] = c if v[i] > c else -c if v[i] < -c else v[i]
+    clip_elements(given[0], <real *>at[0], n)
     return 0
 
 
