@@ -1,10 +1,12 @@
-"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
+"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`, `other_levels`."""
 
 import functools
 import signal
 
+import other_levels as levels
 import pytest
 from commands import Run
+from problems import CELLS, ONE_OF_EACH
 
 import fastbptt
 
@@ -29,6 +31,23 @@ def usual_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.fixture(scope="session")
+def other_levels(tmp_path_factory):
+    with levels.runs(tmp_path_factory.mktemp("levels")) as runs:
+        yield runs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begin_with_what_lasts(request):
+    """Whatever is waited for in the end runs beside the other tests."""
+    if any("other_levels" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("other_levels")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "other_levels" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def run(capsys):
     """The command in this process: ``run("train", ...)`` is a `Run`."""
@@ -41,6 +60,13 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+def pytest_itemcollected(item):
+    """At the other levels the kernels' tests take one cell of each kind: test_levels.py has a smoke test that takes all."""
+    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")
+    if isinstance(cell, str) and cell in CELLS and cell not in ONE_OF_EACH:
+        item.add_marker("one_level")
 
 
 def pytest_configure(config):

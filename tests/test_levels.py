@@ -1,41 +1,16 @@
 """Every instruction-set level that this machine can run computes the right results and leaves the floating-point environment alone."""
 
 import importlib.util
-import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from processes import PATIENCE, environment, run_python
+from other_levels import CONFIG, OTHERS, USABLE
+from processes import PATIENCE, run_python
 
-import fastbptt
-
-CONFIG = fastbptt.show_config(mode="dicts")
 SHORT = {"x86-64-v4": "v4", "x86-64-v3": "v3"}
-USABLE = [name for name, state in CONFIG["isa_levels"].items() if state == "usable"]
-KERNEL_TESTS = [
-    "test_gradients.py",
-    "test_bits.py",
-    "test_bounds.py",
-    "test_early_stop.py",
-    "test_core.py",
-    "test_ragged.py",
-    "test_clip_step.py",
-    "test_jvp.py",
-    "test_math.py",
-    "test_chunks.py",
-    "test_clipping.py",
-    "test_losses.py",
-    "test_optim.py",
-    "test_layers.py",
-]
-HERE = Path(__file__).parent
-
 SMOKE = """
 import fastbptt, numpy as np
 from problems import CELLS, random_problem
@@ -56,34 +31,14 @@ def test_each_level_is_right_under_each_of_its_names(asked):
     assert asked in (level, SHORT.get(level))
 
 
-OTHERS = [level for level in USABLE if level != CONFIG["isa"]]
-
-
-@pytest.fixture(scope="module")
-def kernel_tests():
-    """A level's run of the tests of the kernels; as many levels side by side as there are cores."""
-
-    def run(level):
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not one_level", *KERNEL_TESTS],
-            cwd=HERE,
-            env=environment(FASTBPTT_ISA=level, FASTBPTT_TEST_SHAPES=40, FASTBPTT_TEST_POINTS=40_000),
-            capture_output=True,
-            text=True,
-            timeout=900 * PATIENCE,
-        )
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {level: pool.submit(run, level) for level in OTHERS}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("level", OTHERS)
-def test_the_kernel_tests_pass_at_every_other_level(level, kernel_tests):
+def test_the_kernel_tests_pass_at_every_other_level(level, other_levels):
     """The rest of the suite runs at the level of this process."""
-    result = kernel_tests[level].result()
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
-    assert re.search(r"\d{4} passed", result.stdout), result.stdout[-500:]
+    other_levels[level].wait(900 * PATIENCE)
+    output = other_levels[level].output.read_text(encoding="utf-8")
+    assert other_levels[level].returncode == 0, output[-5000:]
+    assert re.search(r"\d{4} passed", output), output[-500:]
 
 
 @pytest.mark.parametrize("asked", ["avx9", "V3", "x86-64-v2", "v3,v4", "0"])
