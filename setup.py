@@ -97,7 +97,7 @@ def kernel_module(level, flags, dtype):
         py_limited_api=LIMITED_API,
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK_FLAGS,
-        depends=[str(path) for path in KERNELS.glob("*.pxi")] + [str(KERNELS / "simd.h")],
+        depends=[str(path) for pattern in ("*.pxi", "*.h") for path in KERNELS.glob(pattern)],
     )
 
 

@@ -62,6 +62,7 @@ TESTS = {
     "simd.h": ["math", "bounds", "gradients", "bits"],
     "sums.pxi": ["clipping", "bounds", "losses", "early_stop", "lyapunov"],
     "tangents.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
+    "tile.h": ["gradients", "bounds", "bits", "early_stop", "layers"],
     "vector_functions.pxi": ["math"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
@@ -182,7 +183,7 @@ class Mutation(NamedTuple):
 
 def source_files():
     folder = ROOT / KERNELS
-    return [*folder.glob("*.pxi"), *(folder / name for name in ("simd.h", "chunks.pyx", "memory.pyx", "pool.pyx"))]
+    return [*folder.glob("*.pxi"), *folder.glob("*.h"), *(folder / name for name in ("chunks.pyx", "memory.pyx", "pool.pyx"))]
 
 
 def code_of(text, is_c):

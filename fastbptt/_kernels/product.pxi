@@ -1,4 +1,4 @@
-# Matrix products: C = init + A B, all of them, by one register tile.
+# Matrix products: C = init + A B, all of them, by one register tile (`tile.h`).
 #
 # A and C are addressed row by row, B column by column:
 #   A      any strides; every element is broadcast
@@ -71,74 +71,6 @@ cdef inline bint is_stream(const real *init, const real *c, Py_ssize_t K) noexce
     return init != NULL and init != c and K >= LONG_SUM
 
 
-# --- The tile ---------------------------------------------------------------------------------------------------------
-
-cdef inlined tile(const int R, const int V, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
-                  Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
-    """R rows by V vectors; the last vector has ``last`` <= LANES columns. R and V are constants at every call."""
-    cdef vec acc[8][8]
-    cdef vec w[8]
-    cdef vec s
-    cdef Py_ssize_t k
-    cdef int i, j
-    if is_stream(init, c, K):
-        for i in range(R):
-            for j in range(V):
-                prefetch_to_write(c + i * c_row + j * LANES)
-    for i in range(R):
-        for j in range(V):
-            if init == NULL:
-                acc[i][j] = broadcast(0)
-            elif j < V - 1 or last == LANES:
-                acc[i][j] = load(init + i * init_row + j * LANES)
-            else:
-                acc[i][j] = load_part(init + i * init_row + j * LANES, last)
-    for k in range(K):
-        for j in range(V):
-            w[j] = load(b + j * b_panel)
-        for i in range(R):
-            s = broadcast(a[i * a_row])
-            for j in range(V):
-                acc[i][j] = acc[i][j] + s * w[j]
-        a += a_k
-        b += b_row
-    for i in range(R):
-        for j in range(V):
-            if j < V - 1 or last == LANES:
-                if init == NULL:
-                    acc[i][j] = load(c + i * c_row + j * LANES) + acc[i][j]
-                store(c + i * c_row + j * LANES, acc[i][j])
-            else:
-                if init == NULL:
-                    acc[i][j] = load_part(c + i * c_row + j * LANES, last) + acc[i][j]
-                store_part(c + i * c_row + j * LANES, acc[i][j], last)
-
-
-cdef inlined tile_of(const int R, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
-                     Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
-    """The tile of R rows by v vectors; what would not fit the registers is not compiled."""
-    if v == 1: tile(R, 1, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 2 and R * 2 <= ACCUMULATORS: tile(R, 2, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 3 and R * 3 <= ACCUMULATORS: tile(R, 3, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 4 and R * 4 <= ACCUMULATORS: tile(R, 4, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 5 and R * 5 <= ACCUMULATORS: tile(R, 5, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 6 and R * 6 <= ACCUMULATORS: tile(R, 6, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 7 and R * 7 <= ACCUMULATORS: tile(R, 7, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif v == 8 and R * 8 <= ACCUMULATORS: tile(R, 8, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-
-
-cdef void any_tile(int r, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
-                   Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last) noexcept nogil:
-    if r == 1: tile_of(1, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 2: tile_of(2, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 3: tile_of(3, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 4: tile_of(4, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 5 and TILE_ROWS >= 5: tile_of(5, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 6 and TILE_ROWS >= 6: tile_of(6, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 7 and TILE_ROWS >= 7: tile_of(7, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-    elif r == 8 and TILE_ROWS >= 8: tile_of(8, v, K, a, a_row, a_k, b, b_row, b_panel, init, init_row, c, c_row, last)
-
-
 cdef inline void prefetch_rows(const real *a, Py_ssize_t row, Py_ssize_t R, Py_ssize_t K) noexcept nogil:
     """For the next tile: histories are longer than the caches, and their rows too short for the processor to see the next one coming."""
     cdef Py_ssize_t i, k
@@ -168,6 +100,7 @@ cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t
     left with one row or one vector where its neighbours have four: 9 rows are 3 + 3 + 3.
     """
     cdef Py_ssize_t o, i, i_end, j, j_end, tiles, groups, g, m
+    cdef bint stream = is_stream(init, c, K)
     cdef Py_ssize_t vectors = ceil_div(N, LANES)
     cdef const real *start = NULL
     cdef int last
@@ -177,21 +110,21 @@ cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t
         inner *= outer
         outer = 1
     tiles = ceil_div(inner, TILE_ROWS)
-    groups = ceil_div(vectors, min(8, ACCUMULATORS // ceil_div(inner, tiles)))
+    groups = ceil_div(vectors, tile_vectors(<int>ceil_div(inner, tiles)))
     for g in range(groups):
         j = vectors * g // groups
         j_end = vectors * (g + 1) // groups
-        last = <int>min(LANES, N - (j_end - 1) * LANES)
+        last = <int>min(LANES, N - (j_end - 1) * LANES)    # columns of the last vector
         for o in range(outer):
             i = 0
             for m in range(tiles):
                 i_end = inner * (m + 1) // tiles
-                if g == 0 and is_stream(init, c, K):
+                if g == 0 and stream:
                     prefetch_rows(a + o * a_outer + i_end * a_inner, a_inner, min(inner, i_end + TILE_ROWS) - i_end, K)
                 if init != NULL:
                     start = init + o * init_outer + i * init_inner + j * LANES
                 any_tile(<int>(i_end - i), <int>(j_end - j), K, a + o * a_outer + i * a_inner, a_inner, a_k, b + j * b_panel,
-                         b_row, b_panel, start, init_inner, c + o * c_outer + i * c_inner + j * LANES, c_inner, last)
+                         b_row, b_panel, start, init_inner, c + o * c_outer + i * c_inner + j * LANES, c_inner, last, stream)
                 i = i_end
 
 

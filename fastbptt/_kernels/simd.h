@@ -1,4 +1,4 @@
-/* The only C file: a vector of numbers, and what the kernels do with it.
+/* A vector of numbers, and what the kernels do with it.
  *
  * Two macros choose what is compiled: FASTBPTT_FLOAT32 (else float64), and FASTBPTT_SCALAR (else the widest
  * vector that the compiler's -march allows, or NEON's). Every function below is written once for all of them, because

@@ -1,4 +1,4 @@
-"""What the kernels use of ``simd.h``; there, the types are explained.
+"""What the kernels use of ``simd.h``, ``tile.h``; there, the types are explained.
 
 ``real`` and ``vec`` are nominal here: C knows their true widths, and writes ``+``, ``*`` and ``/`` on a ``vec`` lane by lane.
 """
@@ -10,7 +10,6 @@ cdef extern from "simd.h" nogil:
 
     const int LANES
     const int TILE_ROWS
-    const int ACCUMULATORS
 
     vec load(const real *p)
     vec load_part(const real *p, Py_ssize_t n)
@@ -25,3 +24,9 @@ cdef extern from "simd.h" nogil:
     vec vector_exp(vec x)
     vec vector_tanh(vec x)
     vec vector_sigmoid(vec x)
+
+
+cdef extern from "tile.h" nogil:
+    int tile_vectors(int r)        # at most, in a tile of r rows
+    void any_tile(int r, int v, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b, Py_ssize_t b_row,
+                  Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last, bint stream)
