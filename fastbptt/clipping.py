@@ -138,7 +138,7 @@ def _collect(grads: Any) -> tuple[Sequence[Any] | None, list[Array]]:
     if isinstance(grads, np.ndarray):
         return None, [grads]
     if isinstance(grads, Gradients):
-        named: dict[str, Array | None] = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")}
+        named: dict[str, Array | None] = {name: getattr(grads, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")}
         grads = {name: array for name, array in named.items() if array is not None}
     if isinstance(grads, dict):
         return tuple(grads), list(grads.values())

@@ -10,8 +10,8 @@ from . import _checks
 from ._kernels import kernels, memory
 from ._typing import Array, CellName, F, OptionalPair, Pair
 from .cells import CELLS
-from .functional import parts_of, vectors_or_tokens
-from .tape import Tape, kernel_arguments, require_tape
+from .functional import parts_of, state_arrays, vectors_or_tokens
+from .tape import Tape, kernel_arguments, require_tape, state_widths
 
 
 def rnn_jvp(
@@ -137,6 +137,7 @@ def lstm_jvp(
     w_hh: Array[F] | None = None,
     b_ih: Array[F] | None = None,
     b_hh: Array[F] | None = None,
+    w_hr: Array[F] | None = None,
 ) -> tuple[Array[F], Pair[F]]:
     """Forward mode for `lstm_forward`; arguments, results and errors as `rnn_jvp`, but for the state.
 
@@ -148,6 +149,8 @@ def lstm_jvp(
         The tangents of h_0 and c_0; ``None`` means zeros, for both or for either.
     w_ih, w_hh : ndarray (4*H, I), (4*H, H), or None
     b_ih, b_hh : ndarray (4*H,) or None
+    w_hr : ndarray (P, H) or None
+        Of the projection, where the forward pass had one; then P stands in place of H for whatever is a tangent of h.
 
     Returns
     -------
@@ -165,7 +168,7 @@ def lstm_jvp(
     >>> out_dot.shape, c_dot.shape
     ((5, 3, 7), (3, 7))
     """
-    return _jvp("lstm", tape, x, state, w_ih, w_hh, b_ih, b_hh)
+    return _jvp("lstm", tape, x, state, w_ih, w_hh, b_ih, b_hh, w_hr)
 
 
 def _jvp(
@@ -177,6 +180,7 @@ def _jvp(
     w_hh: Array | None,
     b_ih: Array | None,
     b_hh: Array | None,
+    w_hr: Array | None = None,
 ) -> tuple[Array, Any]:
     """Any cell's tangents."""
     cell, ((T, B, H), dtype), pieces = CELLS[name], require_tape(tape, name), tape._pieces
@@ -190,8 +194,9 @@ def _jvp(
             ("w_hh", w_hh, tape._w_hh.shape),
         )
     )
-    b_ih, b_hh = (_of_bias("b_ih", b_ih, tape._b_ih, dtype), _of_bias("b_hh", b_hh, tape._b_hh, dtype))
-    state = [None if part is None else _checks.array(key, part, (B, H), dtype) for key, part in parts_of(cell, "state", state).items()]
+    b_ih, b_hh = (_of_optional("b_ih", b_ih, tape._b_ih, "bias", dtype), _of_optional("b_hh", b_hh, tape._b_hh, "bias", dtype))
+    w_hr = _of_optional("w_hr", w_hr, tape._w_hr, "projection", dtype)
+    state = state_arrays(parts_of(cell, "state", state), B, state_widths(tape), dtype)
     with _checks.Room("tape", tape._h.size):
         h_dot = memory.empty(tape._h.shape, dtype)
     carried = [np.zeros((B if pieces is None else pieces.count, 1, H), dtype) for _ in state[1:]]  # an LSTM's c_dot
@@ -207,16 +212,17 @@ def _jvp(
         if pieces is not None and x is not None:
             x = pieces.pack(x)
         tangents = (x, w_ih, w_hh, b_ih, b_hh, h_dot, *(part[:, 0] for part in carried), None)[:7]
-        kernels[dtype].jvp(*numbers, *vectors_or_tokens(tape._x), *arrays, *tangents, None if pieces is None else pieces.first)
+        first = None if pieces is None else pieces.first
+        kernels[dtype].jvp(*numbers, *vectors_or_tokens(tape._x), *arrays, *tangents, first, tape._w_hr, w_hr)
     if pieces is None:
         return h_dot[1:], cell.state([h_dot[T].copy(), *(part[:, 0] for part in carried)])
     last = [pieces.end(h_dot, state[0]), *(pieces.end_carried(*both) for both in zip(carried, state[1:]))]
     return pieces.unpack(h_dot[pieces.count :]), cell.state(last)
 
 
-def _of_bias(name: str, tangent: Array | None, bias: Array | None, dtype: np.dtype[Any]) -> Array | None:
+def _of_optional(name: str, tangent: Array | None, array: Array | None, kind: str, dtype: np.dtype[Any]) -> Array | None:
     if tangent is None:
         return None
-    if bias is None:
-        raise ValueError(f"{name}: expected None, as the forward pass had no such bias, got {_checks.describe(tangent)}")
-    return _checks.array(name, tangent, bias.shape, dtype)
+    if array is None:
+        raise ValueError(f"{name}: expected None, as the forward pass had no such {kind}, got {_checks.describe(tangent)}")
+    return _checks.array(name, tangent, array.shape, dtype)

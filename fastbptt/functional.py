@@ -12,7 +12,7 @@ from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Integers, Nonlin
 from .cells import CELLS, NONLINEARITIES, Cell
 from .ragged import Pieces, cut
 from .results import Gradients
-from .tape import Tape, kernel_arguments, require_tape
+from .tape import Tape, kernel_arguments, require_tape, state_widths
 
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
 
@@ -260,6 +260,7 @@ def lstm_forward(
     b_ih: Array[F] | None = None,
     b_hh: Array[F] | None = None,
     *,
+    w_hr: Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
 ) -> tuple[Array[F], Pair[F], Tape[F]]:
@@ -269,6 +270,8 @@ def lstm_forward(
         i_t, f_t, o_t &= \sigma(W_{i\cdot} x_t + b_{i\cdot} + W_{h\cdot} h_{t-1} + b_{h\cdot}), \qquad
         g_t = \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
         c_t &= f_t \odot c_{t-1} + i_t \odot g_t, \qquad h_t = o_t \odot \tanh(c_t)
+
+    or, with a projection (Sak, Senior and Beaufays 2014), :math:`h_t = W_{hr} (o_t \odot \tanh(c_t))`, of P numbers for H units.
 
     Parameters
     ----------
@@ -280,6 +283,8 @@ def lstm_forward(
         The weights of the gates i, f, g, o, one below the other.
     b_ih, b_hh : ndarray (4*H,) or None
         The biases.
+    w_hr : ndarray (P, H) or None
+        The projection, with P < H. With it h is (B, P) wherever it stands, in ``out`` and ``state`` too, and ``w_hh`` is (4*H, P).
     lengths, resets : ndarray (B,) or None, ndarray (T, B) or None
         Where rows end, and where their states are set to zero, as for `rnn_forward`; of an LSTM, both.
 
@@ -304,8 +309,12 @@ def lstm_forward(
     >>> out, (h_n, c_n), tape = fastbptt.lstm_forward(x, None, w_ih, w_hh)
     >>> out.shape, c_n.shape, tape.c.shape
     ((5, 3, 7), (3, 7), (6, 3, 7))
+    >>> w_hr = rng.standard_normal((2, 7))                               # P=2
+    >>> out, (h_n, c_n), tape = fastbptt.lstm_forward(x, None, w_ih, w_hh[:, :2], w_hr=w_hr)
+    >>> out.shape, c_n.shape
+    ((5, 3, 2), (3, 7))
     """
-    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets)
+    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets, w_hr=w_hr)
 
 
 def lstm_backward(
@@ -332,7 +341,8 @@ def lstm_backward(
     Returns
     -------
     Gradients
-        ``x`` (T, B, I), ``state`` (dL/dh_0, dL/dc_0), ``w_ih`` (4*H, I), ``w_hh`` (4*H, H), ``b_ih`` and ``b_hh`` (4*H,).
+        ``x`` (T, B, I), ``state`` (dL/dh_0, dL/dc_0), ``w_ih`` (4*H, I), ``w_hh`` (4*H, H), ``b_ih`` and ``b_hh`` (4*H,); with a
+        projection ``w_hr`` (P, H), and P in place of H for whatever is the gradient of h.
 
     Examples
     --------
@@ -359,31 +369,40 @@ def _forward(
     resets: Bools | None,
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
+    w_hr: Array | None = None,
 ) -> tuple[Array, Any, Tape]:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
     cell = CELLS[name]
-    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, b_ih, b_hh, lengths, resets)
-    (N, H), dtype = w_hh.shape, w_ih.dtype
+    if w_hr is not None:
+        w_hr = _checked_projection(w_hr, w_hh)
+    H = None if w_hr is None else w_hr.shape[1]
+    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), H, x, w_ih, w_hh, b_ih, b_hh, lengths, resets)
+    (N, P), dtype = w_hh.shape, w_ih.dtype
+    if w_hr is None:
+        H = P
+    else:
+        w_hr = _checks.array("w_hr", w_hr, (P, H), dtype)
+    widths = (P, H)[: len(state)]
     rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
     try:
-        histories = [memory.empty((*slots, H), dtype) for _ in state]
+        histories = [memory.empty((*slots, width), dtype) for width in widths]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    initial = [None if part is None else _checks.array(argument, part, (B, H), dtype) for argument, part in state.items()]
+    initial = state_arrays(state, B, widths, dtype)
     for history, part in zip(histories, initial):
         if pieces is not None:
             pieces.begin(history, part)
         else:
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
-    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H))
+    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H), _w_hr=w_hr)
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
         activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
-        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first)
+        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first, None, w_hr)
     for array in (h, c, gates, m):
         if array is not None:
             array.setflags(write=False)
@@ -405,13 +424,15 @@ def _backward(
     carry: Array | None = None,
 ) -> Gradients:
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
-    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
+    cell, ((T, B, _), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
+    widths, w_hr = state_widths(tape), tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
     if carry is not None:
         carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
-        d_out = _checks.array("d_out", d_out, (T, B, H), dtype)
-    d_last = [np.zeros((B, H), dtype) if d is None else _checks.array(argument, d, (B, H), dtype) for argument, d in d_state.items()]
+        d_out = _checks.array("d_out", d_out, (T, B, widths[0]), dtype)
+    given = zip(state_arrays(d_state, B, widths, dtype), widths)
+    d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in given]
     if pieces is not None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
@@ -419,11 +440,13 @@ def _backward(
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
     db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
+    dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
     if tape._x.size:
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first = None if pieces is None else pieces.first
-        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first, *clip, carry)
+        sums = (dw_ih, dw_hh, db_ih, db_hh)
+        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
     if pieces is not None:
         dx = None if dx is None else pieces.unpack(dx)
         d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
@@ -431,7 +454,7 @@ def _backward(
         db_hh = None
     elif not cell.reset_after:
         db_hh = db_ih.copy()
-    return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh)
+    return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh, dw_hr)
 
 
 def vectors_or_tokens(x: Any) -> tuple[Any, Any]:
@@ -450,6 +473,12 @@ def pair(name: str, state: Any) -> dict[str, Any]:
 def parts_of(cell: Cell, name: str, state: Any) -> dict[str, Any]:
     """The arrays of a cell's state, by the names that errors call them."""
     return {name: state} if len(cell.states) == 1 else pair(name, state)
+
+
+def state_arrays(state: dict[str, Any], B: int, widths: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
+    """A state's parts, or their gradients or tangents, (B, width) each; None stays."""
+    parts = zip(state.items(), widths)
+    return [None if part is None else _checks.array(argument, part, (B, width), dtype) for (argument, part), width in parts]
 
 
 def check_clip_step(clip_step: Any) -> tuple[int, float]:
@@ -479,8 +508,20 @@ def check_leak(leak: Real | Array | None, H: int, dtype: np.dtype[Any]) -> Array
     return each
 
 
+def _checked_projection(w_hr: Any, w_hh: Any) -> Any:
+    """``w_hr``, if it and ``w_hh`` can be an LSTM's: (P, H) and (4*H, P)."""
+    w_hr, w_hh = _checks.require_array("w_hr", w_hr), _checks.require_array("w_hh", w_hh)
+    P, H = w_hr.shape if w_hr.ndim == 2 else (0, 0)
+    if not 1 <= P < H:
+        raise ValueError(f"w_hr: expected shape (P, H) with 1 <= P < H, got {w_hr.shape}")
+    if w_hh.shape != (4 * H, P):
+        raise ValueError(f"w_hh: expected shape {(4 * H, P)}, (4*H, P) to go with w_hr {w_hr.shape}, got {w_hh.shape}")
+    return w_hr
+
+
 def _checked_call(
     gates: int,
+    H: int | None,
     x: Array,
     w_ih: Array,
     w_hh: Array,
@@ -489,11 +530,14 @@ def _checked_call(
     lengths: Integers | None,
     resets: Bools | None,
 ) -> tuple[tuple[int, int], Array, Pieces | None, Array, Array, Array | None, Array | None]:
-    """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
+    """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read.
+
+    ``H`` is the number of units if a projection has told it.
+    """
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
-    N, H = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
-    if gates * H != N or not H:
+    N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
+    if gates * (P if H is None else H) != N or not P:
         raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
     rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
     if rows != N or not I:
@@ -510,7 +554,7 @@ def _checked_call(
         x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
     if pieces is not None:
         x = pieces.pack(x)
-    w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, H), dtype)
+    w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, P), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
     return (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh

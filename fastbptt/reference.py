@@ -112,38 +112,44 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     return grads.result(d_end, need_dx)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
-    """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows."""
+def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None, lengths=None, resets=None):
+    """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows, or with a projection h_t = W_hr (o tanh(c_t))."""
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
     rows = Rows(x, lengths, resets)
-    h_t, c_t = (initial_state(part, x, w_hh) for part in ((None, None) if state is None else state))
+    h_0, c_0 = (None, None) if state is None else state
+    h_t, c_t = initial_state(h_0, x, w_hh), initial_state(c_0, x, w_hh if w_hr is None else w_hr)
     h, c, gates = [h_t], [c_t], []
     for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
         h_before, c_before = rows.enter(t, h_t), rows.enter(t, c_t)
         a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + bias_x + h_before @ w_hh.T + bias_h, 4, axis=1)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c_after = f * c_before + i * g
-        h_after = o * np.tanh(c_after)
+        h_after = projected(w_hr, o * np.tanh(c_after))
         h_t, c_t = rows.leave(t, h_after, h_t), rows.leave(t, c_after, c_t)
         h.append(rows.leave(t, h_after, 0))
         c.append(rows.leave(t, c_after, 0))
         gates.append(rows.leave(t, np.hstack([i, f, g, o]), 0))
 
     h, c = np.array(h), np.array(c)
-    return h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates)
+    return h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates, w_hr=w_hr)
 
 
 def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
     """As `rnn_backward`, with a state of two parts. Along c the Jacobian is diag(f): where f stays near 1, gradients last."""
     h, c, rows, grads = tape.h, tape.c, tape.rows, Sums(tape)
-    dh_end, dc_end = (np.zeros_like(h[0]) if d is None else d for d in ((None, None) if d_state is None else d_state))
+    dh_end, dc_end = map(zeros_if_none, (None, None) if d_state is None else d_state, (h[0], c[0]))
     for t in reversed(range(len(h) - 1)):
         h_before, c_before = rows.enter(t, h[t]), rows.enter(t, c[t])
         dh, dc = clipped(clip_step, dh_end if d_out is None else dh_end + d_out[t], dc_end)
         i, f, g, o = np.split(tape.gates[t], 4, axis=1)
-        # h_t = o tanh(c_t)
-        da_o = dh * np.tanh(c[t + 1]) * o * (1 - o)
-        dc = dc + dh * o * (1 - np.tanh(c[t + 1]) ** 2)
+        shown, d_shown = o * np.tanh(c[t + 1]), dh
+        if tape.w_hr is not None:
+            # h_t = W_hr shown
+            d_shown = dh @ tape.w_hr
+            grads.dw_hr += rows.leave(t, dh, 0).T @ shown
+        # shown = o tanh(c_t)
+        da_o = d_shown * np.tanh(c[t + 1]) * o * (1 - o)
+        dc = dc + d_shown * o * (1 - np.tanh(c[t + 1]) ** 2)
         # c_t = f c_{t-1} + i g
         da_i = dc * g * i * (1 - i)
         da_f = dc * c_before * f * (1 - f)
@@ -237,9 +243,9 @@ def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=N
     return out_dot, h_dot
 
 
-def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
+def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None, w_hr=None):
     """As `rnn_jvp`, with a state of two parts."""
-    h_dot, c_dot = (zeros_if_none(part, tape.h[0]) for part in ((None, None) if state is None else state))
+    h_dot, c_dot = map(zeros_if_none, (None, None) if state is None else state, (tape.h[0], tape.c[0]))
     rows, c, out_dot = tape.rows, tape.c, np.zeros_like(tape.h[1:])
     for t in range(len(out_dot)):
         i, f, g, o = np.split(tape.gates[t], 4, axis=1)
@@ -248,10 +254,17 @@ def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=
         i_dot, f_dot, g_dot, o_dot = i * (1 - i) * i_dot, f * (1 - f) * f_dot, (1 - g**2) * g_dot, o * (1 - o) * o_dot
         # c_t = f c_{t-1} + i g
         c_after = f * c_before + f_dot * rows.enter(t, c[t]) + i * g_dot + i_dot * g
-        # h_t = o tanh(c_t)
-        h_after = o_dot * np.tanh(c[t + 1]) + o * (1 - np.tanh(c[t + 1]) ** 2) * c_after
+        # h_t = W_hr (o tanh(c_t))
+        h_after = projected(tape.w_hr, o_dot * np.tanh(c[t + 1]) + o * (1 - np.tanh(c[t + 1]) ** 2) * c_after)
+        if w_hr is not None:
+            h_after = h_after + projected(w_hr, o * np.tanh(c[t + 1]))
         h_dot, c_dot, out_dot[t] = rows.leave(t, h_after, h_dot), rows.leave(t, c_after, c_dot), rows.leave(t, h_after, 0)
     return out_dot, (h_dot, c_dot)
+
+
+def projected(w_hr, shown):
+    """W_hr shown, of an LSTM with a projection; without one, what is shown."""
+    return shown if w_hr is None else shown @ w_hr.T
 
 
 def tangents_of_halves(tape, t, h_dot, x, w_ih, w_hh, b_ih, b_hh):
@@ -270,9 +283,9 @@ def tangents_of_halves(tape, t, h_dot, x, w_ih, w_hh, b_ih, b_hh):
 class Tape:
     """What forward leaves for backward, under the names of the equations."""
 
-    def __init__(self, rows, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None):
+    def __init__(self, rows, w_ih, w_hh, b_ih, b_hh, *, h, gates, c=None, m=None, nonlinearity="tanh", leak=None, w_hr=None):
         self.rows, self.x, self.w_ih, self.w_hh, self.nonlinearity, self.leak = rows, rows.inputs, w_ih, w_hh, nonlinearity, leak
-        self.b_ih, self.b_hh = b_ih, b_hh
+        self.b_ih, self.b_hh, self.w_hr = b_ih, b_hh, w_hr
         T, B, H = len(h) - 1, h.shape[1], h.shape[2]
         self.h, self.c = h, c
         self.gates = np.reshape(gates, (T, B, len(w_hh)))
@@ -289,6 +302,7 @@ class Sums:
         self.tape, self.x = tape, one_hot(tape.x, tape.w_ih)
         self.dx, self.dw_ih, self.dw_hh = np.zeros_like(self.x), np.zeros_like(tape.w_ih), np.zeros_like(tape.w_hh)
         self.db_ih, self.db_hh = np.zeros_like(tape.w_hh[:, 0]), np.zeros_like(tape.w_hh[:, 0])
+        self.dw_hr = None if tape.w_hr is None else np.zeros_like(tape.w_hr)
 
     def add(self, t, da_x, da_h, h_before):
         self.dx[t] = da_x @ self.tape.w_ih
@@ -307,6 +321,7 @@ class Sums:
             self.dw_hh,
             None if self.tape.b_ih is None else self.db_ih,
             None if self.tape.b_hh is None else self.db_hh,
+            self.dw_hr,
         )
 
 

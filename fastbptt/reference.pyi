@@ -57,6 +57,7 @@ def lstm_forward(
     b_ih: Array[F] | None = None,
     b_hh: Array[F] | None = None,
     *,
+    w_hr: Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
 ) -> tuple[Array[F], Pair[F], Tape]: ...
@@ -110,7 +111,9 @@ def lstm_jvp(
     w_hh: Array[F] | None = None,
     b_ih: Array[F] | None = None,
     b_hh: Array[F] | None = None,
+    w_hr: Array[F] | None = None,
 ) -> tuple[Array[F], Pair[F]]: ...
+def projected(w_hr: Array | None, shown: Array) -> Array: ...
 def tangents_of_halves(
     tape: Tape,
     t: int,
@@ -135,6 +138,7 @@ class Tape:
     c: Array | None
     gates: Array
     m: Array | None
+    w_hr: Array | None
     def __init__(
         self,
         rows: Rows,
@@ -149,6 +153,7 @@ class Tape:
         m: list[Array] | None = None,
         nonlinearity: Nonlinearity = "tanh",
         leak: float | Array | None = None,
+        w_hr: Array | None = None,
     ) -> None: ...
 
 class Sums:
@@ -159,6 +164,7 @@ class Sums:
     dw_hh: Array
     db_ih: Array
     db_hh: Array
+    dw_hr: Array | None
     def __init__(self, tape: Tape) -> None: ...
     def add(self, t: int, da_x: Array, da_h: Array, h_before: Array) -> None: ...
     def result(self, d_state: Array | Pair, need_dx: bool) -> Gradients: ...

@@ -17,6 +17,8 @@ class Gradients(NamedTuple, Generic[D, S]):
         The gradient of the initial state: dL/dh_0, or of an LSTM (dL/dh_0, dL/dc_0).
     w_ih, w_hh : ndarray (G*H, I), (G*H, H)
     b_ih, b_hh : ndarray (G*H,) or None
+    w_hr : ndarray (P, H) or None
+        Of an LSTM's projection; ``state`` and ``w_hh`` are then (B, P) and (B, H), and (4*H, P).
     """
 
     x: Array[D] | None
@@ -25,3 +27,4 @@ class Gradients(NamedTuple, Generic[D, S]):
     w_hh: Array[D]
     b_ih: Array[D] | None
     b_hh: Array[D] | None
+    w_hr: Array[D] | None = None

@@ -32,13 +32,13 @@ class Tape(Generic[D]):
     h : ndarray (T+1, B, H), read-only
         The states; slot 0 is the initial one. ``out`` is a view of ``h[1:]``.
     c : ndarray (T+1, B, H), read-only, or None
-        The cell states of an LSTM.
+        The cell states of an LSTM. If it has a projection, ``h`` is (T+1, B, P).
     gates : ndarray (T, B, G*H), read-only, or None
         The activated gates: r z n of a GRU, i f g o of an LSTM, and of a leaky RNN f(a_t). A plain RNN's are its states.
     m : ndarray (T, B, H), read-only, or None
         Of a GRU, W_hn h_{t-1} + b_hn: what the reset gate is multiplied with.
     cell : {"rnn", "gru", "lstm"}
-    x, w_ih, w_hh, b_ih, b_hh, leak : ndarray or None
+    x, w_ih, w_hh, b_ih, b_hh, leak, w_hr : ndarray or None
         The arguments of the call; ``x`` may be tokens (T, B), then a copy that is read-only.
     nonlinearity : str
     shape : (int, int, int)
@@ -62,6 +62,7 @@ class Tape(Generic[D]):
     _shape: tuple[int, int, int] = NOTHING
     _pieces: Pieces | None = None  # of a ragged batch: the arrays above are packed
     _initial: list[Array[D] | None] = NOTHING  # and its initial states
+    _w_hr: Array[D] | None = None
 
     if TYPE_CHECKING:  # they are made below, in one go
 
@@ -79,6 +80,8 @@ class Tape(Generic[D]):
         def b_hh(self) -> Array[D] | None: ...
         @property
         def leak(self) -> Array[D] | None: ...
+        @property
+        def w_hr(self) -> Array[D] | None: ...
         @property
         def nonlinearity(self) -> Nonlinearity: ...
         @property
@@ -158,7 +161,8 @@ class Tape(Generic[D]):
         if self._shape is None:
             return "<tape of no forward pass>"
         T, B, H = self._shape
-        return f"<{self._cell} tape: {T} steps, {B} rows, {H} units, {self._w_hh.dtype}>"
+        projected = "" if self._w_hr is None else f" projected to {len(self._w_hr)}"
+        return f"<{self._cell} tape: {T} steps, {B} rows, {H} units{projected}, {self._w_hh.dtype}>"
 
 
 def _seen(name: str) -> property:
@@ -177,7 +181,7 @@ def _seen(name: str) -> property:
 
 for _name in ("x", "h", "c", "gates", "m"):
     setattr(Tape, _name, _seen(_name))
-for _name in ("cell", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "nonlinearity", "shape"):
+for _name in ("cell", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "w_hr", "nonlinearity", "shape"):
     setattr(Tape, _name, property(attrgetter(f"_{_name}")))
 
 
@@ -185,6 +189,11 @@ def kernel_arguments(tape: Tape) -> tuple[tuple[int, int], tuple[Array | None, .
     """What the kernels of both backward passes take of it, in their order: (cell, activation) and (w_ih, w_hh, leak, h, c, a, m)."""
     numbers = CELLS[tape._cell].number, NONLINEARITIES[tape._nonlinearity].number
     return numbers, (tape._w_ih, tape._w_hh, tape._leak, tape._h, tape._c, tape._gates, tape._m)
+
+
+def state_widths(tape: Tape) -> tuple[int, ...]:
+    """How many numbers each part of the state has: (H,), or of an LSTM (H, H), or (P, H) if it has a projection."""
+    return tuple(history.shape[-1] for history in (tape._h, tape._c) if history is not None)
 
 
 def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtype[Any]]:
@@ -195,17 +204,19 @@ def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtyp
         raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape._cell}_forward")
     T, B, H = tape._shape
     N, I = len(CELLS[cell].gates) * H, (tape._w_ih.shape or (0,))[-1]
+    P = H if tape._w_hr is None else (tape._w_hr.shape or (0,))[0]
     pieces, tokens = tape._pieces, tape._x.dtype.kind == "i"
     rows, slots = ((T, B), (T + 1, B)) if pieces is None else ((pieces.first[-1], 1), (pieces.count + pieces.first[-1], 1))
     if (
         tape._x.shape != (rows if tokens else (*rows, I))
         or tape._w_ih.shape != (N, I)
-        or tape._w_hh.shape != (N, H)
-        or tape._h.shape != (*slots, H)
+        or tape._w_hh.shape != (N, P)
+        or tape._h.shape != (*slots, P)
         or (tape._c is not None and tape._c.shape != (*slots, H))
         or (tape._gates is not None and tape._gates.shape != (*rows, N))
         or (tape._m is not None and tape._m.shape != (*rows, H))
         or (tape._leak is not None and tape._leak.shape != (H,))
+        or (tape._w_hr is not None and tape._w_hr.shape != (P, H))
     ):
         raise RuntimeError("tape: an array of the forward pass was reshaped or resized before the backward pass")
     if tokens and tape._x.flags.writeable:  # it is a copy's

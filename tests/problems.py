@@ -221,7 +221,8 @@ def assert_results_close(got, expected, limit, relative=0.0):
 def kin_of(name):
     """Results on one scale, since they are made of the same terms: states, sums over time, gradients carried back."""
     states, passed_back = [f"final state {i}" for i in range(2)], [f"d_initial_state {i}" for i in range(2)]
-    return next(kin for kin in (["out", *states], ["d_x", *passed_back], [f"d_{weight}" for weight in WEIGHTS]) if name in kin)
+    weights = [f"d_{weight}" for weight in (*WEIGHTS, "w_hr")]
+    return next(kin for kin in (["out", *states], ["d_x", *passed_back], weights) if name in kin)
 
 
 def assert_results_same_bits(got, expected, names=None):

@@ -1,7 +1,8 @@
 # The time loop, backward: the gradient of the state, taken back from step to step.
 #
 #   da, da_h      the gradients of the two halves of a, x W_ih^T + b_ih and h W_hh^T + b_hh: one array, unless a reset follows the product
-#   dh (B, P)     the gradient of the state, carried back; for an LSTM also dc (B, H)
+#   dh (B, P)     the gradient of the state, carried back; for an LSTM also dc (B, H). On the way through a projection (`projected.pxi`)
+#                 it is the block's, which dW_hr is a sum over
 #
 # Time is taken in blocks, the last first: da exists for one of them, and its sums find in the cache what the recurrence has written.
 
@@ -10,12 +11,15 @@ cdef struct TimeBlock:             # steps t0..t1 of rows b0..b1, with their da
     Py_ssize_t loss                # a step with a loss, if there is any before the block; T: not looked for
     real *da                       # (rows of these steps, N)
     real *da_h
+    real *dh                       # of a projected LSTM: (rows, P)
+    real *shown                    # and (rows, H): the gradient of what is shown, which the cell replaces by what is shown
     Py_ssize_t *starts             # where each step begins in da, in ragged time
 
 cdef struct Backward:
     Problem problem
     Panels w_hh                    # N rows, P columns
-    const real *zeros              # B * P elements, or I if that is more
+    Panels w_hr                    # P rows, H columns
+    const real *zeros              # B * P elements, or I or H if that is more
     const real *d_out              # as out, or NULL
     real *dh
     real *dc
@@ -71,6 +75,7 @@ cdef inline Patch whole_block(const Problem *problem, const TimeBlock *block) no
     cdef Patch patch
     patch.b0, patch.b1 = block.b0, block.b1
     patch.u0, patch.u1 = 0, problem.H
+    patch.p0, patch.p1 = 0, written(problem)
     return patch
 
 
@@ -94,7 +99,7 @@ cdef void back_through_block(Backward *run) noexcept nogil:
     cdef int by_units = 1 if needs_whole_rows(&run.clip) else tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
     if by_units > 1:
         run.sharing.tasks = by_units
-        parallel_steps(back_part, run, block.t1 - block.t0 + 1, by_units, &run.watch)
+        parallel_steps(back_part, run, (block.t1 - block.t0) * stages(&run.problem) + 1, by_units, &run.watch)
     else:
         share_rows(&run.sharing, &run.problem, recurrent_work(&run.problem, block.t0, block.t1))
         parallel(back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
@@ -112,6 +117,9 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     while t >= block.t0:
         back_to_state(run, block, t, patch)
         clip_state(run, t, patch)
+        if run.problem.w_hr != NULL:
+            put_state_gradient_aside(run, block, t, patch)
+            back_through_projection(run, block, t, patch)
         step_backward(run, block, t, patch)
         t -= 1
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
@@ -120,16 +128,23 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
 
 
 cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th step back, for all rows."""
+    """A part's units of the block's i-th step back, for all rows; where there is a projection, first up to it, then through it."""
     cdef Backward *run = <Backward *>context
     cdef const TimeBlock *block = &run.block
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef Py_ssize_t t = block.t1 - 1 - i
+    cdef int stage_count = stages(&run.problem)
+    cdef Py_ssize_t t = block.t1 - 1 - i // stage_count
     if t < block.t0:
         leave_block(run, block, &patch)
         return
-    back_to_state(run, block, t, &patch)
-    clip_state(run, t, &patch)
+    if i % stage_count == 0:
+        back_to_state(run, block, t, &patch)
+        clip_state(run, t, &patch)
+        if run.problem.w_hr != NULL:
+            put_state_gradient_aside(run, block, t, &patch)
+            return
+    else:
+        back_through_projection(run, block, t, &patch)
     step_backward(run, block, t, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
@@ -155,26 +170,26 @@ cdef inline void leave_block(Backward *run, const TimeBlock *block, const Patch 
 cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """da_{t+1} -> dh_t"""
     cdef Py_ssize_t N = run.problem.N, P = run.problem.P, held = rows_at(&run.problem.time, t + 1, patch.b0, patch.b1)
-    cdef Rows dh = rows(run.dh + patch.b0 * P + patch.u0, 0, P)
+    cdef Rows dh = rows(run.dh + patch.b0 * P + patch.p0, 0, P)
     cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
     # reverse of: a_{t+1} += h_t W_hh^T
-    product(1, held, patch.u1 - patch.u0, N, da, 1, panels_from(run.w_hh, patch.u0 // LANES), dh, dh)
+    product(1, held, patch.p1 - patch.p0, N, da, 1, panels_from(run.w_hh, patch.p0 // LANES), dh, dh)
 
 
 cdef void scale_carried(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """(dh_t, dc_t) *= carry_{t+1}, of the rows of step t + 1; then dh_t += d_out_t, which the cell has left out. 0 lets no NaN by."""
     cdef const Time *time = &run.problem.time
-    cdef Py_ssize_t b, P = run.problem.P, H = run.problem.H, units = patch.u1 - patch.u0
+    cdef Py_ssize_t b, P = run.problem.P, H = run.problem.H, columns = patch.p1 - patch.p0
     cdef real factor
     if run.carry == NULL:
         return
     for b in range(patch.b0, patch.b0 + rows_at(time, t + 1, patch.b0, patch.b1)):
         factor = run.carry[first_row(time, t + 1) + b]
-        scale_row(factor, run.dh + b * P + patch.u0, units)
+        scale_row(factor, run.dh + b * P + patch.p0, columns)
         if run.dc != NULL:
-            scale_row(factor, run.dc + b * H + patch.u0, units)
+            scale_row(factor, run.dc + b * H + patch.u0, patch.u1 - patch.u0)
         if t >= 0 and run.d_out != NULL:
-            add(run.d_out + (first_row(time, t) + b) * P + patch.u0, units, run.dh + b * P + patch.u0)
+            add(run.d_out + (first_row(time, t) + b) * P + patch.p0, columns, run.dh + b * P + patch.p0)
 
 
 cdef inline void scale_row(real factor, real *v, Py_ssize_t n) noexcept nogil:
@@ -186,7 +201,7 @@ cdef inline void scale_row(real factor, real *v, Py_ssize_t n) noexcept nogil:
 cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """dh += d_out_t for the rows that end with step t. All others have had it from the step after it."""
     cdef const Time *time = &run.problem.time
-    cdef Py_ssize_t P = run.problem.P, b = patch.b0, u
+    cdef Py_ssize_t P = run.problem.P, b = patch.b0, p
     cdef const real *d_out
     cdef real *dh
     if run.d_out == NULL:
@@ -196,39 +211,48 @@ cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noex
     while b < min(patch.b1, active(time, t)):
         d_out = run.d_out + (first_row(time, t) + b) * P
         dh = run.dh + b * P
-        for u in range(patch.u0, patch.u1):
-            dh[u] += d_out[u]
+        for p in range(patch.p0, patch.p1):
+            dh[p] += d_out[p]
         b += 1
 
 
 cdef inline void clip_state(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """The gradient of the state after step t, as it goes into the step, of every row of the patch."""
     cdef const Problem *problem = &run.problem
-    cdef Py_ssize_t b, units = patch.u1 - patch.u0
+    cdef Py_ssize_t b, columns = patch.p1 - patch.p0
     if run.clip.kind == UNCLIPPED:
         return
     for b in range(patch.b0, patch.b0 + rows_at(&problem.time, t, patch.b0, patch.b1)):
         if run.dc != NULL:
-            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, run.dc + b * problem.H + patch.u0, units)
+            clip_row(&run.clip, run.dh + b * problem.P + patch.p0, columns, run.dc + b * problem.H + patch.u0, patch.u1 - patch.u0)
         else:
-            clip_row(&run.clip, run.dh + b * problem.P + patch.u0, units, NULL, 0)
+            clip_row(&run.clip, run.dh + b * problem.P + patch.p0, columns, NULL, 0)
+
+
+cdef inline const real *outputs_before(const Backward *run, Py_ssize_t t) noexcept nogil:
+    """d_out_{t-1}, or zeros where there is none, or where it is added later, since what is carried is scaled first."""
+    if t == 0 or run.d_out == NULL or run.carry != NULL:
+        return run.zeros
+    return run.d_out + first_row(&run.problem.time, t - 1) * run.problem.P
 
 
 cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
-    cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
+    cdef Py_ssize_t N = problem.N, width = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
     cdef Span span = any_span(problem, patch)
-    cdef bint without = t == 0 or run.d_out == NULL or run.carry != NULL
-    cdef const real *d_before = run.zeros if without else run.d_out + first_row(&problem.time, t - 1) * P
+    cdef const real *d_before = outputs_before(run, t)
+    cdef real *dh = run.dh + patch.b0 * width
+    if problem.w_hr != NULL:
+        dh, width = block.shown + da_row(&problem.time, block, t, patch.b0) * problem.H, problem.H
     if rows_touch(problem, patch):
         span.n *= held
         held = min(held, <Py_ssize_t>1)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0
-        span.d_prev = d_before + b * P + patch.u0
-        span.dh = run.dh + b * P + patch.u0
+        span.d_prev = d_before + b * problem.P + patch.u0
+        span.dh = dh + (b - patch.b0) * width + patch.u0
         span.dc = run.dc + b * problem.H + patch.u0 if run.dc != NULL else NULL
         span.da = block.da + at
         span.da_h = block.da_h + at
@@ -237,8 +261,8 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
 
 cdef void keep_state_gradient(const Backward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
     """dL/dh_t, and dL/dc_t, of the first rows of the patch."""
-    cdef Py_ssize_t b, row = slot(&run.problem.time, t), units = patch.u1 - patch.u0, P = run.problem.P, H = run.problem.H
+    cdef Py_ssize_t b, row = slot(&run.problem.time, t), P = run.problem.P, H = run.problem.H
     for b in range(patch.b0, patch.b0 + held):
-        memcpy(run.all_dh + (row + b) * P + patch.u0, run.dh + b * P + patch.u0, units * sizeof(real))
+        memcpy(run.all_dh + (row + b) * P + patch.p0, run.dh + b * P + patch.p0, (patch.p1 - patch.p0) * sizeof(real))
         if run.dc != NULL:
-            memcpy(run.all_dc + (row + b) * H + patch.u0, run.dc + b * H + patch.u0, units * sizeof(real))
+            memcpy(run.all_dc + (row + b) * H + patch.u0, run.dc + b * H + patch.u0, (patch.u1 - patch.u0) * sizeof(real))

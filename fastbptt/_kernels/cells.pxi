@@ -14,6 +14,10 @@ cdef enum:
     LEAKY = 4                      # added to one of these
 
 cdef enum:
+    WHOLE = 0
+    PROJECTED = 1                  # of an LSTM: what is shown is not h yet (`projected.pxi`)
+
+cdef enum:
     RNN_CELL = 0
     GRU_CELL = 1
     LSTM_CELL = 2
@@ -22,12 +26,14 @@ cdef enum:
 cdef double CELL_WORK = 16         # an element's tanh costs about as much as this many multiply-adds
 
 
-cdef Step step_of(int cell, Pass which) noexcept nogil:
+cdef Step step_of(int cell, Pass which, bint projected) noexcept nogil:
     """The cell's element-wise half of a step."""
     if cell == RNN_CELL:
         return one_of(which, rnn_forward_row, rnn_backward_row, rnn_tangent_row)
     if cell == GRU_CELL:
         return one_of(which, gru_forward_row, gru_backward_row, gru_tangent_row)
+    if cell == LSTM_CELL and projected:
+        return one_of(which, lstm_forward_row, projected_backward_row, projected_tangent_row)
     if cell == LSTM_CELL:
         return one_of(which, lstm_forward_row, lstm_backward_row, lstm_tangent_row)
     return NULL
@@ -228,7 +234,7 @@ cdef inlined lstm_backward_units(const int kind, const bint whole, const Span *s
     put(whole, da + s.H, k, through_sigmoid(f, dc * get(whole, s.c_prev + j, k)))
     put(whole, da + 2 * s.H, k, through_tanh(g, dc * i))
     put(whole, s.dc + j, k, dc * f)
-    put(whole, s.dh + j, k, get(whole, s.d_prev + j, k))
+    put(whole, s.dh + j, k, get(whole, s.d_prev + j, k) if kind == WHOLE else o * tanh_c)
 
 
 cdef inlined lstm_tangent_units(const int kind, const bint whole, const Span *s, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
@@ -243,15 +249,25 @@ cdef inlined lstm_tangent_units(const int kind, const bint whole, const Span *s,
     put(whole, s.c_dot + j, k, c_dot)
     # h_t = o tanh(c_t)
     put(whole, s.h_dot + j, k, o_dot * tanh_c + through_tanh(tanh_c, o * c_dot))
+    if kind == PROJECTED:
+        put(whole, s.h + j, k, o * tanh_c)
 
 
 cdef void lstm_forward_row(const Span *s) noexcept nogil:
-    along_row(<Units>lstm_forward_units, 0, s)
+    along_row(<Units>lstm_forward_units, WHOLE, s)
 
 
 cdef void lstm_backward_row(const Span *s) noexcept nogil:
-    along_row(<Units>lstm_backward_units, 0, s)
+    along_row(<Units>lstm_backward_units, WHOLE, s)
+
+
+cdef void projected_backward_row(const Span *s) noexcept nogil:
+    along_row(<Units>lstm_backward_units, PROJECTED, s)
 
 
 cdef void lstm_tangent_row(const Span *s) noexcept nogil:
-    along_row(<Units>lstm_tangent_units, 0, s)
+    along_row(<Units>lstm_tangent_units, WHOLE, s)
+
+
+cdef void projected_tangent_row(const Span *s) noexcept nogil:
+    along_row(<Units>lstm_tangent_units, PROJECTED, s)

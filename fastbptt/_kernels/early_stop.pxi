@@ -39,6 +39,8 @@ cdef bint remains_finite(const Problem *problem, const TimeBlock *block, bint to
         row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
         if not finite_rows(problem.x, row, held, problem.I) or not finite_rows(problem.m, row, held, problem.H):
             return False
+    if problem.w_hr != NULL and not all_finite(problem.w_hr, problem.P * problem.H):
+        return False
     return all_finite(problem.w_hh, problem.N * problem.P) and not (to_inputs and not all_finite(problem.w_ih, problem.N * problem.I))
 
 

@@ -3,6 +3,7 @@
 cdef struct Forward:
     Problem problem
     const ForwardWeights *weights
+    real *shown                    # of a projected LSTM
     Projection projection
     Sharing sharing
     Watch watch
@@ -26,7 +27,7 @@ cdef void run_forward(Forward *run) noexcept nogil:
     else:
         project_all(&run.projection)   # rows are few, but threads can still share the projection
         run.sharing.tasks = by_units
-        parallel_steps(recur_part, run, T, by_units, &run.watch)
+        parallel_steps(recur_part, run, T * stages(problem), by_units, &run.watch)
 
 
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
@@ -39,7 +40,9 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
         t_end = min(problem.time.T, t + block)
         project_steps(run, t, t_end, &patch)
         while t < t_end:
-            recur(problem, run.weights, t, &patch)
+            recur(run, t, &patch)
+            if problem.w_hr != NULL:
+                project_shown(problem, &run.weights.w_hr, run.shown, t, &patch, problem.h)
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, &patch) + <double>held * problem.N * problem.I):
                 return
@@ -55,23 +58,28 @@ cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, cons
         t += 1
 
 
-cdef void recur_part(void *context, Py_ssize_t t, int part, int worker) noexcept nogil:
-    """A part's units of one step, for all rows."""
+cdef void recur_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A part's units of one step, for all rows; or of its projection."""
     cdef Forward *run = <Forward *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    recur(&run.problem, run.weights, t, &patch)
+    cdef int stage_count = stages(&run.problem)
+    if i % stage_count == 0:
+        recur(run, i // stage_count, &patch)
+    else:
+        project_shown(&run.problem, &run.weights.w_hr, run.shown, i // stage_count, &patch, run.problem.h)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
-cdef void recur(const Problem *problem, const ForwardWeights *weights, Py_ssize_t t, const Patch *patch) noexcept nogil:
+cdef void recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell."""
+    cdef const Problem *problem = &run.problem
     cdef Py_ssize_t held = rows_at(&problem.time, t, patch.b0, patch.b1)
     cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
     cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * problem.P, 0, problem.P)
     cdef Rows m = rows(problem.m + row * problem.H if problem.m != NULL else NULL, 0, problem.H)
-    add_recurrent(weights, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
-                  rows(weights.m_bias, 0, 0), m)
-    step_forward(problem, t, patch, held)
+    add_recurrent(run.weights, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
+                  rows(run.weights.m_bias, 0, 0), m)
+    step_forward(run, t, patch, held)
 
 
 cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t u0, Py_ssize_t u1, Rows h, Rows a,
@@ -92,13 +100,18 @@ cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_s
                 rows(m_init.at + u0, m_init.outer, m_init.inner), rows(m.at + u0, m.outer, m.inner))
 
 
-cdef void step_forward(const Problem *problem, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
+cdef void step_forward(const Forward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
     """The cell's step t, for the first rows of the patch, ``held`` of them."""
+    cdef const Problem *problem = &run.problem
     cdef Span span = any_span(problem, patch)
-    cdef Py_ssize_t b
+    cdef Py_ssize_t width = problem.P, b
+    cdef real *h = problem.h + slot(&problem.time, t + 1) * width
+    if problem.w_hr != NULL:
+        h, width = run.shown, problem.H
     if rows_touch(problem, patch):
         span.n *= held
         held = min(held, <Py_ssize_t>1)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
+        span.h = h + b * width + patch.u0
         problem.forward(&span)

@@ -7,6 +7,7 @@ cdef struct Sums:                  # over steps and rows
     real *dw_hh                    # (N, P)
     real *db_ih                    # (N,)
     real *db_hh                    # (N,), or NULL: the same as db_ih
+    real *dw_hr                    # (P, H), of a projected LSTM
 
 cdef struct Gradients:
     Backward back
@@ -18,6 +19,8 @@ cdef struct Gradients:
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
+    real *dh                       # likewise, and `shown`, of a projected LSTM
+    real *shown
     Py_ssize_t *starts             # likewise
     real *scratch                  # GRADIENT_SCRATCH for each worker
 
@@ -46,6 +49,7 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
     cdef Backward *back = &run.back
     cdef const Time *time = &back.problem.time
     back.block = last_block(time, 0, time.B, run.da, run.da_h, run.starts)
+    back.block.dh, back.block.shown = run.dh, run.shown
     while step_back(time, &back.block, run.held_rows) and not back.watch.stop:
         back_through_block(back)
         share_gradients(&run.back.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
@@ -94,6 +98,8 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     cdef Py_ssize_t B = problem.time.B, at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
     cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at,
                                       run.starts + worker * (run.held_rows + 1))
+    if problem.w_hr != NULL:
+        block.dh, block.shown = run.dh + worker * run.held_rows * problem.P, run.shown + worker * run.held_rows * problem.H
     cdef Patch patch = whole_block(problem, &block)
     cdef Sums sums = sums_of_group(run, group)
     memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
@@ -120,6 +126,8 @@ cdef void add_up_groups(void *context, int task, int worker) noexcept nogil:
         add(sums.db_ih + n0, n1 - n0, run.sums.db_ih + n0)
         if run.sums.db_hh != NULL:
             add(sums.db_hh + n0, n1 - n0, run.sums.db_hh + n0)
+        if run.sums.dw_hr != NULL:
+            add_up_projection(run, sums.dw_hr, task)
 
 
 cdef inline void add(const real *source, Py_ssize_t n, real *target) noexcept nogil:
@@ -129,7 +137,7 @@ cdef inline void add(const real *source, Py_ssize_t n, real *target) noexcept no
 
 
 cdef inline Py_ssize_t sums_size(const Problem *problem) noexcept nogil:
-    return problem.N * (problem.I + problem.P + 1 + problem.reset_after)
+    return problem.N * (problem.I + problem.P + 1 + problem.reset_after) + projection_size(problem)
 
 
 cdef inline Sums sums_of_group(const Gradients *run, int group) noexcept nogil:
@@ -139,6 +147,7 @@ cdef inline Sums sums_of_group(const Gradients *run, int group) noexcept nogil:
     sums.dw_hh = sums.dw_ih + problem.N * problem.I
     sums.db_ih = sums.dw_hh + problem.N * problem.P
     sums.db_hh = sums.db_ih + problem.N if problem.reset_after else NULL
+    sums.dw_hr = sums.db_ih + problem.N * (1 + problem.reset_after)
     return sums
 
 
@@ -176,6 +185,8 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
     if sums.db_hh != NULL:
         add_column_sums(block.da_h, N, K, n0, n1, sums.db_hh)
+    if problem.w_hr != NULL:
+        add_projection_gradient(problem, block, K, part, parts, sums.dw_hr, scratch, watch, worker)
 
 
 cdef void collect_inputs(Gradients *run, const TimeBlock *block, Sums sums, Py_ssize_t n0, Py_ssize_t n1, int worker) noexcept nogil:
@@ -206,7 +217,11 @@ cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
         run.w_ih = take_panels(space, I, N)
     if problem.tokens != NULL:
         run.sums.dw_ih = take(space, I * N)
-    run.back.zeros = take(space, max(problem.time.B * P, I))
+    run.back.zeros = take(space, max(max(problem.time.B * P, I), problem.H))
+    if problem.w_hr != NULL:
+        run.back.w_hr = take_panels(space, problem.H, P)
+        run.dh = take(space, in_use * run.held_rows * P)
+        run.shown = take(space, in_use * run.held_rows * problem.H)
     run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
     run.da_h = run.da + problem.reset_after * da_size
     run.starts = take_indices(space, in_use * (run.held_rows + 1) if problem.time.first != NULL else 0)
@@ -222,4 +237,6 @@ cdef void prepare_backward(Gradients *run) noexcept nogil:
         pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
     if problem.tokens != NULL:
         memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
-    memset(<void *>run.back.zeros, 0, max(problem.time.B * problem.P, problem.I) * sizeof(real))
+    if problem.w_hr != NULL:
+        pack_backward(run.back.w_hr, problem.w_hr, problem.P, problem.H)
+    memset(<void *>run.back.zeros, 0, max(max(problem.time.B * problem.P, problem.I), problem.H) * sizeof(real))

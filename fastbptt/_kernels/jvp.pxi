@@ -13,6 +13,7 @@ cdef struct Jvp:
     const real *x_dot              # as x, or NULL, as all that is 0
     const real *w_ih_dot
     const real *w_hh_dot
+    const real *w_hr_dot
     real *h_dot                    # as h
     real *c_dot                    # (B, H), carried
     ForwardWeights weights         # W_ih, if x_dot needs it, and W_hh
@@ -25,6 +26,8 @@ cdef struct Jvp:
     Py_ssize_t t0, t1              # the block at hand, if not by rows
     real *a_dot                    # a block's; if by rows, one for each worker
     real *m_dot
+    real *shown                    # of a projected LSTM, (B, H): one step's, and its tangent
+    real *shown_dot
     Watch watch
 
 cdef enum:
@@ -64,7 +67,7 @@ cdef void run_jvp(Jvp *run) noexcept nogil:
         parallel(known_part, run, run.sharing.tasks, run.sharing.workers, &run.watch)
         if not run.watch.stop:
             run.sharing.tasks = run.by_units
-            parallel_steps(jvp_part, run, run.t1 - run.t0, run.by_units, &run.watch)
+            parallel_steps(jvp_part, run, (run.t1 - run.t0) * stages(&run.problem), run.by_units, &run.watch)
 
 
 cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
@@ -79,6 +82,8 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
         while t < t1:
             at = block + (t - t0) * run.width
             recur_jvp(run, t, &patch, at)
+            if problem.w_hr != NULL:
+                project_tangent(run, t, &patch)
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, &patch) + known_work(run, held)):
                 return
@@ -98,10 +103,15 @@ cdef void known_part(void *context, int task, int worker) noexcept nogil:
 
 
 cdef void jvp_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th step, for all rows."""
+    """A part's units of the block's i-th step, for all rows; or of its projection."""
     cdef Jvp *run = <Jvp *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    recur_jvp(run, run.t0 + i, &patch, i * run.width)
+    cdef int stage_count = stages(&run.problem)
+    cdef Py_ssize_t step = i // stage_count
+    if i % stage_count == 0:
+        recur_jvp(run, run.t0 + step, &patch, step * run.width)
+    else:
+        project_tangent(run, run.t0 + step, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
@@ -161,7 +171,12 @@ cdef void recur_jvp(const Jvp *run, Py_ssize_t t, const Patch *patch, Py_ssize_t
     cdef Py_ssize_t before = slot(&problem.time, t), after = slot(&problem.time, t + 1)
     cdef Rows m = rows(run.m_dot + at * H, 0, H)
     cdef real *a_dot = run.a_dot + at * problem.N
+    cdef real *h = problem.h + after * P
+    cdef real *h_dot = run.h_dot + after * P
+    cdef Py_ssize_t width = P
     cdef Span span = any_span(problem, patch)
+    if problem.w_hr != NULL:
+        h, h_dot, width = run.shown, run.shown_dot, H
     add_recurrent(&run.weights, 1, held, patch.u0, patch.u1, rows(run.h_dot + (before + patch.b0) * P, 0, P), rows(a_dot, 0, problem.N),
                   m, m)
     if rows_touch(problem, patch):
@@ -170,7 +185,7 @@ cdef void recur_jvp(const Jvp *run, Py_ssize_t t, const Patch *patch, Py_ssize_t
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         span.h_dot_prev = run.h_dot + (before + b) * P + patch.u0
-        span.h_dot = run.h_dot + (after + b) * P + patch.u0
+        span.h, span.h_dot = h + b * width + patch.u0, h_dot + b * width + patch.u0
         span.c_dot = run.c_dot + b * H + patch.u0 if run.c_dot != NULL else NULL
         span.a_dot = a_dot + (b - patch.b0) * problem.N + patch.u0
         span.m_dot = m.at + (b - patch.b0) * H + patch.u0
@@ -185,6 +200,7 @@ cdef void lay_out_jvp(void *call, Space *space) noexcept nogil:
     cdef Py_ssize_t held = (run.sharing.workers if run.by_rows else 1) * run.steps * run.width
     run.weights.input.N, run.weights.input.I, run.weights.input.kind = problem.N, problem.I, VECTORS
     run.weights.H, run.weights.P, run.weights.reset_after = problem.H, problem.P, problem.reset_after
+    run.weights.w_hr = projection_sizes(problem)
     run.changes = run.weights
     run.changes.input.kind = kind_of_input(problem)
     if run.x_dot != NULL:
@@ -197,6 +213,9 @@ cdef void lay_out_jvp(void *call, Space *space) noexcept nogil:
     lay_out_recurrent(&run.changes, space)
     run.a_dot = take(space, held * problem.N)
     run.m_dot = take(space, held * problem.reset_after * problem.H)
+    if problem.w_hr != NULL:
+        run.shown = take(space, problem.time.B * problem.H)
+        run.shown_dot = take(space, problem.time.B * problem.H)
 
 
 cdef void prepare_jvp(Jvp *run, const real *b_ih_dot, const real *b_hh_dot) noexcept nogil:
@@ -212,3 +231,7 @@ cdef void prepare_jvp(Jvp *run, const real *b_ih_dot, const real *b_hh_dot) noex
     add_recurrent_bias(&run.changes, b_ih_dot, b_hh_dot)
     if run.w_hh_dot != NULL:
         pack_recurrent(&run.changes, run.w_hh_dot)
+    if problem.w_hr != NULL:
+        pack_input(&run.weights.w_hr, problem.w_hr, NULL)
+    if run.w_hr_dot != NULL:
+        pack_input(&run.changes.w_hr, run.w_hr_dot, NULL)

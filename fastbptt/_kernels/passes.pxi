@@ -3,24 +3,28 @@
 # Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them without rows. One that a cell has no use for is None.
 # With ``first`` (`time.pxi`), arrays with a row for each step and active row are (R, 1, ...), and histories of states (B + R, 1, ...).
 
-def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None):
+def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
+            w_hr=None):
     """Fill c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are.
 
-    ``weights``, if given, are w_ih, w_hh, b_ih and b_hh, packed before.
+    ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before.
     """
     cdef Forward run
+    cdef Block room
     cdef const Problem *problem = &run.problem
     cdef Views views
     views.count = 0
     memset(&run, 0, sizeof(Forward))
     try:
-        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, WRITE)
+        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE)
         if weights is None:
             weights = packed(problem, kind_of_input(problem), view_or_null(&views, "b_ih", b_ih, 1, READ),
                              view_or_null(&views, "b_hh", b_hh, 1, READ))
         elif not weights.fit(problem):
             raise ValueError("weights: packed for another layer, or for other inputs")
         run.weights = &weights.at
+        if problem.w_hr != NULL:
+            room = make_room(lay_out_shown, &run)
         run.sharing.threads = thread_limit()
         with nogil:
             run_forward(&run)
@@ -30,8 +34,8 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
 
 
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
-             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None):
-    """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, db_ih and, where it is another, db_hh.
+             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None):
+    """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
     ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s.
@@ -43,7 +47,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
     views.count = 0
     memset(&run, 0, sizeof(Gradients))
     try:
-        bind(&run.back.problem, &views, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, READ)
+        bind(&run.back.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
         bind_cotangents(&run.back, &views, d_out, dh, dc)
         run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
         run.back.carry = view_or_null(&views, "carry", carry, 2, READ)
@@ -52,6 +56,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
         run.sums.dw_hh = <real *>view(&views, "dw_hh", dw_hh, 2, WRITE).buf
         run.sums.db_ih = <real *>view(&views, "db_ih", db_ih, 1, WRITE).buf
         run.sums.db_hh = view_or_null(&views, "db_hh", db_hh, 1, WRITE)
+        run.sums.dw_hr = view_or_null(&views, "dw_hr", dw_hr, 2, WRITE)
         run.groups = row_groups(&run.back.problem)
         run.held_rows = rows_held(&run.back.problem.time, ceil_div(run.back.problem.time.B, run.groups))
         room = make_room(lay_out_backward, &run)
@@ -66,7 +71,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
 
 
 def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot, w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, h_dot, c_dot,
-        first=None):
+        first=None, w_hr=None, w_hr_dot=None):
     """Fill h_dot, as h, behind slot 0 with the tangents of the states; c_dot becomes that of the last c, from that of the first.
 
     Tangents of inputs and weights that are 0 may be None; that of x must be, where there are tokens.
@@ -79,10 +84,11 @@ def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot
     views.count = 0
     memset(&run, 0, sizeof(Jvp))
     try:
-        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, READ)
+        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
         run.x_dot = view_or_null(&views, "x_dot", x_dot, 3, READ)
         run.w_ih_dot = view_or_null(&views, "w_ih_dot", w_ih_dot, 2, READ)
         run.w_hh_dot = view_or_null(&views, "w_hh_dot", w_hh_dot, 2, READ)
+        run.w_hr_dot = view_or_null(&views, "w_hr_dot", w_hr_dot, 2, READ)
         run.h_dot = <real *>view(&views, "h_dot", h_dot, 3, WRITE).buf
         run.c_dot = view_or_null(&views, "c_dot", c_dot, 2, WRITE)
         b_ih, b_hh = view_or_null(&views, "b_ih_dot", b_ih_dot, 1, READ), view_or_null(&views, "b_hh_dot", b_hh_dot, 1, READ)
@@ -98,19 +104,24 @@ def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot
 
 
 def pack(const real[:, ::1] w_ih, const real[:, ::1] w_hh, const real[::1] b_ih, const real[::1] b_hh, Py_ssize_t H, int reset_after,
-         bint tokens):
+         bint tokens, const real[:, ::1] w_hr=None):
     """`PackedWeights` for any number of forward passes, of tokens or of vectors."""
     cdef Problem sizes
+    memset(&sizes, 0, sizeof(Problem))
     sizes.N, sizes.I, sizes.H, sizes.P, sizes.reset_after = w_ih.shape[0], w_ih.shape[1], H, w_hh.shape[1], reset_after
-    if not 0 < H <= sizes.P or sizes.N % H or w_hh.shape[0] != sizes.N:
+    if not 0 < H or (w_hr is None and H > sizes.P) or sizes.N % H or w_hh.shape[0] != sizes.N:
         raise ValueError(f"w_hh: expected {sizes.N} rows, as w_ih has, {H} for each gate, got {w_hh.shape[0]}")
     if (b_ih is not None and b_ih.shape[0] != sizes.N) or (b_hh is not None and b_hh.shape[0] != sizes.N):
         raise ValueError(f"b_ih, b_hh: expected {sizes.N} numbers each")
+    if w_hr is not None and (w_hr.shape[0] != sizes.P or w_hr.shape[1] != H or sizes.P >= H):
+        raise ValueError(f"w_hr: expected shape ({sizes.P}, {H}), the first below the second, got ({w_hr.shape[0]}, {w_hr.shape[1]})")
     sizes.w_ih, sizes.w_hh = &w_ih[0, 0], &w_hh[0, 0]
+    if w_hr is not None:
+        sizes.w_hr = &w_hr[0, 0]
     return packed(&sizes, TOKENS if tokens else VECTORS, vector(b_ih), vector(b_hh))
 
 
-def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, all_dh, all_dc, da_h):
+def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, all_dh, all_dc, da_h, w_hr=None):
     """The backward pass without sums: fill all_dh (T+1, B, P), all_dc and da_h (T, B, N) with what `backward.pxi` says."""
     cdef Backward run
     cdef Block room
@@ -118,7 +129,7 @@ def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_ou
     views.count = 0
     memset(&run, 0, sizeof(Backward))
     try:
-        bind(&run.problem, &views, cell, activation, None, None, w_ih, w_hh, leak, h, c, a, m, None, READ)
+        bind(&run.problem, &views, cell, activation, None, None, w_ih, w_hh, w_hr, leak, h, c, a, m, None, READ)
         bind_cotangents(&run, &views, d_out, dh, dc)
         run.all_dh, run.all_dc = view_or_null(&views, "all_dh", all_dh, 3, WRITE), view_or_null(&views, "all_dc", all_dc, 3, WRITE)
         run.block.da = <real *>view(&views, "da_h", da_h, 3, WRITE).buf
@@ -126,7 +137,9 @@ def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_ou
         room = make_room(lay_out_state_gradients, &run)
         with nogil:
             pack_backward(run.w_hh, run.problem.w_hh, run.problem.N, run.problem.P)
-            memset(<void *>run.zeros, 0, run.problem.time.B * run.problem.P * sizeof(real))
+            memset(<void *>run.zeros, 0, max(run.problem.time.B * run.problem.P, run.problem.H) * sizeof(real))
+            if run.problem.w_hr != NULL:
+                pack_backward(run.w_hr, run.problem.w_hr, run.problem.P, run.problem.H)
             step_back(&run.problem.time, &run.block, run.problem.time.T * run.problem.time.B)
             back_through_block(&run)
         raise_if_interrupted(&run.watch)
@@ -137,16 +150,22 @@ def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_ou
 cdef void lay_out_state_gradients(void *call, Space *space) noexcept nogil:
     cdef Backward *run = <Backward *>call
     run.w_hh = take_panels(space, run.problem.P, run.problem.N)
-    run.zeros = take(space, run.problem.time.B * run.problem.P)
+    run.zeros = take(space, max(run.problem.time.B * run.problem.P, run.problem.H))
+    if run.problem.w_hr != NULL:
+        run.w_hr = take_panels(space, run.problem.H, run.problem.P)
+        run.block.dh = take(space, run.problem.time.T * run.problem.time.B * run.problem.P)
+        run.block.shown = take(space, run.problem.time.T * run.problem.time.B * run.problem.H)
     if run.problem.reset_after:
         run.block.da = take(space, run.problem.time.T * run.problem.time.B * run.problem.N)
 
 
-cdef int bind(Problem *problem, Views *views, int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first,
+cdef int bind(Problem *problem, Views *views, int cell, int activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first,
               int access) except -1:
     """The problem that these arrays pose; it is 0 on entry. ``access`` is that to h, c, a and m."""
     cdef const Py_buffer *given
-    problem.forward, problem.backward, problem.tangent = step_of(cell, FORWARD), step_of(cell, BACKWARD), step_of(cell, TANGENT)
+    cdef bint projected = w_hr is not None
+    problem.forward, problem.backward = step_of(cell, FORWARD, projected), step_of(cell, BACKWARD, projected)
+    problem.tangent = step_of(cell, TANGENT, projected)
     if problem.forward == NULL:
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     problem.activation = activation
@@ -164,13 +183,14 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
         given = view(views, "c", c, 3, access)
         problem.c = <real *>given.buf
         problem.H = given.shape[2]
-    if problem.P < problem.H:
+    if problem.P < problem.H and not projected:
         raise ValueError(f"h: expected at least {problem.H} numbers, as there are units, got {problem.P}")
     given = view(views, "w_ih", w_ih, 2, READ)
     problem.w_ih = <const real *>given.buf
     problem.N, problem.I = given.shape[0], given.shape[1]
     problem.gates = <int>(problem.N // problem.H)
     problem.w_hh = <const real *>view(views, "w_hh", w_hh, 2, READ).buf
+    problem.w_hr = view_or_null(views, "w_hr", w_hr, 2, READ)
     problem.leak = view_or_null(views, "leak", leak, 1, READ)
     problem.x = view_or_null(views, "x", x, 3, READ)
     if tokens is not None:

@@ -1,7 +1,7 @@
 # A recurrent layer's problem: sizes, and the caller's arrays.
 #
 #   T B I   steps, rows of the batch, inputs         H, P   units, and numbers in h        G, N   gates, and G * H
-#           (P >= H: what no unit writes is an input by another name, without a gradient)
+#           (P > H: what no unit writes is an input by another name, without a gradient; P < H: h is a projection, `projected.pxi`)
 #   x (R, I) or tokens (R,), with R = first[T], the rows of all steps (`time.pxi`)
 #   h (B + R, P) and, for an LSTM, c (B + R, H): slot 0 is the initial state
 #   a (R, N)   the pre-activations x W_ih^T + b + h W_hh^T, which the cell turns into activated gates; without gates, a is h behind slot 0
@@ -29,6 +29,7 @@ cdef struct Problem:
     const int64_t *tokens
     const real *w_ih               # (N, I)
     const real *w_hh               # (N, P)
+    const real *w_hr               # (P, H), of a projected LSTM, or NULL
     real *h
     real *c
     real *a

@@ -54,13 +54,25 @@ cdef inline Patch rows_of_task(const Problem *problem, int task, int tasks) noex
     patch.b0 = problem.time.B * task // tasks
     patch.b1 = problem.time.B * (task + 1) // tasks
     patch.u0, patch.u1 = 0, problem.H
+    patch.p0, patch.p1 = 0, written(problem)
     return patch
 
 
 cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noexcept nogil:
     cdef Patch patch
-    cdef Py_ssize_t panels = ceil_div(problem.H, LANES)
     patch.b0, patch.b1 = 0, problem.time.B
-    patch.u0 = panels * part // parts * LANES
-    patch.u1 = min(problem.H, panels * (part + 1) // parts * LANES)
+    cut_panels(problem.H, part, parts, &patch.u0, &patch.u1)
+    cut_panels(written(problem), part, parts, &patch.p0, &patch.p1)
     return patch
+
+
+cdef inline void cut_panels(Py_ssize_t n, int part, int parts, Py_ssize_t *first, Py_ssize_t *end) noexcept nogil:
+    """A part of n columns, in whole panels."""
+    cdef Py_ssize_t panels = ceil_div(n, LANES)
+    first[0] = panels * part // parts * LANES
+    end[0] = min(n, panels * (part + 1) // parts * LANES)
+
+
+cdef inline Py_ssize_t written(const Problem *problem) noexcept nogil:
+    """How many columns of h units write."""
+    return min(problem.P, problem.H)

@@ -34,8 +34,9 @@ cdef inline Py_ssize_t steps_of(const Time *time, Py_ssize_t b) noexcept nogil:
     return t
 
 
-cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H)
-    Py_ssize_t b0, b1, u0, u1
+cdef struct Patch:                 # the part of a step that a task does: rows b0..b1, units u0..u1 (a multiple of LANES, or H), and those
+    Py_ssize_t b0, b1, u0, u1      # columns p0..p1 of h that units write: of a projection a share of their own, or else u0..u1
+    Py_ssize_t p0, p1
 
 
 cdef inline Py_ssize_t rows_at(const Time *time, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:

@@ -19,6 +19,7 @@ cdef struct ForwardWeights:
     Py_ssize_t H, P
     int reset_after
     Panels w_hh                    # W_hh^T, P rows; packed gate by gate, so that a gate's first unit starts a panel
+    InputWeights w_hr              # of a projected LSTM (`projected.pxi`); else of no rows
     real *m_bias                   # (H,): the recurrent bias of a gate whose reset comes after the product
 
 
@@ -59,6 +60,8 @@ cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
 cdef void lay_out_recurrent(ForwardWeights *packed, Space *space) noexcept nogil:
     packed.w_hh = take_panels(space, packed.input.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
     packed.m_bias = take(space, packed.reset_after * packed.H)
+    if packed.w_hr.N:
+        lay_out_input(&packed.w_hr, space)
 
 
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
@@ -100,7 +103,7 @@ cdef class PackedWeights:
     cdef bint fit(self, const Problem *problem) noexcept:
         cdef const ForwardWeights *at = &self.at
         return (at.input.N == problem.N and at.input.I == problem.I and at.H == problem.H and at.P == problem.P
-                and at.reset_after == problem.reset_after and (at.input.kind == VECTORS) == (problem.x != NULL))
+                and at.reset_after == problem.reset_after and (at.w_hr.N > 0) == (problem.w_hr != NULL) and (at.input.kind == VECTORS) == (problem.x != NULL))
 
 
 cdef PackedWeights packed(const Problem *sizes, InputKind kind, const real *b_ih, const real *b_hh):
@@ -109,9 +112,12 @@ cdef PackedWeights packed(const Problem *sizes, InputKind kind, const real *b_ih
     cdef ForwardWeights *at = &weights.at
     at.input.N, at.input.I, at.input.kind = sizes.N, sizes.I, kind
     at.H, at.P, at.reset_after = sizes.H, sizes.P, sizes.reset_after
+    at.w_hr = projection_sizes(sizes)
     weights.block = make_room(lay_out_forward, at)
     with nogil:
         pack_forward(at, sizes.w_ih, sizes.w_hh, b_ih, b_hh)
+        if sizes.w_hr != NULL:
+            pack_input(&at.w_hr, sizes.w_hr, NULL)
     return weights
 
 

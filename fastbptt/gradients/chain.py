@@ -12,7 +12,9 @@ magnitudes: those of D_1 A D_2, with a well-scaled A, are then D_2.)
 A factor is the Jacobian of a step. In that of an LSTM, the rows for h are show times those for c plus a term of their own, u, which can be
 lost in their rounding; where it would be, the step is split into two factors,
 
-    u = slopes_o W_o dh,  dc_t = keep dc + sum over i, f, g of slopes_g W_g dh;    dh_t = u + show dc_t.
+    u = slopes_o W_o dh,  dc_t = keep dc + sum over i, f, g of slopes_g W_g dh;    dh_t = u + show dc_t;
+
+with a projection, u = W_hr slopes_o W_o dh and dh_t = u + W_hr show dc_t.
 """
 
 import numpy as np
@@ -114,19 +116,24 @@ def _weigh(steps, span, units=None):
     and whether an LSTM's u is much smaller than show dc_t anywhere, (T, B)."""
     H, w_hh, slopes = steps.H, np.abs(steps.w_hh), np.abs(steps.slopes[span])
     T, B, N = slopes.shape
-    reach = w_hh.sum(axis=-1) if units is None else product(1 / units[..., :H], w_hh)
+    reach = w_hh.sum(axis=-1) if units is None else product(1 / units[..., : steps.P], w_hh)
     by_gate = (T, B, N // H, H)
     sums = (slopes * reach).reshape(by_gate)
     keep = np.zeros((T, B, H)) if steps.keep is None else steps.keep[span]
     own = keep if units is None else keep / units[..., -H:]
     rows = sums[:, :, : N // H if steps.show is None else 3].sum(axis=2) + own
-    of_gate = np.repeat(rows[:, :, None], N // H, axis=2)
-    if steps.show is not None:
-        of_gate[:, :, 3] = sums[:, :, 3]
-    columns, kept = product(_ratio(slopes, of_gate.reshape(T, B, N)), np.abs(steps.w_hh_t)), _ratio(keep, rows)
+    shares, kept = _ratio(slopes.reshape(by_gate), rows[:, :, None]), _ratio(keep, rows)
     if steps.show is None:
-        return columns + kept, np.zeros((T, B), bool)
-    return np.concatenate([columns, kept], axis=-1), (sums[:, :, 3] < HIDDEN * steps.show[span] * rows).any(axis=-1)
+        return product(shares.reshape(T, B, N), np.abs(steps.w_hh_t)) + kept, np.zeros((T, B), bool)
+    u, shown, slopes_o = sums[:, :, 3], steps.show[span] * rows, slopes.reshape(by_gate)[:, :, 3]
+    if steps.w_hr is None:
+        shares[:, :, 3] = _ratio(slopes_o, u)
+    else:
+        w_hr = np.abs(steps.w_hr)
+        u, shown = product(u, w_hr), product(shown, w_hr)
+        shares[:, :, 3] = slopes_o * product(_ratio(np.ones_like(u), u), np.abs(steps.w_hr_t))
+    columns = product(shares.reshape(T, B, N), np.abs(steps.w_hh_t))
+    return np.concatenate([columns, kept], axis=-1), (u < HIDDEN * shown).any(axis=-1)
 
 
 def _ratio(a, b):

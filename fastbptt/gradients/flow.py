@@ -11,7 +11,7 @@ import numpy as np
 from .._notation import format_log10
 from .._typing import Array, FilePath, Float64s, OptionalPair
 from ..cells import CELLS
-from ..tape import Tape
+from ..tape import Tape, state_widths
 from .linearised import check_loss, linearise, slopes_by_gate, sum_of_products
 from .nonfinite import first_nonfinite
 from .state_gradients import log10_norm, rescale, state_gradients
@@ -29,7 +29,7 @@ def gradient_flow(tape: Tape, d_out: Array | None, d_state: Array | OptionalPair
     tape : Tape
         From any forward pass.
     d_out : ndarray (T, B, H) or None
-        dL/d out, as for the backward pass; ``None`` means zeros.
+        dL/d out, as for the backward pass; ``None`` means zeros. P stands in place of H where an LSTM has a projection.
     d_state : ndarray (B, H), or of an LSTM a pair of them, or None
         dL/d h_n, or (dL/d h_n, dL/d c_n).
 
@@ -160,13 +160,13 @@ class GradientFlow:
 
     def _losses(self):
         """The steps that have a loss, (n,), and the gradients of the states after them, (n, B, N)."""
-        T, B, H = self.tape.shape
-        d = np.zeros((T, B, H * len(CELLS[self.tape.cell].states)))
+        (T, B, _), widths = self.tape.shape, state_widths(self.tape)
+        d = np.zeros((T, B, sum(widths)))
         if self._d_out is not None:
-            d[..., :H] = self._d_out
-        for i, part in enumerate(self._d_state):
+            d[..., : widths[0]] = self._d_out
+        for part, of_part in zip(self._d_state, np.split(d, np.cumsum(widths)[:-1], axis=-1)):
             if T and part is not None:
-                d[-1, :, i * H : (i + 1) * H] += part
+                of_part[-1] += part
         t = np.flatnonzero((d != 0).any(axis=(1, 2)))
         return t, d[t]
 
@@ -345,6 +345,8 @@ class GradientFlow:
         shares = self.saturated_gates
         each = "" if len(shares) == 1 else " (" + ", ".join(f"{gate} {share:.0%}" for gate, share in shares.items()) + ")"
         size = f"{_plural(T, 'step')}, {_plural(B, 'row')}, {_plural(H, 'unit')}"
+        if self.tape.w_hr is not None:
+            size += f" projected to {len(self.tape.w_hr)}"
         return f"{kind}: {size}; saturated: {self.saturated:.0%}{each}"
 
     def _norms(self):

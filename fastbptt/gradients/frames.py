@@ -1,5 +1,7 @@
 """Frames, k orthonormal tangents as the rows of (B, k, N), and how fast steps stretch them."""
 
+from itertools import islice
+
 import numpy as np
 
 from .._kernels import kernels
@@ -59,11 +61,23 @@ def stretch(chain, span, frame, every=1):
     """
     lengths = np.diff([*range(0, len(span), every), len(span)])
     logs, last = np.zeros((len(lengths), *frame.shape[:2])), np.empty(frame.shape[:2])
-    if span:
+    if span and chain.steps.w_hr is not None:
+        _carry(chain, span, frame, lengths, logs)
+    elif span:
         KERNELS.carry(*chain.for_kernel(span), min(every, len(span)), frame, logs)
+    if span:
         KERNELS.orthonormalise(frame, last)
         logs[-1] += last
     return logs if every == 1 else np.repeat(logs / lengths[:, None, None], lengths, axis=0)
+
+
+def _carry(chain, span, frame, lengths, logs):
+    """What the kernel does for nets without a projection: push, and eliminate after each of the ``lengths``."""
+    factors = iter(range(chain.parts * span.start, chain.parts * span.stop))
+    for length, log in zip(lengths, logs):
+        for i in islice(factors, chain.parts * int(length)):
+            frame[...] = chain.push(i, frame)
+        KERNELS.eliminate(frame, log)
 
 
 def change_units(frame, units):

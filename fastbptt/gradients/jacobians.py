@@ -82,7 +82,8 @@ def log_singular_values(tape: Tape, start: Int = 0, stop: Int | None = None) -> 
     Parameters
     ----------
     tape : Tape
-        From any forward pass. State 0 is the initial one; the state of an LSTM is (h, c), N = 2H; otherwise N = H.
+        From any forward pass. State 0 is the initial one; the state of an LSTM is (h, c), N = 2H, or P + H with a projection; otherwise
+        N = H.
     start, stop : int
         0 <= start <= stop <= T; ``stop`` None means T.
 

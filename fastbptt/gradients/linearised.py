@@ -6,7 +6,7 @@ Every cell turns W_hh h_{t-1}, G blocks of H numbers, into the next state, and k
     dc_t = keep dc_{t-1} + sum over i, f, g of slopes_g W_g dh_{t-1},    dh_t = show dc_t + slopes_o W_o dh_{t-1}      (LSTM)
 
 with element-wise factors that depend on the step, and with g the blocks of the cell's gates. So a cell is three arrays; what is done with
-them is written once.
+them is written once. If an LSTM has a projection, dh_t is W_hr times what stands here, and has P numbers for H units.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ import numpy as np
 from .. import _checks
 from .._kernels import kernels, memory
 from ..cells import CELLS, NONLINEARITIES
-from ..functional import parts_of
-from ..tape import Tape, require_tape
+from ..functional import parts_of, state_arrays
+from ..tape import Tape, require_tape, state_widths
 
 
 class Linearised:
     """The steps of a tape, linearised around its states, in float64.
 
-    The state is h, or of an LSTM h and c side by side; N is its size. Steps are counted from 0: step t leads from state t to state t + 1,
+    The state is h, P numbers, or of an LSTM h and c side by side; N is its size. Steps are counted from 0: step t leads from state t to state t + 1,
     and wherever a step is asked for, an index array of n steps may stand, which puts an axis n before the batch.
 
     Attributes
@@ -32,20 +32,23 @@ class Linearised:
         The factors of the equations above; ``keep`` is None (0) for a plain RNN, ``show`` but for an LSTM.
     gate_slopes : ndarray (T, B, G*H)
         The derivative of each nonlinearity at its argument.
+    w_hh, w_hr : ndarray (G*H, P), ndarray (P, H) or None
     """
 
-    def __init__(self, w_hh, keep, slopes, show, gate_slopes):
+    def __init__(self, w_hh, keep, slopes, show, gate_slopes, w_hr=None):
         self.w_hh, self.w_hh_t = w_hh, np.ascontiguousarray(w_hh.T)
+        self.w_hr, self.w_hr_t = w_hr, None if w_hr is None else np.ascontiguousarray(w_hr.T)
         self.keep, self.slopes, self.show, self.gate_slopes = keep, slopes, show, gate_slopes
-        self.H = w_hh.shape[1]
-        self.N = self.H if show is None else 2 * self.H
+        self.P = w_hh.shape[1]
+        self.H = self.P if w_hr is None else w_hr.shape[1]
+        self.N = self.P if show is None else self.P + self.H
 
     def rows(self, rows):
         """The same steps for some rows of the batch."""
         parts = (
             None if part is None else np.ascontiguousarray(part[:, rows]) for part in (self.keep, self.slopes, self.show, self.gate_slopes)
         )
-        return Linearised(self.w_hh, *parts)
+        return Linearised(self.w_hh, *parts, self.w_hr)
 
     def vjp(self, t, d):
         """Take gradients with respect to state t + 1 back to state t.
@@ -69,9 +72,11 @@ class Linearised:
             if self.keep is not None:
                 d_before += self.keep[t] * d
             return d_before, da
-        dh, dc = d[..., :H], d[..., H:]
-        dc = dc + dh * self.show[t]
-        da = np.concatenate([dc, dc, dc, dh], axis=-1)
+        d_shown, dc = d[..., : self.P], d[..., self.P :]
+        if self.w_hr is not None:
+            d_shown = product(d_shown, self.w_hr_t)
+        dc = dc + d_shown * self.show[t]
+        da = np.concatenate([dc, dc, dc, d_shown], axis=-1)
         da *= slopes
         return np.concatenate([product(da, self.w_hh_t), self.keep[t] * dc], axis=-1), da
 
@@ -101,24 +106,27 @@ class Linearised:
         return after
 
     def jvp_gates(self, t, v):
-        """Of an LSTM, `jvp` to (u, dc_t) alone, with u = slopes_o W_o dh_{t-1}."""
+        """Of an LSTM, `jvp` to (u, dc_t) alone, with u = slopes_o W_o dh_{t-1}, projected."""
         H, da = self.H, self._pre_activations(t, v)
-        dc = self.keep[t][:, None] * v[..., H:] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
-        return np.concatenate([da[..., 3 * H :], dc], axis=-1)
+        dc = self.keep[t][:, None] * v[..., self.P :] + da[..., : 3 * H].reshape(*v.shape[:-1], 3, H).sum(axis=-2)
+        return np.concatenate([self._projected(da[..., 3 * H :]), dc], axis=-1)
 
     def jvp_shown(self, t, v):
-        """Of an LSTM, the rest of `jvp`: dh_t = u + show dc_t."""
-        u, dc = v[..., : self.H], v[..., self.H :]
-        return np.concatenate([u + self.show[t][:, None] * dc, dc], axis=-1)
+        """Of an LSTM, the rest of `jvp`: dh_t = u + show dc_t, the second projected."""
+        u, dc = v[..., : self.P], v[..., self.P :]
+        return np.concatenate([u + self._projected(self.show[t][:, None] * dc), dc], axis=-1)
+
+    def _projected(self, shown):
+        return shown if self.w_hr is None else product(shown, self.w_hr)
 
     def _pre_activations(self, t, v):
         """What a change of h does to them, times the slopes."""
-        da = product(v[..., : self.H], self.w_hh)
+        da = product(v[..., : self.P], self.w_hh)
         da *= self.slopes[t][:, None]
         return da
 
     def by_halves(self, span, show):
-        """What the kernel `carry` asks for: the slopes by halves of the state and gates, (T, B, N / H, G, H), and what goes past the gates.
+        """What the kernel `carry` asks for, which knows of no projection: the slopes by halves of the state and gates, (T, B, N / H, G, H), and what goes past the gates.
 
         Parameters
         ----------
@@ -161,8 +169,9 @@ def linearise(tape):
     """
     check_tape(tape)
     w_hh = tape.w_hh.astype(np.float64, copy=False)
+    w_hr = None if tape.w_hr is None else tape.w_hr.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, by whoever looks at the result
-        return Linearised(w_hh, *CELLS[tape.cell].derivatives(tape, *_pre_activations(tape, w_hh)))
+        return Linearised(w_hh, *CELLS[tape.cell].derivatives(tape, *_pre_activations(tape, w_hh)), w_hr)
 
 
 def slopes_by_gate(tape, steps):
@@ -183,11 +192,10 @@ def check_tape(tape):
 
 def check_loss(tape, d_out, d_state):
     """The gradients that a loss has at the outputs and at the final state, as the kernels want them; the second as a tuple."""
-    T, B, H = check_tape(tape)
+    (T, B, _), widths = check_tape(tape), state_widths(tape)
     if d_out is not None:
-        d_out = _checks.array("d_out", d_out, (T, B, H), tape.h.dtype)
-    parts = parts_of(CELLS[tape.cell], "d_state", d_state).items()
-    return d_out, tuple(None if part is None else _checks.array(name, part, (B, H), tape.h.dtype) for name, part in parts)
+        d_out = _checks.array("d_out", d_out, (T, B, widths[0]), tape.h.dtype)
+    return d_out, tuple(state_arrays(parts_of(CELLS[tape.cell], "d_state", d_state), B, widths, tape.h.dtype))
 
 
 def _pre_activations(tape, w_hh):

@@ -48,7 +48,8 @@ def lyapunov_spectrum(tape: Tape, k: Int | None = None, *, burn_in: Int = 0, eve
     Parameters
     ----------
     tape : Tape
-        From any forward pass. Use inputs of zeros for an autonomous net. The state of an LSTM is (h, c), N = 2H; otherwise N = H.
+        From any forward pass. Use inputs of zeros for an autonomous net. The state of an LSTM is (h, c), N = 2H, or P + H with a
+        projection; otherwise N = H.
     k : int or None
         How many of the leading exponents; None means all N.
     burn_in : int

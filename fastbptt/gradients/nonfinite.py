@@ -35,7 +35,7 @@ def _first_overflow(dtype, log10_state_norm):
 def first_nonfinite(tape, d_out, d_state, log10_state_norm):
     """In words, what was not finite first, in a `GradientFlow` with these arguments and norms; None if all is finite."""
     states = {name: getattr(tape, name) for name in reversed(CELLS[tape.cell].states)}  # c_t is computed before h_t
-    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"):
         if (at := _find(getattr(tape, name))) is not None:
             return f"{name}{at[0]} is {at[1]}"
     for name, state in states.items():

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cells import CELLS, NONLINEARITIES
+from ..cells import NONLINEARITIES
+from ..tape import state_widths
 from .jacobians import log_singular_values, vanishing_condition
 from .linearised import linearise, slopes_by_gate
 from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
@@ -59,13 +60,13 @@ class Portrait:
     @property
     def N(self):
         """The size of the state."""
-        return len(CELLS[self.tape.cell].states) * self.tape.shape[2]
+        return sum(state_widths(self.tape))
 
     @cached_property
     def finite(self):
         """Whether there is a Jacobian at every step: weights, inputs and states are finite."""
         tape = self.row
-        arrays = (tape.x, tape.w_ih, tape.w_hh, tape.b_ih, tape.b_hh, tape.h, tape.c)
+        arrays = (tape.x, tape.w_ih, tape.w_hh, tape.b_ih, tape.b_hh, tape.w_hr, tape.h, tape.c)
         return all(np.isfinite(array).all() for array in arrays if array is not None)
 
     @cached_property

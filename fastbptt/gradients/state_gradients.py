@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._kernels import kernels, memory
-from ..tape import kernel_arguments
+from ..tape import kernel_arguments, state_widths
 from .linearised import linearise
 
 FLOAT64 = np.dtype(np.float64)
@@ -19,7 +19,7 @@ class StateGradients(NamedTuple):
 
     Attributes
     ----------
-    dh : ndarray (T+1, B, H)
+    dh : ndarray (T+1, B, P)
         dL/dh_t.
     dc : ndarray (T+1, B, H) or None
         Of an LSTM dL/dc_t, where h_t is a variable beside c_t.
@@ -53,8 +53,8 @@ def state_gradients(tape, d_out, d_state):
     Parameters
     ----------
     tape : Tape
-    d_out : ndarray (T, B, H) or None
-    d_state : tuple of ndarrays (B, H) or Nones
+    d_out : ndarray (T, B, P) or None
+    d_state : tuple of ndarrays (B, P), (B, H) or Nones
         Of h_n; or of h_n and c_n.
 
     Returns
@@ -66,16 +66,16 @@ def state_gradients(tape, d_out, d_state):
 
 def _by_kernel(tape, d_out, d_state):
     """The same from the backward pass itself, all exponents 0; None if a gradient is too small or too large for that."""
-    T, B, H = tape.shape
+    T, B, _ = tape.shape
     if not T * B:
         return None
     numbers, arrays = kernel_arguments(tape)
-    arrays = (None if array is None else np.ascontiguousarray(array, FLOAT64) for array in (*arrays, d_out))
-    d_state = [np.zeros((B, H)) if part is None else part.astype(FLOAT64) for part in d_state]
-    dh, dc = (memory.empty((T + 1, B, H), FLOAT64) if part is not None else None for part in (tape.h, tape.c))
+    *arrays, w_hr = (None if array is None else np.ascontiguousarray(array, FLOAT64) for array in (*arrays, d_out, tape.w_hr))
+    d_state = _whole(d_state, tape)
+    dh, dc = (memory.empty(history.shape, FLOAT64) if history is not None else None for history in (tape.h, tape.c))
     da = memory.empty((T, B, len(tape.w_hh)), FLOAT64)
     d_h, d_c = d_state if len(d_state) == 2 else (*d_state, None)
-    kernels[FLOAT64].state_gradients(*numbers, *arrays, d_h, d_c, dh, dc, da)
+    kernels[FLOAT64].state_gradients(*numbers, *arrays, d_h, d_c, dh, dc, da, w_hr)
     squares = _squares(dh, dc)
     if not _comfortable(squares):
         # some may have left the range: a zero, too, that comes before something else on the way back, or is but a small square
@@ -86,23 +86,29 @@ def _by_kernel(tape, d_out, d_state):
 
 
 def _with_exponents(tape, d_out, d_state):
-    T, B, H = tape.shape
+    T, B, _ = tape.shape
     steps = linearise(tape)
     states = np.zeros((T + 1, B, steps.N))
     da = np.empty((T, B, len(tape.w_hh)))
     exponent = np.zeros((T + 1, B), np.int64)
-    d = np.concatenate([np.zeros((B, H)) if part is None else part.astype(np.float64) for part in d_state], axis=-1)
+    d = np.concatenate(_whole(d_state, tape), axis=-1)
     e = exponent[T]
     with np.errstate(all="ignore"):
         for t in reversed(range(T + 1)):
             if t < T:
                 d, da[t] = steps.vjp(t, d)
             if t and d_out is not None:
-                d, e = _plus(d, e, d_out[t - 1], H)
+                d, e = _plus(d, e, d_out[t - 1], steps.P)
             d, e = rescale(d, e)
             states[t], exponent[t] = d, e
-    dh, dc = states[..., :H], states[..., H:] if steps.N > H else None
+    dh, dc = states[..., : steps.P], states[..., steps.P :] if steps.N > steps.P else None
     return StateGradients(dh, dc, da, exponent, _squares(dh, dc))
+
+
+def _whole(d_state, tape):
+    """Copies of the parts of a state's gradient, zeros for None."""
+    B, widths = tape.shape[1], state_widths(tape)
+    return [np.zeros((B, width)) if part is None else part.astype(FLOAT64) for part, width in zip(d_state, widths)]
 
 
 def rescale(d, e, axis=-1):
@@ -118,7 +124,7 @@ def rescale(d, e, axis=-1):
     return np.ldexp(d, -np.expand_dims(shift, axis)), e + shift
 
 
-def _plus(d, e, d_out, H):
+def _plus(d, e, d_out, P):
     """``d * 2.0**e + d_out``, of which the second is only about h."""
     if e.any():
         largest = np.abs(d_out).max(axis=-1, initial=0.0)
@@ -128,7 +134,7 @@ def _plus(d, e, d_out, H):
         d_out, e = np.ldexp(d_out.astype(np.float64), -common[:, None]), common
     else:
         d = d.copy()
-    d[:, :H] += d_out
+    d[:, :P] += d_out
     return d, e
 
 
