@@ -373,15 +373,9 @@ def _forward(
 ) -> tuple[Array, Any, Tape]:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
     cell = CELLS[name]
-    if w_hr is not None:
-        w_hr = _checked_projection(w_hr, w_hh)
-    H = None if w_hr is None else w_hr.shape[1]
-    (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh = _checked_call(len(cell.gates), H, x, w_ih, w_hh, b_ih, b_hh, lengths, resets)
+    arrays = (x, w_ih, w_hh, w_hr, b_ih, b_hh)
+    (T, B, H), pieces, (x, w_ih, w_hh, w_hr, b_ih, b_hh) = _checked_call(len(cell.gates), *arrays, lengths, resets)
     (N, P), dtype = w_hh.shape, w_ih.dtype
-    if w_hr is None:
-        H = P
-    else:
-        w_hr = _checks.array("w_hr", w_hr, (P, H), dtype)
     widths = (P, H)[: len(state)]
     rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
@@ -508,36 +502,37 @@ def check_leak(leak: Real | Array | None, H: int, dtype: np.dtype[Any]) -> Array
     return each
 
 
-def _checked_projection(w_hr: Any, w_hh: Any) -> Any:
+def _checked_projection(w_hr: Any, w_hh: Array, dtype: np.dtype[Any]) -> Array:
     """``w_hr``, if it and ``w_hh`` can be an LSTM's: (P, H) and (4*H, P)."""
-    w_hr, w_hh = _checks.require_array("w_hr", w_hr), _checks.require_array("w_hh", w_hh)
+    w_hr = _checks.require_array("w_hr", w_hr)
     P, H = w_hr.shape if w_hr.ndim == 2 else (0, 0)
     if not 1 <= P < H:
         raise ValueError(f"w_hr: expected shape (P, H) with 1 <= P < H, got {w_hr.shape}")
     if w_hh.shape != (4 * H, P):
         raise ValueError(f"w_hh: expected shape {(4 * H, P)}, (4*H, P) to go with w_hr {w_hr.shape}, got {w_hh.shape}")
-    return w_hr
+    return _checks.array("w_hr", w_hr, (P, H), dtype)
 
 
 def _checked_call(
     gates: int,
-    H: int | None,
     x: Array,
     w_ih: Array,
     w_hh: Array,
+    w_hr: Array | None,
     b_ih: Array | None,
     b_hh: Array | None,
     lengths: Integers | None,
     resets: Bools | None,
-) -> tuple[tuple[int, int], Array, Pieces | None, Array, Array, Array | None, Array | None]:
-    """The sizes T and B; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read.
-
-    ``H`` is the number of units if a projection has told it.
-    """
+) -> tuple[tuple[int, int, int], Pieces | None, tuple[Array, Array, Array, Array | None, Array | None, Array | None]]:
+    """The sizes T, B and H; the pieces of a ragged batch; and the arrays in the layout that the kernels read, x packed if it is ragged."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
-    if gates * (P if H is None else H) != N or not P:
+    H = P
+    if w_hr is not None:
+        w_hr = _checked_projection(w_hr, w_hh, dtype)
+        H = w_hr.shape[1]
+    if gates * H != N or not H:
         raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
     rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
     if rows != N or not I:
@@ -557,4 +552,4 @@ def _checked_call(
     w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, P), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
-    return (T, B), x, pieces, w_ih, w_hh, b_ih, b_hh
+    return (T, B, H), pieces, (x, w_ih, w_hh, w_hr, b_ih, b_hh)

@@ -21,6 +21,7 @@ KERNEL_TESTS = [
     "test_ragged.py",
     "test_clip_step.py",
     "test_jvp.py",
+    "test_projection.py",
     "test_math.py",
     "test_chunks.py",
     "test_clipping.py",

@@ -45,6 +45,9 @@ def the_dtype_that_comes_goes(x: F64, w_ih: F64, w_hh: F64, x32: F32, w32: F32) 
     assert_type(c, F32)
     grads32 = fastbptt.lstm_backward(tape32, out32, (h, None))
     assert_type(grads32.state[1], F32)
+    _, _, tape32 = fastbptt.lstm_forward(x32, None, w32, w32, w_hr=w32)
+    assert_type(fastbptt.lstm_backward(tape32, None).w_hr, F32 | None)
+    fastbptt.lstm_jvp(tape32, w_hr=w32)
     assert_type(fastbptt.gru_backward(fastbptt.gru_forward(x32, None, w32, w32)[2], None).w_ih, F32)
 
 
@@ -62,6 +65,8 @@ def what_is_refused(x: F64, x32: F32, w: F64) -> None:
     fastbptt.rnn_forward(x, None, w.astype(np.float16), w.astype(np.float16))  # type: ignore[type-var]
     fastbptt.rnn_forward(x, None, w, w, nonlinearity="tanhh")  # type: ignore[arg-type]
     fastbptt.lstm_forward(x, x, w, w)  # type: ignore[arg-type]
+    fastbptt.lstm_forward(x, None, w, w, w_hr=x32)  # type: ignore[type-var]
+    fastbptt.gru_forward(x, None, w, w, w_hr=w)  # type: ignore[call-arg]
     layer = LSTM(4, 7)
     layer(x, state=x)  # type: ignore[call-overload]
     layer.hidden_size = 8  # type: ignore[assignment]

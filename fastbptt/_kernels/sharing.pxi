@@ -31,7 +31,7 @@ cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t
     cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
     cdef Py_ssize_t weights = problem.N * problem.P
     cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
-    return tasks if problem.time.B < few * tasks and <double>problem.time.B * weights >= STEP_WORK else 1
+    return tasks if problem.time.B < few * tasks and <double>problem.time.B * weights >= STEP_WORK * stages(problem) else 1
 
 
 cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:

@@ -103,7 +103,8 @@ cdef class PackedWeights:
     cdef bint fit(self, const Problem *problem) noexcept:
         cdef const ForwardWeights *at = &self.at
         return (at.input.N == problem.N and at.input.I == problem.I and at.H == problem.H and at.P == problem.P
-                and at.reset_after == problem.reset_after and (at.w_hr.N > 0) == (problem.w_hr != NULL) and (at.input.kind == VECTORS) == (problem.x != NULL))
+                and (at.w_hr.N > 0) == (problem.w_hr != NULL) and at.reset_after == problem.reset_after
+                and (at.input.kind == VECTORS) == (problem.x != NULL))
 
 
 cdef PackedWeights packed(const Problem *sizes, InputKind kind, const real *b_ih, const real *b_hh):
