@@ -19,7 +19,7 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # T, B, I, H, P: a few numbers; the least; no steps, no rows; several blocks of time; rows in groups; more rows than a thread's; one and three
 # rows of many units, which threads share, with few columns and with many.
 SHAPES = [
-    (6, 4, 3, 7, 3), (1, 1, 1, 2, 1), (0, 3, 2, 5, 4), (4, 0, 3, 5, 2), (220, 3, 2, 9, 8), (40, 37, 5, 16, 11), (90, 17, 6, 12, 5),
+    (6, 4, 3, 7, 3), (1, 1, 1, 2, 1), (0, 3, 2, 5, 4), (4, 0, 3, 5, 2), (220, 3, 2, 9, 8), (40, 37, 5, 16, 11), (40, 33, 6, 40, 30),
     (30, 1, 4, 150, 70), (30, 3, 4, 190, 5), (20, 2, 3, 65, 64),
 ]  # fmt: skip
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -210,8 +210,8 @@ def test_the_early_stop(threads):
             _, _, tape = problem.forward(fastbptt)
             w_hr = problem.w_hr.copy()
             problem.w_hr[-1, -1] = np.inf
-            got = problem.backward(fastbptt, tape)
-            assert np.isnan(got.state[0]).all() and np.isnan(got.w_ih).any()
+            grads = replace(problem, d_out=None).backward(fastbptt, tape, carry=np.zeros(shape[:2]))  # 0 lets no NaN by
+            assert np.isnan(grads.x).all()
             problem.w_hr[...] = w_hr
 
 
