@@ -12,7 +12,7 @@ from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Integers, Nonlin
 from .cells import CELLS, NONLINEARITIES, Cell
 from .ragged import Pieces, cut
 from .results import Gradients
-from .tape import Tape, kernel_arguments, require_tape, state_widths
+from .tape import Tape, kernel_arguments, require_tape
 
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
 
@@ -373,26 +373,25 @@ def _forward(
 ) -> tuple[Array, Any, Tape]:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
     cell = CELLS[name]
-    arrays = (x, w_ih, w_hh, w_hr, b_ih, b_hh)
-    (T, B, H), pieces, (x, w_ih, w_hh, w_hr, b_ih, b_hh) = _checked_call(len(cell.gates), *arrays, lengths, resets)
+    T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
     (N, P), dtype = w_hh.shape, w_ih.dtype
-    widths = (P, H)[: len(state)]
     rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
     try:
-        histories = [memory.empty((*slots, width), dtype) for width in widths]
+        histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    initial = state_arrays(state, B, widths, dtype)
+    parts = zip(state.items(), (P, H))
+    initial = [None if part is None else _checks.array(argument, part, (B, width), dtype) for (argument, part), width in parts]
     for history, part in zip(histories, initial):
         if pieces is not None:
             pieces.begin(history, part)
         else:
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
-    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H), _w_hr=w_hr)
+    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H), w_hr)
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
         activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
@@ -418,15 +417,15 @@ def _backward(
     carry: Array | None = None,
 ) -> Gradients:
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
-    cell, ((T, B, _), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
-    widths, w_hr = state_widths(tape), tape._w_hr
+    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
+    P, w_hr = tape._w_hh.shape[1], tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
     if carry is not None:
         carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
-        d_out = _checks.array("d_out", d_out, (T, B, widths[0]), dtype)
-    given = zip(state_arrays(d_state, B, widths, dtype), widths)
-    d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in given]
+        d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
+    parts = zip(d_state.items(), (P, H))
+    d_last = [np.zeros((B, width), dtype) if d is None else _checks.array(key, d, (B, width), dtype) for (key, d), width in parts]
     if pieces is not None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
@@ -439,7 +438,7 @@ def _backward(
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first = None if pieces is None else pieces.first
-        sums = (dw_ih, dw_hh, db_ih, db_hh)
+        sums = dw_ih, dw_hh, db_ih, db_hh
         kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
     if pieces is not None:
         dx = None if dx is None else pieces.unpack(dx)
@@ -523,8 +522,8 @@ def _checked_call(
     b_hh: Array | None,
     lengths: Integers | None,
     resets: Bools | None,
-) -> tuple[tuple[int, int, int], Pieces | None, tuple[Array, Array, Array, Array | None, Array | None, Array | None]]:
-    """The sizes T, B and H; the pieces of a ragged batch; and the arrays in the layout that the kernels read, x packed if it is ragged."""
+) -> tuple[int, int, int, Array, Pieces | None, Array, Array, Array | None, Array | None, Array | None]:
+    """The sizes T, B and H; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
@@ -552,4 +551,4 @@ def _checked_call(
     w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, P), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
-    return (T, B, H), pieces, (x, w_ih, w_hh, w_hr, b_ih, b_hh)
+    return T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh

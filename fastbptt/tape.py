@@ -60,9 +60,9 @@ class Tape(Generic[D]):
     _gates: Array[D] | None = NOTHING
     _m: Array[D] | None = NOTHING
     _shape: tuple[int, int, int] = NOTHING
+    _w_hr: Array[D] | None = None
     _pieces: Pieces | None = None  # of a ragged batch: the arrays above are packed
     _initial: list[Array[D] | None] = NOTHING  # and its initial states
-    _w_hr: Array[D] | None = None
 
     if TYPE_CHECKING:  # they are made below, in one go
 
@@ -204,7 +204,8 @@ def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtyp
         raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape._cell}_forward")
     T, B, H = tape._shape
     N, I = len(CELLS[cell].gates) * H, (tape._w_ih.shape or (0,))[-1]
-    P = H if tape._w_hr is None else (tape._w_hr.shape or (0,))[0]
+    w_hr = tape._w_hr
+    P = H if w_hr is None else (w_hr.shape or (0,))[0]
     pieces, tokens = tape._pieces, tape._x.dtype.kind == "i"
     rows, slots = ((T, B), (T + 1, B)) if pieces is None else ((pieces.first[-1], 1), (pieces.count + pieces.first[-1], 1))
     if (
@@ -216,7 +217,7 @@ def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtyp
         or (tape._gates is not None and tape._gates.shape != (*rows, N))
         or (tape._m is not None and tape._m.shape != (*rows, H))
         or (tape._leak is not None and tape._leak.shape != (H,))
-        or (tape._w_hr is not None and tape._w_hr.shape != (P, H))
+        or (w_hr is not None and w_hr.shape != (P, H))
     ):
         raise RuntimeError("tape: an array of the forward pass was reshaped or resized before the backward pass")
     if tokens and tape._x.flags.writeable:  # it is a copy's

@@ -117,10 +117,11 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     while t >= block.t0:
         back_to_state(run, block, t, patch)
         clip_state(run, t, patch)
-        if run.problem.w_hr != NULL:
+        if run.problem.w_hr == NULL:
+            step_backward(run, block, t, patch)
+        else:
             put_state_gradient_aside(run, block, t, patch)
-            back_through_projection(run, block, t, patch)
-        step_backward(run, block, t, patch)
+            step_backward_projected(run, block, t, patch)
         t -= 1
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
             return
@@ -132,20 +133,20 @@ cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept 
     cdef Backward *run = <Backward *>context
     cdef const TimeBlock *block = &run.block
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int stage_count = stages(&run.problem)
-    cdef Py_ssize_t t = block.t1 - 1 - i // stage_count
+    cdef int projected = run.problem.w_hr != NULL
+    cdef Py_ssize_t t = block.t1 - 1 - (i >> projected)
     if t < block.t0:
         leave_block(run, block, &patch)
         return
-    if i % stage_count == 0:
+    if i & projected:
+        step_backward_projected(run, block, t, &patch)
+    else:
         back_to_state(run, block, t, &patch)
         clip_state(run, t, &patch)
-        if run.problem.w_hr != NULL:
+        if projected:
             put_state_gradient_aside(run, block, t, &patch)
-            return
-    else:
-        back_through_projection(run, block, t, &patch)
-    step_backward(run, block, t, &patch)
+        else:
+            step_backward(run, block, t, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
@@ -239,20 +240,17 @@ cdef inline const real *outputs_before(const Backward *run, Py_ssize_t t) noexce
 cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
-    cdef Py_ssize_t N = problem.N, width = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
+    cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
     cdef Span span = any_span(problem, patch)
     cdef const real *d_before = outputs_before(run, t)
-    cdef real *dh = run.dh + patch.b0 * width
-    if problem.w_hr != NULL:
-        dh, width = block.shown + da_row(&problem.time, block, t, patch.b0) * problem.H, problem.H
     if rows_touch(problem, patch):
         span.n *= held
         held = min(held, <Py_ssize_t>1)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0
-        span.d_prev = d_before + b * problem.P + patch.u0
-        span.dh = dh + (b - patch.b0) * width + patch.u0
+        span.d_prev = d_before + b * P + patch.u0
+        span.dh = run.dh + b * P + patch.u0
         span.dc = run.dc + b * problem.H + patch.u0 if run.dc != NULL else NULL
         span.da = block.da + at
         span.da_h = block.da_h + at

@@ -62,11 +62,11 @@ cdef void recur_part(void *context, Py_ssize_t i, int part, int worker) noexcept
     """A part's units of one step, for all rows; or of its projection."""
     cdef Forward *run = <Forward *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int stage_count = stages(&run.problem)
-    if i % stage_count == 0:
-        recur(run, i // stage_count, &patch)
+    cdef int projected = run.problem.w_hr != NULL
+    if i & projected:
+        project_shown(&run.problem, &run.weights.w_hr, run.shown, i >> 1, &patch, run.problem.h)
     else:
-        project_shown(&run.problem, &run.weights.w_hr, run.shown, i // stage_count, &patch, run.problem.h)
+        recur(run, i >> projected, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 

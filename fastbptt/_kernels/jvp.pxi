@@ -106,12 +106,12 @@ cdef void jvp_part(void *context, Py_ssize_t i, int part, int worker) noexcept n
     """A part's units of the block's i-th step, for all rows; or of its projection."""
     cdef Jvp *run = <Jvp *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int stage_count = stages(&run.problem)
-    cdef Py_ssize_t step = i // stage_count
-    if i % stage_count == 0:
-        recur_jvp(run, run.t0 + step, &patch, step * run.width)
-    else:
+    cdef int projected = run.problem.w_hr != NULL
+    cdef Py_ssize_t step = i >> projected
+    if i & projected:
         project_tangent(run, run.t0 + step, &patch)
+    else:
+        recur_jvp(run, run.t0 + step, &patch, step * run.width)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 

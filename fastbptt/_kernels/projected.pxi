@@ -44,13 +44,22 @@ cdef void put_state_gradient_aside(const Backward *run, const TimeBlock *block, 
         memcpy(run.dh + b * P + patch.p0, d_before + b * P + patch.p0, size)
 
 
-cdef void back_through_projection(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
-    """dh_t -> ds_t, for the patch's units."""
-    cdef const Time *time = &run.problem.time
-    cdef Py_ssize_t P = run.problem.P, H = run.problem.H, row = da_row(time, block, t, patch.b0)
+cdef void step_backward_projected(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
+    """dh_t -> ds_t, and the cell's step, for the patch's units."""
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t P = problem.P, H = problem.H, held = rows_at(&problem.time, t, patch.b0, patch.b1), b
+    cdef Py_ssize_t row = da_row(&problem.time, block, t, patch.b0)
+    cdef Span span = any_span(problem, patch)
     # reverse of: h_t = s_t W_hr^T
-    product(1, rows_at(time, t, patch.b0, patch.b1), patch.u1 - patch.u0, P, rows(block.dh + row * P, 0, P), 1,
-            panels_from(run.w_hr, patch.u0 // LANES), rows(run.zeros, 0, 0), rows(block.shown + row * H + patch.u0, 0, H))
+    product(1, held, patch.u1 - patch.u0, P, rows(block.dh + row * P, 0, P), 1, panels_from(run.w_hr, patch.u0 // LANES),
+            rows(run.zeros, 0, 0), rows(block.shown + row * H + patch.u0, 0, H))
+    for b in range(patch.b0, patch.b0 + held):
+        put_span(&span, problem, t, b, patch.u0)
+        span.dh = block.shown + row * H + patch.u0
+        span.dc = run.dc + b * H + patch.u0
+        span.da = block.da + row * problem.N + patch.u0
+        problem.backward(&span)
+        row += 1
 
 
 cdef inline Py_ssize_t projection_size(const Problem *problem) noexcept nogil:

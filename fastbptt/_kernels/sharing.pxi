@@ -62,7 +62,9 @@ cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noe
     cdef Patch patch
     patch.b0, patch.b1 = 0, problem.time.B
     cut_panels(problem.H, part, parts, &patch.u0, &patch.u1)
-    cut_panels(written(problem), part, parts, &patch.p0, &patch.p1)
+    patch.p0, patch.p1 = patch.u0, patch.u1
+    if problem.w_hr != NULL:
+        cut_panels(problem.P, part, parts, &patch.p0, &patch.p1)
     return patch
 
 
