@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _checks, stacks
 from ._kernels import chunks, kernels, memory
-from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
+from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
 from .results import Gradients
@@ -205,6 +205,54 @@ class Layer(OneThread):
                 raise TypeError(f"state[{name!r}]: expected a float dtype, got {value.dtype}")
             values.append(np.array(value, self.dtype, order="C"))
         self._write(chunks.copy, "params", values)
+
+    def save(self, path: FilePath) -> None:
+        """Write the parameters to a safetensors file, by name; whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path
+            A file that is there is replaced.
+
+        Raises
+        ------
+        OSError, ValueError
+            If it cannot be written. What was there before then still is.
+
+        Examples
+        --------
+        >>> import fastbptt, os, tempfile
+        >>> layer = fastbptt.GRU(4, 7, 2, rng=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     layer.save(os.path.join(folder, "gru.safetensors"))
+        ...     fastbptt.GRU(4, 7, 2).load(os.path.join(folder, "gru.safetensors"))
+        """
+        from ._safetensors import save  # JSON and files are slow to import
+
+        file = _checks.path("path", path)
+        if file.is_dir():
+            raise ValueError(f"path: expected a file, got the directory {file}")
+        save(file, dict(self.params))
+
+    def load(self, path: FilePath) -> None:
+        """Read what `save` wrote, or any safetensors file that has exactly these names: as of a PyTorch module's ``state_dict``.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no safetensors file, or a damaged one.
+        KeyError, TypeError, ValueError
+            If names, dtypes or shapes differ, as `load_state_dict`. Nothing is loaded then.
+        """
+        from ._safetensors import load
+
+        self.load_state_dict(load(_checks.path("path", path))[0])
 
     def _add(self, *gradients: Array | None) -> None:
         """Add to `grads`. None stands for a bias that there is not."""

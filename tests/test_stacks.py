@@ -464,6 +464,77 @@ def test_what_is_not_finite_is_named_with_layer_and_direction():
         fastbptt.clip_grad_norm_(layer, 1.0)
 
 
+def test_saved_to_a_file_and_loaded(tmp_path):
+    layer, path = fastbptt.LSTM(3, 5, 2, bidirectional=True, dtype=np.float32, rng=0), tmp_path / "lstm.safetensors"
+    layer.save(path)
+    content = path.read_bytes()
+    layer.save(str(path))
+    assert path.read_bytes() == content and [*tmp_path.iterdir()] == [path]
+    for dtype in DTYPES:
+        other = fastbptt.LSTM(3, 5, 2, bidirectional=True, dtype=dtype, rng=1)
+        other.load(path)
+        np.testing.assert_array_equal(other.flat_params, layer.flat_params)
+    other = fastbptt.GRU(3, 5)
+    before = other.flat_params.copy()
+    with pytest.raises(KeyError, match=r"state: missing \[\], unexpected .*l0_reverse"):
+        other.load(path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"^{path}: damaged safetensors file: its header promises .* bytes, and it has "):
+        other.load(path)
+    path.write_bytes(b"text")
+    with pytest.raises(ValueError, match=f"^{path}: not a safetensors file$"):
+        other.load(path)
+    with pytest.raises(FileNotFoundError):
+        other.load(tmp_path / "missing")
+    with pytest.raises(TypeError, match=r"^path: expected a str or a path, got 3$"):
+        other.save(3)
+    with pytest.raises(ValueError, match=r"^path: expected a file, got the directory "):
+        other.save(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        other.save(tmp_path / "missing" / "file")
+    np.testing.assert_array_equal(other.flat_params, before)
+
+
+def test_a_readout_is_saved_too(tmp_path):
+    layer, other = fastbptt.Linear(3, 5, rng=0), fastbptt.Linear(3, 5, rng=1)
+    layer.save(tmp_path / "linear")
+    other.load(tmp_path / "linear")
+    np.testing.assert_array_equal(other.flat_params, layer.flat_params)
+
+
+@pytest.mark.one_level
+def test_what_torch_has_saved(torch, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    module, layer = torch.nn.GRU(3, 5, 2, bidirectional=True), fastbptt.GRU(3, 5, 2, bidirectional=True, dtype=np.float32)
+    save_file(module.state_dict(), tmp_path / "gru.safetensors")
+    layer.load(tmp_path / "gru.safetensors")
+    for name, p in module.state_dict().items():
+        np.testing.assert_array_equal(layer.params[name], p.numpy())
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("start", fastbptt.init.STARTS)
+def test_starts_of_each_layer_and_direction(name, start):
+    layer, kind = LAYERS[name](4, 9, 2, bidirectional=True, rng=0), fastbptt.init.STARTS[start]
+    if not (kind.plain if name == "rnn" else kind.gated):
+        pytest.skip("not made for this cell")
+    before = copy.deepcopy(layer)
+    kind.draw(layer, None, 1)
+    suffixes = ["l0", "l0_reverse", "l1", "l1_reverse"]
+    drawn = [layer.params[f"{'weight_hh' if kind.matrix else 'bias_ih'}_{suffix}"] for suffix in suffixes]
+    if start in ("identity", "forget-bias"):
+        assert all(np.array_equal(p[9:18] if name != "rnn" else p, drawn[0][9:18] if name != "rnn" else np.eye(9)) for p in drawn)
+    else:
+        assert all((a != b).any() for k, a in enumerate(drawn) for b in drawn[:k])
+    for suffix in suffixes:
+        for w in np.split(layer.params[f"weight_hh_{suffix}"], len(layer.params["weight_hh_l0"]) // 9):
+            if start == "orthogonal":
+                np.testing.assert_allclose(w @ w.T, np.eye(9), atol=1e-12)
+            if start == "sparse":
+                assert np.abs(np.linalg.eigvals(w)).max() == pytest.approx(0.95)
+    assert np.array_equal(layer.flat_params, before.flat_params) == (start == "default")
+
+
 # --- Truncation ------------------------------------------------------------------------------------------------------------
 
 

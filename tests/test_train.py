@@ -17,9 +17,6 @@ from processes import run_python
 import fastbptt
 from fastbptt import reference
 from fastbptt._checks import DTYPES
-
-pytest.importorskip("safetensors")
-
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.loop import WARM_UP, Training
 from fastbptt.app.train.model import Model
@@ -309,7 +306,7 @@ def test_importing_the_package_imports_none_of_the_extras():
     run_python("import sys, fastbptt\nassert not {'rich', 'matplotlib', 'safetensors', 'argparse'} & set(sys.modules)")
 
 
-@pytest.mark.parametrize(("name", "options"), [("safetensors", []), ("matplotlib", []), ("matplotlib", ["--quiet"])])
+@pytest.mark.parametrize(("name", "options"), [("matplotlib", []), ("matplotlib", ["--quiet"])])
 def test_a_missing_extra(run, text, tmp_path, monkeypatch, name, options):
     monkeypatch.setitem(sys.modules, name, None)
     result = run("train", text, "--out", tmp_path / "out", *options)

@@ -108,7 +108,6 @@ def _flow(options):
 
 
 def _look_at_saved(options, picture):
-    require("train", "safetensors")
     net = load_net(options.checkpoint)
     if isinstance(net, TextNet):
         refuse(options, ("seed",), "nothing is random about a net that reads a text")

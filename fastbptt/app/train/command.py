@@ -125,7 +125,7 @@ def train(options):
 
 def require_packages(options):
     """ImportError if a package that this run needs is missing."""
-    wanted = {"safetensors": True, "matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
+    wanted = {"matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
     require("train", *(name for name, needed in wanted.items() if needed))
 
 
