@@ -3,14 +3,19 @@
 Written in one piece or not at all, and read only where header, size and arrays agree.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
 import stat
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ._files import errors_name, write_atomically
+from ._typing import Array, FilePath
 
 HEADER_LIMIT = 1 << 20  # bytes
 DTYPES = {
@@ -19,7 +24,12 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def save(path, arrays, metadata=None, write=write_atomically):
+def save(
+    path: FilePath,
+    arrays: dict[str, Array],
+    metadata: dict[str, str] | None = None,
+    write: Callable[[FilePath, bytes], object] = write_atomically,
+) -> None:
     """Write a file, all of it or nothing.
 
     Parameters
@@ -37,7 +47,8 @@ def save(path, arrays, metadata=None, write=write_atomically):
     OSError
         If it cannot be written. A file that was there before is then still there.
     """
-    header, pieces, end = {} if not metadata else {"__metadata__": metadata}, [], 0
+    header: dict[str, Any] = {} if not metadata else {"__metadata__": metadata}
+    pieces, end = [], 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):  # so that each array is aligned
         array = arrays[name]
         piece = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -49,7 +60,7 @@ def save(path, arrays, metadata=None, write=write_atomically):
     write(path, b"".join([len(text).to_bytes(8, "little"), text, *pieces]))
 
 
-def load(path, kind="safetensors file", required=None):
+def load(path: FilePath, kind: str = "safetensors file", required: str | None = None) -> tuple[dict[str, Array], dict[str, str]]:
     """Read a file.
 
     Parameters

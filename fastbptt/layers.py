@@ -271,14 +271,6 @@ class Layer(OneThread):
             raise
 
 
-def _probability(name: str, value: Any) -> float:
-    """A number of at least 0 and below 1."""
-    got = _checks.real(name, value)
-    if not 0 <= got < 1:
-        raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {_checks.quoted(got)}")
-    return got
-
-
 class Recurrent(Layer, Generic[S]):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
@@ -292,7 +284,7 @@ class Recurrent(Layer, Generic[S]):
     bidirectional: Fixed[bool] = fixed("bidirectional")
     rng: Fixed[np.random.Generator | None] = fixed("rng")
     batch_first = _checks.checked("batch_first", _checks.flag, "Whether inputs and outputs are (B, T, ...).")
-    dropout = _checks.checked("dropout", _probability, "How likely each number between two layers is left out, in training mode.")
+    dropout = _checks.checked("dropout", _checks.share, "How likely each number between two layers is left out, in training mode.")
 
     def __init__(
         self,

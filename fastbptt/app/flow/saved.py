@@ -39,12 +39,16 @@ class SavedNet:
     def __str__(self):
         rnn = self.model.rnn
         kind = CELLS[rnn._cell].title(getattr(rnn, "nonlinearity", None))
-        return f"{kind}, {rnn.hidden_size} units, {rnn.dtype}, of {self.path}"
+        units = f"{rnn.hidden_size} units" if rnn.num_layers == 1 else f"the last of {rnn.num_layers} layers of {rnn.hidden_size} units"
+        return f"{kind}, {units}, {rnn.dtype}, of {self.path}"
 
     def _flow(self, x, state, loss, targets):
-        """The flow of ``loss(outputs, targets)``, which looks at as many of the last steps as there are targets; and the loss."""
+        """The flow, in the last layer, of ``loss(outputs, targets)``, which looks at as many of the last steps as there are targets; the loss."""
+        self.model.rnn.dropout = 0.0
         out, _ = self.model.rnn(x, state)
         tape = self.model.rnn.take_tape()
+        if isinstance(tape, tuple):
+            tape = tape[-1]
         d_out = np.zeros_like(out)
         value, d_out[len(out) - len(targets) :] = self.model.loss(loss, out, targets)
         return gradient_flow(tape, d_out), value

@@ -57,7 +57,10 @@ def add_train(commands):
     made_for = ", ".join(f"{start.nonlinearity} with --init {name}" for name, start in STARTS.items() if start.nonlinearity != "tanh")
     add_option(net, "nonlinearity", f"tanh; {made_for}", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
     add_option(net, "dtype", both("dtype"), ", ".join(DTYPES), choices=DTYPES, metavar="D")
-    add_option(net, "hidden", both("hidden"), "units of the recurrent layer", type=int, metavar="H")
+    add_option(net, "hidden", both("hidden"), "units of a recurrent layer", type=int, metavar="H")
+    reads = "all read forward, since the next character is not to be seen, and a task's answer is due when the last step is read"
+    add_option(net, "layers", TextSettings.layers, f"recurrent layers, one above the other; {reads}", type=int, metavar="N")
+    add_option(net, "dropout", TextSettings.dropout, "how likely each number between two layers is left out", type=float, metavar="P")
     add_option(
         net, "init", "default; of a task, with the rnn, basic-tanh", f"how it starts: {', '.join(STARTS)}", choices=STARTS, metavar="S"
     )
@@ -108,7 +111,7 @@ def length(text):
 
 def train(options):
     """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
-    sizes = options, "length", "hidden", "seq_len", "batch", "sample"
+    sizes = options, "length", "hidden", "layers", "seq_len", "batch", "sample"
     with ExitStack() as held:
         try:
             require_packages(options)
