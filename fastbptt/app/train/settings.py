@@ -144,15 +144,20 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(Settings):
-    """How to learn to predict the characters of a text.
+    """How to learn to predict the characters of a text, or its words.
 
     Attributes
     ----------
     seq_len : int
         Steps in a window: how far each gradient goes back.
+    words : bool
+        Whether tokens are words.
+    vocabulary : int or None
+        How many different ones at most; all others are one token. None means `VOCABULARY`, and that there are no words.
     """
 
     UPDATES: ClassVar[int] = 5000
+    VOCABULARY: ClassVar[int] = 10_000
 
     cell: str = "gru"
     dtype: str = "float32"
@@ -161,8 +166,17 @@ class TextSettings(Settings):
     optimiser: str = "rmsprop"
     schedule: str = "cosine"
     seq_len: int = 50
+    words: bool = False
+    vocabulary: int | None = None
 
     def __post_init__(self):
+        _checks.flag("words", self.words)
+        if self.vocabulary is not None:
+            if not self.words:
+                raise ValueError("vocabulary: it is of words; ask for them, too")
+            _checks.number("vocabulary", _checks.size("vocabulary", self.vocabulary, 2), 2, _checks.LARGEST)
+        elif self.words:
+            self._set("vocabulary", self.VOCABULARY)
         _checks.number("seq-len", _checks.size("seq-len", self.seq_len), 1, _checks.LARGEST)
         super().__post_init__()
 
