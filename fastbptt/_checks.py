@@ -187,6 +187,14 @@ def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bo
     return got
 
 
+def share(name: str, value: Any) -> float:
+    """``value`` as a float of at least 0 and below 1."""
+    got = real(name, value)
+    if not 0 <= got < 1:
+        raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {quoted(got)}")
+    return got
+
+
 def size(name: str, value: Any, low: int = 1, high: float = np.inf) -> int:
     """``value`` as an int from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

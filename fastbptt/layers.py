@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
-from . import _checks
+from . import _checks, stacks
 from ._kernels import chunks, kernels, memory
-from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
+from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
 from .results import Gradients
+from .stacks import StackGradients, Tapes
 from .tape import Tape, require_tape
 
 if TYPE_CHECKING:
@@ -204,6 +206,54 @@ class Layer(OneThread):
             values.append(np.array(value, self.dtype, order="C"))
         self._write(chunks.copy, "params", values)
 
+    def save(self, path: FilePath) -> None:
+        """Write the parameters to a safetensors file, by name; whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path
+            A file that is there is replaced.
+
+        Raises
+        ------
+        OSError, ValueError
+            If it cannot be written. What was there before then still is.
+
+        Examples
+        --------
+        >>> import fastbptt, os, tempfile
+        >>> layer = fastbptt.GRU(4, 7, 2, rng=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     layer.save(os.path.join(folder, "gru.safetensors"))
+        ...     fastbptt.GRU(4, 7, 2).load(os.path.join(folder, "gru.safetensors"))
+        """
+        from ._safetensors import save  # JSON and files are slow to import
+
+        file = _checks.path("path", path)
+        if file.is_dir():
+            raise ValueError(f"path: expected a file, got the directory {file}")
+        save(file, dict(self.params))
+
+    def load(self, path: FilePath) -> None:
+        """Read what `save` wrote, or any safetensors file that has exactly these names: as of a PyTorch module's ``state_dict``.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no safetensors file, or a damaged one.
+        KeyError, TypeError, ValueError
+            If names, dtypes or shapes differ, as `load_state_dict`. Nothing is loaded then.
+        """
+        from ._safetensors import load
+
+        self.load_state_dict(load(_checks.path("path", path))[0])
+
     def _add(self, *gradients: Array | None) -> None:
         """Add to `grads`. None stands for a bias that there is not."""
         self._write(kernels[self.dtype].add_all, "grads", gradients)
@@ -229,26 +279,51 @@ class Recurrent(Layer, Generic[S]):
     _run_back: Callable[..., Gradients]
     input_size: Fixed[int] = fixed("input_size")
     hidden_size: Fixed[int] = fixed("hidden_size")
+    num_layers: Fixed[int] = fixed("num_layers")
+    bias: Fixed[bool] = fixed("bias")
+    bidirectional: Fixed[bool] = fixed("bidirectional")
+    rng: Fixed[np.random.Generator | None] = fixed("rng")
     batch_first = _checks.checked("batch_first", _checks.flag, "Whether inputs and outputs are (B, T, ...).")
+    dropout = _checks.checked("dropout", _checks.share, "How likely each number between two layers is left out, in training mode.")
 
     def __init__(
         self,
         input_size: Int,
         hidden_size: Int,
+        num_layers: Int = 1,
         *,
         bias: Bool = True,
         batch_first: Bool = False,
+        dropout: Real = 0.0,
+        bidirectional: Bool = False,
         dtype: DType = np.float64,
         rng: Seed = None,
     ) -> None:
         self._input_size = I = _checks.axis("input_size", input_size)
         self._hidden_size = H = _checks.axis("hidden_size", hidden_size)
-        self.batch_first = batch_first
+        self._num_layers = _checks.size("num_layers", num_layers, 1, stacks.MOST_LAYERS)
+        self._bias, self.batch_first = _checks.flag("bias", bias), batch_first
+        self._bidirectional, self.dropout = _checks.flag("bidirectional", bidirectional), dropout
+        self._directions = stacks.directions_of(self._num_layers, self._bidirectional)
+        self._is_stack = len(self._directions) > 1
+        if self.dropout and self._num_layers == 1:
+            message = f"dropout: it is between layers, so that {self.dropout:g} has no effect with num_layers=1"
+            warnings.warn(message, UserWarning, stacklevel=2 if type(self).__init__ is Recurrent.__init__ else 3)
         N = len(CELLS[self._cell].gates) * H
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih_l0": (N, I), "weight_hh_l0": (N, H)}
-        if _checks.flag("bias", bias):
-            shapes |= {"bias_ih_l0": (N,), "bias_hh_l0": (N,)}
-        super().__init__("input_size, hidden_size", shapes, 1 / math.sqrt(H), dtype, rng)
+        self._widths = dict.fromkeys(CELLS[self._cell].states, H)  # of each part of a state, and first of the outputs
+        self._out_size = H * (2 if self._bidirectional else 1)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for direction in self._directions:
+            suffix = direction.suffix
+            shapes |= {f"weight_ih_{suffix}": (N, self._out_size if direction.layer else I), f"weight_hh_{suffix}": (N, H)}
+            if self._bias:
+                shapes |= {f"bias_ih_{suffix}": (N,), f"bias_hh_{suffix}": (N,)}
+        rng = _checks.generator("rng", rng)
+        sizes = "input_size, hidden_size" + (", num_layers" if self._num_layers > 1 else "")
+        super().__init__(sizes, shapes, 1 / math.sqrt(H), dtype, rng)
+        self._rng = None
+        if self._num_layers > 1:
+            self._rng = np.random.default_rng(rng.integers(0, 1 << 63, 4))
 
     @overload
     def forward(
@@ -265,19 +340,21 @@ class Recurrent(Layer, Generic[S]):
         ----------
         x : ndarray (T, B, I), or integer ndarray (T, B)
             The inputs, or tokens; batch first if the layer is, and then copied, time first.
-        state : ndarray (1, B, H) or None
-            The initial state; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays.
+        state : ndarray (K, B, H) or None
+            The initial states of all K directions, layer by layer; ``None`` means zeros. An LSTM's is a pair (h, c) of such arrays. Where
+            K is 1, (B, H) will do.
         lengths : integer ndarray (B,) or None
-            Where each row ends; see `rnn_forward`.
+            Where each row ends; see `rnn_forward`. A reverse direction begins there.
         resets : bool ndarray (T, B) or None
-            Where a row's state is set to zero before the step; batch first if the layer is.
+            Where a row's state is set to zero before the step; batch first if the layer is. What lies between two resets is a sequence of
+            its own: a reverse direction begins each at its own last step, from zero, and the row's last one from the given state.
 
         Returns
         -------
-        out : ndarray (T, B, H), read-only
-            0 behind a row's end.
-        state : ndarray (1, B, H), or a pair of them
-            Each row's last state: the initial one of the sequence's next piece.
+        out : ndarray (T, B, D*H), read-only
+            The last layer's, of both directions side by side if there are two; 0 behind a row's end.
+        state : ndarray (K, B, H), or a pair of them
+            Each direction's last state: of a forward one, the initial state of the sequence's next piece.
         """
         x = _checks.require_array("x", x)
         axes, I = "B, T" if self.batch_first else "T, B", self.input_size
@@ -288,6 +365,8 @@ class Recurrent(Layer, Generic[S]):
             if resets is not None:
                 resets = _checks.require_shape("resets", resets, x.shape[1::-1]).swapaxes(0, 1)
         state = self._without_layer_axis("state", state, x.shape[1])
+        if self._is_stack:
+            return self._forward_through_stack(x, state, lengths, resets)
         out, last, tape = self._run(x, state, *self.params.values(), lengths=lengths, resets=resets)
         self._keep(tape if self.training else None)
         return self._between_layouts(out), self._with_layer_axis(last)
@@ -304,10 +383,10 @@ class Recurrent(Layer, Generic[S]):
 
         Parameters
         ----------
-        d_out : ndarray (T, B, H) or None
+        d_out : ndarray (T, B, D*H) or None
             The gradient of the loss with respect to ``out``; copied, time first, if the layer is batch first.
-        d_state : ndarray (1, B, H), or a pair of them, or None
-            ... and to the last state.
+        d_state : ndarray (K, B, H), or a pair of them, or None
+            ... and to the last states.
         need_dx : bool
             Whether the input's gradient is wanted.
         clip_step : ("value", c), ("norm", c) or None
@@ -317,8 +396,8 @@ class Recurrent(Layer, Generic[S]):
         -------
         dx : ndarray (T, B, I) or None
             None for tokens, and if not wanted.
-        d_state : ndarray (1, B, H), or a pair of them
-            The gradient of the initial state.
+        d_state : ndarray (K, B, H), or a pair of them
+            The gradient of the initial states.
 
         Raises
         ------
@@ -329,48 +408,108 @@ class Recurrent(Layer, Generic[S]):
             called again.
         """
         tape = self._last_tape()
+        if self._is_stack:
+            dx, d_initial, gradients = self._through(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
+            self._use_up(tape, self, gradients)
+            self._look_for_nonfinite(tape, d_out, d_state, d_initial, clip_step)
+            return self._between_layouts(dx), d_initial
         grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
         self._use_up(tape, self, grads[2:])
-        self._look_for_nonfinite(tape, d_out, d_state, grads, clip_step)
+        self._look_for_nonfinite(tape, d_out, d_state, grads.state, clip_step)
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
-    def take_tape(self) -> Tape:
-        """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`."""
+    def take_tape(self) -> Any:
+        """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`.
+
+        Of more than one direction it is a tuple of tapes, layer by layer. A reverse direction's tape is that of rows read backwards.
+        """
         tape = self._last_tape()
         self._use_up(tape)
         return tape
 
     def gradients_through(
         self,
-        tape: Tape,
+        tape: Any,
         d_out: Array | None,
         d_state: Any = None,
         *,
         need_dx: Bool = True,
         clip_step: ClipStep | None = None,
         carry: Array | None = None,
-    ) -> Gradients[Any, S]:
+    ) -> Any:
         """What `backward` would add and return, as `Gradients`, time first, of a tape of this layer's that was kept aside.
 
-        ``carry`` (T, B), time first, is as for `rnn_backward`.
+        ``carry`` (T, B), time first, is as for `rnn_backward`. Of more than one direction, ``tape`` is what `take_tape` returned, and the
+        result has ``x``, ``state``, the `Gradients` of each of the ``directions``, without their ``x``, and ``d_outs``, the gradients at
+        their outputs, each in the order of time of its tape: `gradient_flow` takes one tape and its d_out.
         """
+        if self._is_stack:
+            d_outs: list[Array | None] = []
+            dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, d_outs, clip_step=clip_step, carry=carry)
+            return StackGradients(dx, state, tuple(directions), tuple(d_outs))
         T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)[0]
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
         d_state = self._without_layer_axis("d_state", d_state, B)
         return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
 
-    def _look_for_nonfinite(self, tape: Tape, d_out: Array | None, d_state: Any, grads: Gradients, clip_step: ClipStep | None) -> None:
+    def _through(self, tape: Any, d_out: Array | None, d_state: Any, *, need_dx: Bool, **options: Any) -> tuple[Any, Any, list[Array]]:
+        """The gradients of the input, of the initial states, and of all parameters, in their order."""
+        if not self._is_stack:
+            grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx, **options)
+            return grads.x, grads.state, [g for g in grads[2:] if g is not None]
+        dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, None, **options)
+        return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
+
+    def _forward_through_stack(self, x: Array, state: Any, lengths: Any, resets: Any) -> tuple[Array, Any]:
+        out, lasts, tapes, kept = stacks.forward(
+            self._directions,
+            self._run,
+            x,
+            self._of_each_direction(state),
+            [*self.params.values()],
+            self._drop,
+            lengths,
+            resets,
+            self.training,
+        )
+        self._keep(Tapes(tapes, kept, stacks.scale_of(self.dropout)) if self.training else None)
+        return self._between_layouts(out), self._of_all_directions(lasts)
+
+    def _through_stack(
+        self, tapes: Any, d_out: Any, d_state: Any, need_dx: Any, d_outs: list[Array | None] | None, **options: Any
+    ) -> tuple[Array | None, Any, list[Gradients]]:
+        if not isinstance(tapes, Tapes) or len(tapes) != len(self._directions):
+            raise TypeError(f"tape: expected the {len(self._directions)} tapes that take_tape returned, got {_checks.describe(tapes)}")
+        T, B, _ = tapes.shape
+        if d_out is not None:
+            axes = (B, T) if self.batch_first else (T, B)
+            d_out = self._between_layouts(_checks.require_shape("d_out", d_out, (*axes, self._out_size)))
+        d_states, need_dx = self._of_each_direction(self._without_layer_axis("d_state", d_state, B)), _checks.flag("need_dx", need_dx)
+        dx, directions = stacks.backward(self._directions, self._run_back, tapes, d_out, d_states, need_dx, d_outs, **options)
+        return dx, self._of_all_directions([grads.state for grads in directions]), directions
+
+    def _drop(self, x: Array) -> tuple[Array, Bools | None]:
+        """One layer's outputs as the next one reads them, and which are left."""
+        if self._rng is None or not (self.training and self.dropout):
+            return x, None
+        return stacks.dropped(x, self.dropout, self._rng)
+
+    def _look_for_nonfinite(self, tape: Any, d_out: Array | None, d_state: Any, d_initial: Any, clip_step: ClipStep | None) -> None:
         """Where the gradient of the initial state is not finite, remember which step was the first: `clip_grad_norm_` will say so."""
-        parts = [part for part in (grads.state if isinstance(grads.state, tuple) else (grads.state,)) if part.size]
+        parts = [part for part in (d_initial if isinstance(d_initial, tuple) else (d_initial,)) if part.size]
         if not parts or math.isfinite(kernels[self.dtype].total_norm(parts, math.inf)):
             return
-        from .gradients.nonfinite import why_not_finite  # it is needed only when all has gone wrong
+        from .gradients.nonfinite import why_not_finite, why_stack_is_not_finite  # it is needed only when all has gone wrong
 
-        d_state = self._without_layer_axis("d_state", d_state, tape.shape[1])
-        if d_state is None or not isinstance(d_state, tuple):
-            d_state = (d_state,) + (None,) * (len(parts) - 1)
-        self._first_nonfinite = why_not_finite(tape, self._between_layouts(d_out), d_state, as_is=clip_step is None)
+        n = len(CELLS[self._cell].states)
+        d_states = self._of_each_direction(self._without_layer_axis("d_state", d_state, tape.shape[1]))
+        d_states = [part if isinstance(part, tuple) else (part,) + (None,) * (n - 1) for part in d_states]
+        if not self._is_stack:
+            self._first_nonfinite = why_not_finite(tape, self._between_layouts(d_out), d_states[0], as_is=clip_step is None)
+            return
+        d_outs = self.gradients_through(tape, d_out, d_state, need_dx=False, clip_step=clip_step).d_outs
+        self._first_nonfinite = why_stack_is_not_finite(self._directions, tape, d_outs, d_states, as_is=clip_step is None)
 
     def _between_layouts(self, array: Any) -> Any:
         """From time first to the layer's own layout, or back."""
@@ -381,25 +520,42 @@ class Recurrent(Layer, Generic[S]):
         return tuple(part[None] for part in state) if isinstance(state, tuple) else state[None]
 
     def _without_layer_axis(self, name: str, state: Any, B: int | None) -> Any:
-        """The reverse; (B, H) is welcome too. Any number of rows is if ``B`` is None."""
+        """The reverse, of one layer and direction; (B, H) is welcome too. Of more it stays (K, B, H). Any number of rows is if ``B`` is None."""
         if state is None:
             return None
         cell = CELLS[self._cell]
-        return cell.state([self._part_without_layer_axis(each, part, B) for each, part in parts_of(cell, name, state).items()])
+        parts = parts_of(cell, name, state).items()
+        return cell.state([self._part_without_layer_axis(each, part, B, W) for (each, part), W in zip(parts, self._widths.values())])
 
-    def _part_without_layer_axis(self, name: str, part: Any, B: Any) -> Array | None:
+    def _part_without_layer_axis(self, name: str, part: Any, B: Any, W: int) -> Array | None:
         if part is None:
             return None
         part = _checks.require_array(name, part)
         if B is None and part.ndim > 1:
             B = part.shape[-2]
+        K = len(self._directions)
+        if K > 1:
+            return _checks.array(name, part, (K, B, W), self.dtype)
         if part.ndim == 2:
-            return _checks.array(name, part, (B, self.hidden_size), self.dtype)
-        return _checks.array(name, part, (1, B, self.hidden_size), self.dtype)[0]
+            return _checks.array(name, part, (B, W), self.dtype)
+        return _checks.array(name, part, (1, B, W), self.dtype)[0]
+
+    def _of_each_direction(self, state: Any) -> list[Any]:
+        """A state as `_without_layer_axis` returns it, direction by direction."""
+        K = len(self._directions)
+        if state is None or K == 1:
+            return [state] * K
+        if not isinstance(state, tuple):
+            return [*state]
+        return [tuple(None if part is None else part[k] for part in state) for k in range(K)]
+
+    def _of_all_directions(self, states: Sequence[Any]) -> Any:
+        """The reverse: (K, B, H), or a pair."""
+        return tuple(np.stack(parts) for parts in zip(*states)) if isinstance(states[0], tuple) else np.stack(states)
 
 
 class RNN(Recurrent[Array]):
-    """A vanilla RNN layer, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with `torch.nn.RNN`'s names and shapes.
+    """A vanilla RNN, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), of one layer or several, with `torch.nn.RNN`'s names and shapes.
 
     Parameters
     ----------
@@ -407,11 +563,18 @@ class RNN(Recurrent[Array]):
         I and H. An input of tokens has I different ones.
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"}
     leak : float, ndarray (H,) or None
-        In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...). It is not trained. Like the nonlinearity, it may be changed between passes.
+        In (0, 1]: h_t = (1 - leak) h_{t-1} + leak f(...), in all layers. It is not trained. Like the nonlinearity, it may be changed between passes.
+    num_layers : int
+        Layers one above the other, each of which reads the outputs of the one below.
     bias : bool
     batch_first : bool
         Whether inputs and outputs are (B, T, ...) instead of (T, B, ...). It does not concern the state. The kernels read time first, so
         that each call copies ``x``, or ``d_out``, where it is laid out batch first; ``out`` and ``dx`` are views.
+    dropout : float
+        How likely each number is left out on its way from one layer to the next, in training mode; the others are then larger, so that the
+        mean stays. At least 0 and below 1. It may be changed between passes. With one layer it has no effect: a UserWarning.
+    bidirectional : bool
+        Whether each layer also reads its input backwards, with parameters of its own. The outputs of both are side by side.
     dtype : dtype
         float64 or float32.
     rng : None, int or numpy.random.Generator
@@ -420,9 +583,12 @@ class RNN(Recurrent[Array]):
     Attributes
     ----------
     params : dict
-        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (H,).
+        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (H,); then, if there are such, those with
+        ``_l0_reverse``, ``_l1``, ``_l1_reverse`` and so on. From the second layer on, W_ih is (H, D*H) for D directions.
     grads : dict
         Their gradients, under the same names; `backward` adds to them.
+    rng : numpy.random.Generator or None
+        Of several layers, their own, made of what was given: draws what dropout leaves out. Copies draw the same.
 
     Examples
     --------
@@ -451,16 +617,29 @@ class RNN(Recurrent[Array]):
         self,
         input_size: Int,
         hidden_size: Int,
+        num_layers: Int = 1,
         *,
         nonlinearity: Nonlinearity = "tanh",
         leak: Real | Array | None = None,
         bias: Bool = True,
         batch_first: Bool = False,
+        dropout: Real = 0.0,
+        bidirectional: Bool = False,
         dtype: DType = np.float64,
         rng: Seed = None,
     ) -> None:
         self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, dtype=dtype, rng=rng)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            rng=rng,
+        )
         self.leak = leak
 
     def _run(self, x: Array, h0: Array | None, *weights: Array, **ragged: Any) -> tuple[Array, Array, Tape]:
@@ -471,12 +650,14 @@ class RNN(Recurrent[Array]):
 
 
 class GRU(Recurrent[Array]):
-    """A GRU layer, with `torch.nn.GRU`'s names, shapes and gate order; see `gru_forward` for the equations.
+    """A GRU of one layer or several, with `torch.nn.GRU`'s names, shapes and gate order; see `gru_forward` for the equations.
 
     Parameters
     ----------
-    input_size, hidden_size : int
+    input_size, hidden_size, num_layers : int
     bias, batch_first : bool
+    dropout : float
+    bidirectional : bool
     dtype : dtype
     rng : None, int or numpy.random.Generator
         As for `RNN`.
@@ -484,7 +665,7 @@ class GRU(Recurrent[Array]):
     Attributes
     ----------
     params : dict
-        ``weight_ih_l0`` (3*H, I), ``weight_hh_l0`` (3*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (3*H,): r, z, n.
+        ``weight_ih_l0`` (3*H, I), ``weight_hh_l0`` (3*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (3*H,): r, z, n; and so on, as of `RNN`.
 
     Examples
     --------
@@ -494,6 +675,10 @@ class GRU(Recurrent[Array]):
     >>> dx, d_state = layer.backward(np.ones_like(out))
     >>> state.shape, layer.grads["weight_hh_l0"].shape
     ((1, 3, 7), (21, 7))
+    >>> stack = fastbptt.GRU(4, 7, 2, dropout=0.5, bidirectional=True, rng=0)
+    >>> out, state = stack(np.ones((5, 3, 4)))
+    >>> out.shape, state.shape, [*stack.params][-1]
+    ((5, 3, 14), (4, 3, 7), 'bias_hh_l1_reverse')
     """
 
     _run = staticmethod(gru_forward)
@@ -502,12 +687,14 @@ class GRU(Recurrent[Array]):
 
 
 class LSTM(Recurrent[Pair]):
-    """An LSTM layer, with `torch.nn.LSTM`'s names, shapes and gate order; see `lstm_forward` for the equations.
+    """An LSTM of one layer or several, with `torch.nn.LSTM`'s names, shapes and gate order; see `lstm_forward` for the equations.
 
     Parameters
     ----------
-    input_size, hidden_size : int
+    input_size, hidden_size, num_layers : int
     bias, batch_first : bool
+    dropout : float
+    bidirectional : bool
     dtype : dtype
     rng : None, int or numpy.random.Generator
         As for `RNN`.
@@ -515,7 +702,7 @@ class LSTM(Recurrent[Pair]):
     Attributes
     ----------
     params : dict
-        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,): i, f, g, o.
+        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,): i, f, g, o; and so on, as of `RNN`.
 
     Examples
     --------

@@ -87,20 +87,11 @@ class Pieces:
 
     def pack(self, array: Array) -> Array:
         """The rows that are there of an array (T, B) or (T, B, W): (R, 1) or (R, 1, W)."""
-        return self._gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
+        return _gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
 
     def unpack(self, packed: Array) -> Array:
         """The reverse, 0 behind each row's end."""
-        return self._gather(packed[:, 0], self._packed).reshape(self.T, self.B, *packed.shape[2:])
-
-    def _gather(self, array: Array, index: Integers) -> Array:
-        """``array[index]``, 0 where the index is -1."""
-        if array.ndim == 1:
-            return np.where(index < 0, 0, array[index]) if len(array) else np.zeros(len(index), array.dtype)
-        out = memory.empty((len(index), array.shape[1]), array.dtype)
-        if len(index):
-            kernels[array.dtype].gather(array, index, out)
-        return out
+        return _gather(packed[:, 0], self._packed).reshape(self.T, self.B, *packed.shape[2:])
 
     def begin(self, history: Array, state: Array | None) -> None:
         """Fill slot 0 of a history (count + R, 1, W) with the states that pieces start from; ``state`` is (B, W), or None for zeros."""
@@ -152,3 +143,49 @@ class Pieces:
         lengths = np.clip(self.lengths[rows] - start, 0, stop - start)
         resets = None if self.resets is None else self.resets[start:stop, rows]
         return cut(stop - start, len(lengths), lengths, resets)
+
+
+class Backwards:
+    """Each row of a batch from its own last step to its first, as a reverse direction reads it. Twice is once forward.
+
+    Parameters
+    ----------
+    T, B : int
+    lengths, resets : ndarray (B,), ndarray (T, B), or None
+
+    Attributes
+    ----------
+    resets : bool ndarray (T, B) or None
+        Those of the rows so turned. The pieces are the same: what was a piece's last step is now its first.
+    """
+
+    def __init__(self, T: int, B: int, lengths: Integers | None, resets: Bools | None) -> None:
+        self._index = None
+        if lengths is not None:
+            step = lengths.astype(np.int64) - 1 - np.arange(T)[:, None]
+            self._index = np.where(step < 0, -1, step * B + np.arange(B)).ravel()
+        self.resets = None
+        if resets is not None:
+            before_next = np.zeros_like(resets)
+            before_next[:-1] = resets[1:]
+            self.resets = np.ascontiguousarray(self(before_next))
+            self.resets[:1] = False
+
+    def __call__(self, array: Array) -> Array:
+        """An array (T, B) or (T, B, W), turned; 0 behind each row's end. A view if all rows have all steps."""
+        if self._index is None:
+            return array[::-1]
+        flat = np.ascontiguousarray(array).reshape(len(self._index), *array.shape[2:])
+        return _gather(flat, self._index).reshape(array.shape)
+
+
+def _gather(array: Array, index: Integers) -> Array:
+    """``array[index]``, 0 where the index is -1."""
+    if array.ndim == 1:
+        out = array[index] if len(array) else np.zeros(len(index), array.dtype)
+        out[index < 0] = 0
+        return out
+    out = memory.empty((len(index), array.shape[1]), array.dtype)
+    if len(index):
+        kernels[array.dtype].gather(array, index, out)
+    return out

@@ -10,12 +10,14 @@ import numpy as np
 from . import _checks
 from ._typing import Array, Bool, Bools, ClipStep, Float64s, Int, Integers, Real, Seed
 from .layers import OneThread, Recurrent, fixed, wrong_layer
+from .stacks import Tapes
 from .tape import Tape
 
 if TYPE_CHECKING:
     from ._typing import Fixed
 
-Windows: TypeAlias = "tuple[tuple[Tape, Any], ...]"  # each with its factors, or None
+KeptTape: TypeAlias = "Tape | Tapes"  # of a stack, those of all its layers
+Windows: TypeAlias = "tuple[tuple[KeptTape, Any], ...]"  # each with its factors, or None
 
 
 class Reader(OneThread):
@@ -25,13 +27,17 @@ class Reader(OneThread):
     """
 
     layer: Fixed[Recurrent] = fixed("layer")
-    _with: Callable[[Tape], Windows]
-    _reached: Callable[[Tape, Sequence[tuple[Tape, Any]]], Iterable[tuple[Tape, Any]]]
+    _with: Callable[[KeptTape], Windows]
+    _reached: Callable[[KeptTape, Sequence[tuple[KeptTape, Any]]], Iterable[tuple[KeptTape, Any]]]
     _still_in_reach: Callable[[Windows], Windows]
 
     def __init__(self, layer: Recurrent) -> None:
         if not isinstance(layer, Recurrent):
             raise wrong_layer("layer", Recurrent, layer)
+        if layer.bidirectional:
+            raise ValueError(
+                "layer: expected one direction, got a bidirectional layer, whose reverse direction begins where the sequence ends"
+            )
         self._layer = layer
         self.reset()
 
@@ -51,7 +57,7 @@ class Reader(OneThread):
         self.reset(state)
 
     @property
-    def tape(self) -> Tape | None:
+    def tape(self) -> KeptTape | None:
         kept = self._kept
         return None if kept is None else kept[0]
 
@@ -93,17 +99,16 @@ class Reader(OneThread):
         """
         newest, windows, given = self._last_tape(), self._windows, d_state
         (_, carry), *older = reversed(windows)
-        grads = self.layer.gradients_through(newest, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
-        totals, d_state = [g for g in grads[2:] if g is not None], grads.state
+        dx, d_state, totals = self.layer._through(newest, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
+        d_begin = d_state
         for tape, carry in self._reached(newest, older):
-            past = self.layer.gradients_through(tape, None, d_state, need_dx=False, clip_step=clip_step, carry=carry)
-            for total, g in zip(totals, past[2:]):
+            _, d_state, past = self.layer._through(tape, None, d_state, need_dx=False, clip_step=clip_step, carry=carry)
+            for total, g in zip(totals, past):
                 total += g
-            d_state = past.state
         self._use_up(newest, self.layer, totals)
-        self.layer._look_for_nonfinite(newest, d_out, given, grads, clip_step)
+        self.layer._look_for_nonfinite(newest, d_out, given, d_begin, clip_step)
         self._windows = self._still_in_reach(windows)
-        return self.layer._between_layouts(grads.x)
+        return self.layer._between_layouts(dx)
 
 
 class TruncatedBPTT(Reader):
@@ -122,7 +127,7 @@ class TruncatedBPTT(Reader):
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Its `grads` are added to.
+        Of one direction and any number of layers. Its `grads` are added to.
     h : int
         Steps back.
     h_prime : int or None
@@ -134,8 +139,8 @@ class TruncatedBPTT(Reader):
         As given; they are fixed.
     state : as the layer returns it, or None
         The carried state; None is the start of a sequence. Assigning to it is a `reset`.
-    tape : Tape or None
-        The newest window's, until the backward pass has gone through it.
+    tape : Tape, tuple of Tape or None
+        The newest window's, of a stack one for each layer, until the backward pass has gone through it.
 
     Examples
     --------
@@ -167,19 +172,23 @@ class TruncatedBPTT(Reader):
             raise ValueError(f"x: expected at most h_prime = {self.h_prime} steps, got {steps}")
         return super().forward(x, lengths=lengths, resets=resets)
 
-    def _with(self, tape: Tape) -> Windows:
-        return (*within_reach(self._windows, self.h - len(tape)), (tape, None))
+    def _with(self, tape: KeptTape) -> Windows:
+        return (*within_reach(self._windows, self.h - steps_of(tape)), (tape, None))
 
-    def _reached(self, newest: Tape, older: Sequence[tuple[Tape, Any]]) -> Iterable[tuple[Tape, Any]]:
-        left = self.h - len(newest)
+    def _reached(self, newest: KeptTape, older: Sequence[tuple[KeptTape, Any]]) -> Iterable[tuple[KeptTape, Any]]:
+        left = self.h - steps_of(newest)
         for tape, _ in older:
             if left <= 0:
                 return
             yield tape.last(left), None
-            left -= len(tape)
+            left -= steps_of(tape)
 
     def _still_in_reach(self, windows: Windows) -> Windows:
         return within_reach(windows, self.h - 1)
+
+
+def steps_of(tape: KeptTape) -> int:
+    return tape.shape[0]
 
 
 def within_reach(windows: Windows, steps: int) -> Windows:
@@ -188,9 +197,9 @@ def within_reach(windows: Windows, steps: int) -> Windows:
     for window in reversed(windows):
         if steps <= 0:
             break
-        if len(window[0]):
+        if steps_of(window[0]):
             kept.append(window)
-        steps -= len(window[0])
+        steps -= steps_of(window[0])
     return tuple(reversed(kept))
 
 
@@ -219,7 +228,7 @@ class ARTBP(Reader):
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Its `grads` are added to.
+        Of one direction and any number of layers, which are cut at the same steps. Its `grads` are added to.
     probability : float, or ndarray (n,) of numbers
         c, at least 0 and below 1: pieces have geometric lengths, of 1 / c steps in the mean. Or one number for each count of steps since
         the row's last cut, 1, 2, ..., of which the last goes on: the lengths may be distributed in any way.
@@ -232,8 +241,8 @@ class ARTBP(Reader):
         As given, the latter as an array (n,), read-only.
     state : as the layer returns it, or None
         The carried state; None is the start of a sequence. Assigning to it is a `reset`.
-    tape : Tape or None
-        The newest window's, until the backward pass has gone through it.
+    tape : Tape, tuple of Tape or None
+        The newest window's, of a stack one for each layer, until the backward pass has gone through it.
 
     Examples
     --------
@@ -260,12 +269,12 @@ class ARTBP(Reader):
         super().reset(state)
         self._since_cut = None
 
-    def _with(self, tape: Tape) -> Windows:
-        factors = self._draw(*tape.shape[:2]).astype(tape.h.dtype)
+    def _with(self, tape: KeptTape) -> Windows:
+        factors = self._draw(*tape.shape[:2]).astype(self.layer.dtype)
         before = uncut(self._windows, factors[0] != 0 if len(factors) else True)  # a loss at the window's first step reaches them
         return (*before, (tape, factors))
 
-    def _reached(self, newest: Tape, older: Sequence[tuple[Tape, Any]]) -> Iterable[tuple[Tape, Any]]:
+    def _reached(self, newest: KeptTape, older: Sequence[tuple[KeptTape, Any]]) -> Iterable[tuple[KeptTape, Any]]:
         return older
 
     def _still_in_reach(self, windows: Windows) -> Windows:

@@ -354,7 +354,7 @@ def check_the_kernels(folder):
 @pytest.mark.skipif(not (find_spec("Cython") and shutil.which("gcc")), reason="compiles a kernel")
 def test_the_kernels(tmp_path):
     """In a copy of the package, with kernels of one precision and level: right gradients, and all that is made of them."""
-    for module in ("matplotlib", "rich", "safetensors"):
+    for module in ("matplotlib", "rich"):
         pytest.importorskip(module)
     package, kernels = tmp_path / "fastbptt", tmp_path / "fastbptt" / "_kernels"
     shutil.copytree(Path(fastbptt.__file__).parent, package, ignore=shutil.ignore_patterns("_*_float*", "*.c", "__pycache__"))

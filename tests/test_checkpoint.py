@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from processes import environment, run_python
 
-pytest.importorskip("safetensors")
-
 from fastbptt._files import write_atomically
-from fastbptt.app.train.checkpoint import HEADER_LIMIT, load_checkpoint, save_checkpoint
+from fastbptt._safetensors import HEADER_LIMIT
+from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 
 ARRAYS = {
     "weights": np.random.default_rng(0).standard_normal((3, 5)),
@@ -68,9 +67,21 @@ def test_equal_content_makes_equal_files_in_every_process(tmp_path, saved):
 
 
 def test_other_tools_can_read_it(saved):
-    from safetensors.numpy import load_file
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    arrays = load_file(saved)
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in arrays.items():
+        assert array.dtype == ARRAYS[name].dtype and np.array_equal(array, ARRAYS[name])
 
-    assert np.array_equal(load_file(saved)["weights"], ARRAYS["weights"])
+
+def test_what_other_tools_wrote_can_be_read(tmp_path):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    arrays = ARRAYS | {"half": np.arange(3, dtype=np.float16), "single": np.ones((2, 1), np.float32)}
+    save_file(arrays, tmp_path / "file", {"fastbptt": json.dumps(METADATA)})
+    got, metadata = load_checkpoint(tmp_path / "file")
+    assert metadata == METADATA and got.keys() == arrays.keys()
+    for name, array in got.items():
+        assert array.dtype == arrays[name].dtype and np.array_equal(array, arrays[name])
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,12 @@ def test_other_tools_can_read_it(saved):
         (content_of(OURS | {"a": entry(0, 8, (-1,))}, bytes(8)), "damaged checkpoint"),
         (content_of(OURS | {"a": entry(0, 8, (4,), "BF16")}, bytes(8)), "damaged checkpoint: a is of type BF16"),
         (content_of(OURS | {"a": entry(0, 8, dtype=["F64"])}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0, 8, (True,))}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0, 8, (1.0,))}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0.0, 8)}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0, 8) | {"data_offsets": [0, 8, 8]}}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0, 8) | {"shape": 1}}, bytes(8)), "damaged checkpoint"),
+        (content_of(OURS | {"a": entry(0, 8, (1,) * 100)}, bytes(8)), "damaged checkpoint"),
         (content_of({"__metadata__": {"fastbptt": "{"}}), "damaged checkpoint"),
         (content_of({"__metadata__": {"fastbptt": "[" * 100_000}}), "damaged checkpoint"),
         (content_of({"__metadata__": {"fastbptt": 3}}), "damaged checkpoint"),

@@ -23,7 +23,6 @@ from fastbptt.app.interruption import SIGNALS, Interruption
 from fastbptt.app.messages import PictureError, drawing, fail, printable, printable_name, say
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("safetensors")
 
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.display import Silence

@@ -9,8 +9,6 @@ import pytest
 from commands import assert_fails
 from processes import run_python
 
-pytest.importorskip("safetensors")
-
 from fastbptt.app.train.checkpoint import load_checkpoint
 from fastbptt.app.train.folder import Folder
 from fastbptt.app.train.loop import Training

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("safetensors")
-
 from fastbptt.app.cli import build_parser
 
 DOCS = Path(__file__).parent.parent / "docs"

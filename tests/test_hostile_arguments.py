@@ -163,7 +163,7 @@ class World:
         self.flow = fastbptt.gradient_flow(self.tape, d_out)
         self.good = weights | {
             "x": x, "h0": state, "state": state, "d_out": d_out, "d_state": state, "tape": self.tape, "leak": None, "nonlinearity": "tanh",
-            "input_size": 4, "hidden_size": 7, "in_features": 7, "out_features": 2, "rng": 0, "dtype": np.float64,
+            "input_size": 4, "hidden_size": 7, "num_layers": 2, "in_features": 7, "out_features": 2, "rng": 0, "dtype": np.float64,
             "grads": [np.ones(3), np.full(2, 2.0)], "max_norm": 1.0, "norm_type": 2.0, "nonfinite": "zero", "clip_value": 1.0,
             "logits": np.ones((5, 3, 4)), "targets": np.ones((5, 3), int), "mask": None, "outputs": np.ones((1, 3, 4)), "loss": 1.0,
             "layers_or_params": {"a": np.ones(3)}, "layer": self.layer, "h": 4, "h_prime": 2, "probability": 0.1, "rnn": self.layer, "readout": self.linear,

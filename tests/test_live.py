@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from commands import assert_fails, command, shown_in_terminal
 
-pytest.importorskip("safetensors")
-
 import fastbptt
 from fastbptt.app.train import monitor as monitoring
 from fastbptt.app.train.display import BAR, Lines, Meter, bars, curve, gradients_drawn, scale

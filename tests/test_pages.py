@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("safetensors")
-
 import fastbptt
 from fastbptt.app.cli import build_parser
 

@@ -17,9 +17,6 @@ from processes import run_python
 import fastbptt
 from fastbptt import reference
 from fastbptt._checks import DTYPES
-
-pytest.importorskip("safetensors")
-
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.loop import WARM_UP, Training
 from fastbptt.app.train.model import Model
@@ -206,6 +203,37 @@ def test_a_resumed_run_is_the_uninterrupted_one(text, tmp_path, cell, dtype, upd
     assert (resumed.clipped, resumed.recent_loss) == (whole.clipped, whole.recent_loss)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_resumed_stack_drops_what_the_uninterrupted_one_does(text, tmp_path, cell):
+    whole = finished(training_on(replace(SMALL, cell=cell, nonlinearity=None, layers=3, dropout=0.3), read_corpus(text)))
+    part = training_on(whole.settings, read_corpus(text))
+    while part.updates < 21:
+        part.update()
+    save(part, tmp_path / "part")
+    resumed = finished(resume(tmp_path / "part", layers=3, dropout=0.3))
+    assert bytes_of(resumed, tmp_path / "resumed") == bytes_of(whole, tmp_path / "whole")
+    assert resumed.last_evaluation() == whole.last_evaluation() == whole.last_evaluation()
+    assert resumed.sample(80, 0.7) == whole.sample(80, 0.7)
+    plain = finished(training_on(replace(whole.settings, dropout=0.0), read_corpus(text)))
+    assert plain.losses[:10] != whole.losses[:10] and plain.model.parameters == whole.model.parameters
+
+
+def test_a_stack_is_trained_watched_and_looked_at(run, text, tmp_path):
+    stack = "--layers", 2, "--dropout", 0.1, "--no-plot"
+    result = run("train", text, *OPTIONS, *stack, "--updates", 5, "--live", "--out", tmp_path)
+    assert result.status == 0 and "GRU, 2 layers, dropout 0.1, float32" in result.out and "\ngradients " in result.out
+    assert run("train", "--resume", tmp_path, "--updates", 9, "--no-plot").status == 0
+    seen = run("flow", tmp_path / "checkpoint.safetensors", "--no-picture", "--steps", 5)
+    assert seen.status == 0 and "the last of 2 layers of 7 units" in seen.out
+    assert run("flow", tmp_path / "checkpoint.safetensors", "--no-picture", "--steps", 5).out == seen.out
+    task = "train", "--task", "adding", "--length", 20, "--hidden", 5, "--updates", 4, "--check-every", 2, *stack, "--quiet"
+    for cell in ("rnn", "lstm"):
+        folder = tmp_path / cell
+        assert run(*task, "--cell", cell, "--out", folder).status == 0
+        assert run("train", "--resume", folder, "--updates", 6, "--no-plot", "--live").status == 0
+        assert run("flow", folder / "checkpoint.safetensors", "--no-picture").status == 0
+
+
 def test_a_finished_run_can_be_extended(text, tmp_path):
     save(finished(training_on(SMALL, read_corpus(text))), tmp_path / "checkpoint")
     assert resume(tmp_path / "checkpoint").done
@@ -276,6 +304,7 @@ def test_a_text_of_one_character(run, tmp_path):
     [
         ("", "GRU, float32"),
         ("--cell lstm --dtype float64", "LSTM, float64"),
+        ("--layers 2 --dropout 0.25", "GRU, 2 layers, dropout 0.25, float32"),
         ("--cell rnn --nonlinearity relu --dtype float32", "RNN, relu, float32"),
     ],
 )
@@ -309,7 +338,7 @@ def test_importing_the_package_imports_none_of_the_extras():
     run_python("import sys, fastbptt\nassert not {'rich', 'matplotlib', 'safetensors', 'argparse'} & set(sys.modules)")
 
 
-@pytest.mark.parametrize(("name", "options"), [("safetensors", []), ("matplotlib", []), ("matplotlib", ["--quiet"])])
+@pytest.mark.parametrize(("name", "options"), [("matplotlib", []), ("matplotlib", ["--quiet"])])
 def test_a_missing_extra(run, text, tmp_path, monkeypatch, name, options):
     monkeypatch.setitem(sys.modules, name, None)
     result = run("train", text, "--out", tmp_path / "out", *options)
@@ -405,6 +434,11 @@ BAD_OPTIONS = {
     "--cell lstm --nonlinearity relu": "nonlinearity: only the cell rnn has a choice of it; this is lstm",
     "--dtype float16": "argument --dtype: invalid choice: 'float16' .*",
     "--schedule never": "argument --schedule: invalid choice: 'never' .*",
+    "--layers 0": "layers: expected an integer of at least 1, got 0",
+    "--layers 2 --dropout 1": "dropout: expected a number of at least 0 and below 1, got 1.0",
+    "--layers 2 --dropout nan": "dropout: expected a number of at least 0 and below 1, got nan",
+    "--dropout 0.5": "dropout: it is between layers, of which this net has one; ask for more of them, too",
+    "--layers 2 --omega 1": "omega: it is for nets of one layer",
     "--threads 0": "threads: expected a number from 1 to 256, got 0",
     "--threads 99999999999999999999": "threads: expected a number from 1 to 256, got 99999999999999999999",
     "--temperature -1": "temperature: expected a number at least 0 .*, got -1.0",
@@ -486,6 +520,7 @@ CONTRADICTIONS = {
     "--seq-len 11": "seq-len: .* was made with 10, which 11 contradicts",
     "--lr 0.5": "lr: .* was made with 0.01, which 0.5 contradicts",
     "--nonlinearity relu": "nonlinearity: .* was made with tanh, which relu contradicts",
+    "--layers 2": "layers: .* was made with 1, which 2 contradicts",
     "--cell lstm": "cell: .* was made with rnn, which lstm contradicts",
     "--dtype float32": "dtype: .* was made with float64, which float32 contradicts",
     "--updates 39": "updates: .* has made 40 already, more than 39",
@@ -587,6 +622,10 @@ DAMAGE = {
     "another size": setting("hidden", 8),
     "a smaller size": setting("hidden", 6),
     "an enormous size": setting("hidden", 999_999),
+    "more layers": setting("layers", 2),
+    "an enormous number of layers": setting("layers", 65536),
+    "layers in words": setting("layers", "two"),
+    "dropout in one layer": setting("dropout", 0.5),
     "a size in words": setting("hidden", "seven"),
     "another batch": setting("batch", 4),
     "an impossible window": setting("seq_len", 10_000),

@@ -12,10 +12,6 @@ from commands import assert_fails, command, started
 
 from fastbptt import reference
 from fastbptt._checks import DTYPES
-from fastbptt.tasks import TASKS
-
-pytest.importorskip("safetensors")
-
 from fastbptt.app.train import task_objective
 from fastbptt.app.train.checkpoint import load_checkpoint, save_checkpoint
 from fastbptt.app.train.loop import WARM_UP, Training
@@ -26,6 +22,7 @@ from fastbptt.app.train.task_objective import TaskObjective
 from fastbptt.app.train.text_objective import TextObjective
 from fastbptt.cells import CELLS
 from fastbptt.init import MATRICES, STARTS
+from fastbptt.tasks import TASKS
 
 SMALL = TaskSettings(task="temporal-order", length=10, hidden=7, batch=3, updates=40, seed=5, check_every=15)
 OPTIONS = ["--task", "temporal-order", "--length", 10, "--hidden", 7, "--batch", 3, "--seed", 5, "--no-plot"]

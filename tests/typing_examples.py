@@ -125,6 +125,21 @@ def truncated(x: F64) -> None:
     fastbptt.init.STARTS["identity"].draw(layer, None, 0)
 
 
+def stacks(x: F64) -> None:
+    layer = LSTM(4, 7, 2, dropout=0.5, bidirectional=True)
+    RNN(4, 7, np.int64(3), nonlinearity="relu", bias=False)
+    out, (h, _) = layer(x)
+    assert_type(out, F64)
+    assert_type(layer.dropout, float)
+    assert_type(layer.num_layers, int)
+    layer.dropout = 0.25
+    layer.num_layers = 3  # type: ignore[assignment]
+    LSTM(4, 7, 2, True)  # type: ignore[call-arg]
+    layer.backward(out, (h, h))
+    for tape in layer.take_tape():
+        fastbptt.gradient_flow(tape, np.ones_like(tape.h[1:]))
+
+
 def ragged_batches(x: F32, w: F32, lengths: NDArray[np.int64], resets: NDArray[np.bool_]) -> None:
     out, _, tape = fastbptt.gru_forward(x, None, w, w, lengths=lengths, resets=resets)
     assert_type(out, F32)

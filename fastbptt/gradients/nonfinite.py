@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .._typing import Array
 from ..cells import CELLS
+from ..stacks import Direction
 from ..tape import Tape
 from .state_gradients import state_gradients
 
@@ -21,6 +24,28 @@ def why_not_finite(tape: Tape, d_out: Array | None, d_state: tuple[Array | None,
         with np.errstate(all="ignore"):
             norms = state_gradients(tape, d_out, d_state).log10_state_norm()
     return first_nonfinite(tape, d_out, d_state, norms) or _first_overflow(tape.h.dtype, norms)
+
+
+def why_stack_is_not_finite(
+    directions: Sequence[Direction],
+    tapes: Sequence[Tape],
+    d_outs: Sequence[Array | None],
+    d_states: Sequence[tuple[Array | None, ...]],
+    *,
+    as_is: bool,
+) -> str | None:
+    """As `why_not_finite`, of several layers or directions: forward from the lowest layer up, then back from the highest down."""
+    for direction, tape in zip(directions, tapes):
+        if (reason := first_nonfinite(tape, None, (), np.zeros((1, 1)))) is not None:
+            return _of_direction(direction, reason)
+    for direction, *arguments in reversed([*zip(directions, tapes, d_outs, d_states)]):
+        if (reason := why_not_finite(*arguments, as_is=as_is)) is not None:
+            return _of_direction(direction, reason)
+    return None
+
+
+def _of_direction(direction, reason):
+    return f"{direction}{' (steps are counted from the end)' if direction.reverse else ''}: {reason}"
 
 
 def _first_overflow(dtype, log10_state_norm):

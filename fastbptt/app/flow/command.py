@@ -108,7 +108,6 @@ def _flow(options):
 
 
 def _look_at_saved(options, picture):
-    require("train", "safetensors")
     net = load_net(options.checkpoint)
     if isinstance(net, TextNet):
         refuse(options, ("seed",), "nothing is random about a net that reads a text")
@@ -116,7 +115,7 @@ def _look_at_saved(options, picture):
             tokens, source, unknown = net.tokens(options.text, options.encoding)
             found, loss = net.flow(tokens, **given(options, ("steps", "batch")))
         left_out = f"; {unknown:,} characters that the net does not know are left out" if unknown else ""
-        say("text", f"{printable_name(source)}: loss {loss:.4f} nats per character, perplexity {perplexity(loss):.2f}{left_out}")
+        say("text", f"{printable_name(source)}: loss {loss:.4f} nats per {net.unit}, perplexity {perplexity(loss):.2f}{left_out}")
     else:
         refuse(options, ("encoding", "text"), f"{options.checkpoint} was trained on the task {net.task.name}, not on a text")
         with working("the net on its task"):

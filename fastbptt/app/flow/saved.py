@@ -10,6 +10,7 @@ from ...tasks import TASKS
 from ..train.checkpoint import damage_named
 from ..train.saved_run import load_run
 from ..train.text import read_again
+from ..train.words import tokens_of, vocabulary_of
 
 BATCH = 4
 
@@ -39,33 +40,42 @@ class SavedNet:
     def __str__(self):
         rnn = self.model.rnn
         kind = CELLS[rnn._cell].title(getattr(rnn, "nonlinearity", None))
-        return f"{kind}, {rnn.hidden_size} units, {rnn.dtype}, of {self.path}"
+        units = f"{rnn.hidden_size} units" if rnn.num_layers == 1 else f"the last of {rnn.num_layers} layers of {rnn.hidden_size} units"
+        return f"{kind}, {units}, {rnn.dtype}, of {self.path}"
 
     def _flow(self, x, state, loss, targets):
-        """The flow of ``loss(outputs, targets)``, which looks at as many of the last steps as there are targets; and the loss."""
+        """The flow, in the last layer, of ``loss(outputs, targets)``, which looks at as many of the last steps as there are targets; the loss."""
+        self.model.rnn.dropout = 0.0
         out, _ = self.model.rnn(x, state)
         tape = self.model.rnn.take_tape()
+        if isinstance(tape, tuple):
+            tape = tape[-1]
         d_out = np.zeros_like(out)
         value, d_out[len(out) - len(targets) :] = self.model.loss(loss, out, targets)
         return gradient_flow(tape, d_out), value
 
 
 class TextNet(SavedNet):
-    """A net that predicts the characters of a text."""
+    """A net that predicts the characters, or the words, of a text."""
 
     def __init__(self, saved):
-        self.vocabulary, self.digest = _vocabulary(saved.arrays["vocabulary"]), str(saved.description["sha256"])
+        read = vocabulary_of if saved.settings.words else _vocabulary
+        self.vocabulary, self.digest = read(saved.arrays["vocabulary"]), str(saved.description["sha256"])
+        self.unit = "word" if saved.settings.words else "character"
         super().__init__(saved, len(self.vocabulary), len(self.vocabulary))
 
     def tokens(self, source=None, encoding=None):
         """A text as the net reads it; None stands for the text that it was trained on, and for the encoding of that.
 
-        Returns the tokens (N,), the name of what was read, and how many characters were left out, as the net does not know them. OSError or
+        Returns the tokens (N,), the name of what was read, and how many characters were left out, as the net does not know them; words that
+        it does not know are rare ones. OSError or
         ValueError if the text cannot be read, or is no longer the one that the net was trained on.
         """
         corpus = read_again(self.path, self.description, source, encoding, advice="give one with --text")
         if source is None and corpus.digest != self.digest:
             raise ValueError(f"{corpus.source}: has changed since {self.path} was trained on it; --text {corpus.source} takes it as it is")
+        if self.settings.words:
+            return tokens_of(corpus, self.vocabulary), corpus.source, 0
         place = np.minimum(np.searchsorted(self.vocabulary, corpus.vocabulary), len(self.vocabulary) - 1)
         token = np.where(self.vocabulary[place] == corpus.vocabulary, place, -1)[corpus.tokens]
         return token[token >= 0], corpus.source, int(np.count_nonzero(token < 0))
@@ -73,13 +83,13 @@ class TextNet(SavedNet):
     def flow(self, tokens, *, steps=None, batch=BATCH):
         """Let it read, and take its loss back: the `GradientFlow`, and the mean cross-entropy of the recorded steps, in nats.
 
-        It reads at B = ``batch`` evenly spaced positions: up to T characters of warm-up, then T = ``steps`` that are recorded, by default as
+        It reads at B = ``batch`` evenly spaced positions: up to T tokens of warm-up, then T = ``steps`` that are recorded, by default as
         many as in training. ValueError if the text is too short.
         """
         T, B = self.settings.seq_len if steps is None else _checks.size("steps", steps), _checks.size("batch", batch)
         length = (len(tokens) - 1) // B
         if length < T:
-            raise ValueError(f"text: {len(tokens)} characters are too few for {B} rows of {T} steps; at least {B * T + 1} are needed")
+            raise ValueError(f"text: {len(tokens)} {self.unit}s are too few for {B} rows of {T} steps; at least {B * T + 1} are needed")
         before = min(T, length - T)
         at = np.arange(before + T)[:, None] + length * np.arange(B)
         _, state = self.model.rnn(tokens[at[:before]]) if before else (None, None)

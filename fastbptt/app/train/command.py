@@ -29,7 +29,7 @@ def add_train(commands):
         "train",
         help="train a recurrent net on a text or a task",
         description="Train a recurrent net by backpropagation through time, and see what it has learned: to predict a text, character by "
-        "character, or with --task to solve one of the classic tasks that need a long memory, until less than 1 % of 10,000 fresh "
+        "character or with --words word by word, or with --task to solve one of the classic tasks that need a long memory, until less than 1 % of 10,000 fresh "
         "sequences are answered wrongly.",
         epilog="A run keeps what it learns even if it cannot show it: where standard output is closed, full or no longer read, it goes on to "
         "its end, saves all its files, and ends with status 1. Ctrl-C, SIGTERM and a terminal that hangs up end it after the update at hand, "
@@ -43,6 +43,11 @@ def add_train(commands):
         text, task = (getattr(settings, name) for settings in (TextSettings, TaskSettings))
         return text if text == task else f"{text}; of a task {task}"
 
+    parser.add_argument(
+        "--words", action="store_const", const=True, help="learn the text by its words, and its marks, instead of its characters"
+    )
+    how = "of words: how many of them; the rare ones are one token"
+    add_option(parser, "vocabulary", TextSettings.VOCABULARY, how, type=int, metavar="N")
     add_option(parser, "encoding", "utf-8; of a resumed run, as before", "how FILE is encoded, by a name that Python knows", metavar="NAME")
 
     task = parser.add_argument_group("a task instead of a text")
@@ -57,7 +62,10 @@ def add_train(commands):
     made_for = ", ".join(f"{start.nonlinearity} with --init {name}" for name, start in STARTS.items() if start.nonlinearity != "tanh")
     add_option(net, "nonlinearity", f"tanh; {made_for}", f"of the rnn: {', '.join(NONLINEARITIES)}", choices=NONLINEARITIES, metavar="F")
     add_option(net, "dtype", both("dtype"), ", ".join(DTYPES), choices=DTYPES, metavar="D")
-    add_option(net, "hidden", both("hidden"), "units of the recurrent layer", type=int, metavar="H")
+    add_option(net, "hidden", both("hidden"), "units of a recurrent layer", type=int, metavar="H")
+    reads = "all read forward, since the next character is not to be seen, and a task's answer is due when the last step is read"
+    add_option(net, "layers", TextSettings.layers, f"recurrent layers, one above the other; {reads}", type=int, metavar="N")
+    add_option(net, "dropout", TextSettings.dropout, "how likely each number between two layers is left out", type=float, metavar="P")
     add_option(
         net, "init", "default; of a task, with the rnn, basic-tanh", f"how it starts: {', '.join(STARTS)}", choices=STARTS, metavar="S"
     )
@@ -91,8 +99,8 @@ def add_train(commands):
         help="go on with a run; other settings than --updates and --minutes stay as they were",
     )
     add_option(results, "save-every", 15, "seconds between checkpoints", type=float, metavar="S")
-    add_option(results, "sample", 500, "of a text: characters to generate at the end", type=int, metavar="N")
-    add_option(results, "temperature", 0.8, "of the sample: 0 always takes the likeliest character", type=float, metavar="T")
+    add_option(results, "sample", 500, "of a text: characters, or words, to generate at the end", type=int, metavar="N")
+    add_option(results, "temperature", 0.8, "of the sample: 0 always takes the likeliest", type=float, metavar="T")
     results.add_argument("--no-plot", action="store_true", help="draw no picture")
     shown = results.add_mutually_exclusive_group()
     shown.add_argument("--live", action="store_true", help="show how far back gradients reach while it learns, and warn if they go wrong")
@@ -108,7 +116,7 @@ def length(text):
 
 def train(options):
     """``fastbptt train``: set up, then run; trouble in the former is the caller's, in the latter the run's."""
-    sizes = options, "length", "hidden", "seq_len", "batch", "sample"
+    sizes = options, "length", "hidden", "layers", "vocabulary", "seq_len", "batch", "sample"
     with ExitStack() as held:
         try:
             require_packages(options)
@@ -125,7 +133,7 @@ def train(options):
 
 def require_packages(options):
     """ImportError if a package that this run needs is missing."""
-    wanted = {"safetensors": True, "matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
+    wanted = {"matplotlib": not options.no_plot, "rich": not options.quiet and is_live()}
     require("train", *(name for name, needed in wanted.items() if needed))
 
 

@@ -44,8 +44,8 @@ class Training:
     units : int
         Characters or sequences read since the run began or was resumed.
     observer : callable or None
-        Called before each update's step as ``observer(tape, d_out, d_state)``, with the arguments of its backward pass; with
-        ``failed=True`` if something is not finite. The time it takes does not count.
+        Called before each update's step as ``observer(tape, d_out, d_state)``, with the arguments of its backward pass, of several layers
+        those of the last one; with ``failed=True`` if something is not finite. The time it takes does not count.
 
     Examples
     --------
@@ -144,11 +144,14 @@ class Training:
         return self.objective.sample(self.model, length, temperature, copy.deepcopy(self.rng))
 
     def _gradients(self, out, d_last):
-        """The gradient of the last S states, (S, B, H), as arguments of a backward pass: of all of them, or of the last one."""
+        """The gradient of the last layer's last S states, (S, B, H), as arguments of a backward pass: of all of them, or of the last one."""
         if len(d_last) == len(out):
             return d_last, None
-        cell = CELLS[self.settings.cell]
-        return None, cell.state([d_last[0], *(None for _ in cell.states[1:])])
+        cell, d_h = CELLS[self.settings.cell], d_last[0]
+        if self.settings.layers > 1:
+            d_h = np.zeros((self.settings.layers, *d_h.shape), d_h.dtype)
+            d_h[-1] = d_last[0]
+        return None, cell.state([d_h, *(None for _ in cell.states[1:])])
 
     def _go_back(self, loss, gradients):
         """The gradients of all parameters, clipped; their norm before."""
@@ -165,8 +168,15 @@ class Training:
         if self.observer is None:
             return 0.0
         start = time.perf_counter()
+        if self.settings.layers > 1:
+            tape, gradients = tape[-1], self._of_last_layer(*gradients)
         self.observer(tape, *gradients, **how)
         return time.perf_counter() - start
+
+    def _of_last_layer(self, d_out, d_state):
+        if isinstance(d_state, tuple):
+            return d_out, tuple(None if part is None else part[-1] for part in d_state)
+        return d_out, None if d_state is None else d_state[-1]
 
     def _add_omega(self, gradients):
         """The penalty's immediate derivative, to that of W_hh."""

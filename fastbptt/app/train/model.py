@@ -18,6 +18,10 @@ class Model:
     ----------
     inputs, hidden, outputs : int
         I, H and N.
+    layers : int
+        Of the recurrent layers, one above the other.
+    dropout : float
+        Between them.
     cell : {"rnn", "gru", "lstm"}
     nonlinearity : {"tanh", "relu", "sigmoid", "identity"} or None
         Of an RNN; None means tanh. The others have no choice.
@@ -44,10 +48,12 @@ class Model:
     ((5, 3, 4), 137)
     """
 
-    def __init__(self, inputs, hidden, outputs, *, cell="rnn", nonlinearity=None, dtype=np.float64, init="default", rng=None):
+    def __init__(
+        self, inputs, hidden, outputs, *, layers=1, dropout=0.0, cell="rnn", nonlinearity=None, dtype=np.float64, init="default", rng=None
+    ):
         rng = np.random.default_rng(rng)
         choice = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-        self.rnn = LAYERS[cell](inputs, hidden, dtype=dtype, rng=rng, **choice)
+        self.rnn = LAYERS[cell](inputs, hidden, layers, dropout=dropout, dtype=dtype, rng=rng, **choice)
         self.readout = Linear(hidden, outputs, dtype=dtype, rng=rng)
         self.layers = [self.rnn, self.readout]
         STARTS[init].draw(self.rnn, self.readout, rng)
@@ -58,9 +64,9 @@ class Model:
         return sum(layer.flat_params.size for layer in self.layers)
 
     def initial_state(self, batch):
-        """The state to begin with: zeros (1, B, H), of an LSTM two of them."""
+        """The state to begin with: zeros (L, B, H) for L layers, of an LSTM two of them."""
         cell = CELLS[self.rnn._cell]
-        return cell.state([np.zeros((1, batch, self.rnn.hidden_size), self.rnn.dtype) for _ in cell.states])
+        return cell.state([np.zeros((self.rnn.num_layers, batch, self.rnn.hidden_size), self.rnn.dtype) for _ in cell.states])
 
     def loss(self, loss, out, targets):
         """``loss(answers, targets)`` at the last S steps of ``out``, as many as there are targets, and its gradient there (S, B, H)."""
@@ -73,7 +79,7 @@ class Model:
 
     @contextmanager
     def evaluating(self):
-        """Within it, the layers keep nothing for a backward pass."""
+        """Within it, the layers keep nothing for a backward pass, and drop nothing."""
         for layer in self.layers:
             layer.eval()
         try:

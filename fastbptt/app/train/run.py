@@ -28,7 +28,7 @@ class Output:
     picture : bool
         Whether to draw it.
     sample : int
-        How many characters to generate.
+        How many characters, or words, to generate.
     temperature : float
     save_every : float
         Seconds between checkpoints.
@@ -195,7 +195,7 @@ def report(training, output, meter, saver, monitor=None):
     if sample := training.sample(output.sample, output.temperature):
         unwritten = keep(sample, output)
         where = "" if unwritten else f"; also in {printable_name(output.sample_file)}"
-        say("sample", f"{output.sample} characters at temperature {output.temperature:g}{where}")
+        say("sample", f"{output.sample} {training.objective.unit} at temperature {output.temperature:g}{where}")
         show(f"\n{sample}\n")
     undrawn = draw(training, output, evaluation)
     if output.picture and not undrawn:

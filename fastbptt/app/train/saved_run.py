@@ -151,7 +151,7 @@ def _metadata(training):
         "description": objective.description(),
         "rng": training.rng.bit_generator.state,
         "seconds": 0.0 if settings.minutes is None else training.seconds,
-    }
+    } | ({"dropout_rng": training.model.rnn.rng.bit_generator.state} if settings.dropout else {})
 
 
 def _check_arrays(arrays, training):
@@ -184,6 +184,8 @@ def _restore(training, arrays, metadata):
     training.evaluations = [_evaluation(*numbers, updates=training.updates) for numbers in arrays[EVALUATIONS].tolist()]
     training.clipped = sum(norm > training.settings.clip for norm in training.norms)
     training.rng.bit_generator.state = metadata["rng"]
+    if training.settings.dropout:
+        training.model.rnn.rng.bit_generator.state = metadata["dropout_rng"]
     training.seconds = _checks.number("seconds", metadata["seconds"], 0)
 
 
@@ -197,9 +199,11 @@ def _evaluation(update, loss, sequences, wrong, *, updates):
 def _saved_settings(objective_type, saved, arrays):
     """The settings, if the arrays are of their size: nothing is allocated on a damaged file's word."""
     settings = objective_type.settings_type(**saved | {"clip": math.inf if saved["clip"] is None else saved["clip"]})
-    rows, columns = arrays["rnn.weight_hh_l0"].shape
-    if min(rows, columns) < settings.hidden or arrays["training.h"].shape != (1, settings.batch, settings.hidden):
-        raise ValueError(f"its arrays are not those of {settings.hidden} units and {settings.batch} rows")
+    shapes = [arrays[f"rnn.weight_hh_l{k}"].shape for k in range(settings.layers)]
+    if any(len(shape) != 2 or min(shape) < settings.hidden for shape in shapes) or (
+        arrays["training.h"].shape != (settings.layers, settings.batch, settings.hidden)
+    ):
+        raise ValueError(f"its arrays are not those of {settings.hidden} units, {settings.layers} layers and {settings.batch} rows")
     return settings
 
 

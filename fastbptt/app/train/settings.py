@@ -8,6 +8,7 @@ from ... import _checks
 from ...cells import CELLS
 from ...init import STARTS
 from ...optim import SGD, Adam, RMSprop
+from ...stacks import MOST_LAYERS
 from ...tasks import TASKS
 from .model import Model, nonlinearity_of
 
@@ -31,7 +32,11 @@ class Settings:
     dtype : {"float64", "float32"}
         Of all parameters, states and gradients.
     hidden : int
-        Units of the recurrent layer.
+        Units of a recurrent layer.
+    layers : int
+        Recurrent layers, one above the other.
+    dropout : float
+        How likely each number between two of them is left out of an update.
     init : str or None
         How the parameters are drawn: one of `fastbptt.init.STARTS`.
     batch : int
@@ -63,6 +68,8 @@ class Settings:
     nonlinearity: str | None = None
     dtype: str
     hidden: int
+    layers: int = 1
+    dropout: float = 0.0
     init: str | None = None
     batch: int
     optimiser: str
@@ -77,6 +84,7 @@ class Settings:
     def __post_init__(self):
         for name in ("hidden", "batch"):
             _checks.number(name, _checks.size(name, getattr(self, name)), 1, _checks.LARGEST)
+        _checks.size("layers", self.layers, 1, MOST_LAYERS)
         _checks.size("seed", self.seed, 0)
         _checks.one_of("cell", self.cell, tuple(CELLS))
         _checks.one_of("dtype", self.dtype, _checks.DTYPES)
@@ -85,6 +93,11 @@ class Settings:
         _checks.one_of("schedule", self.schedule, tuple(SCHEDULES))
         _checks.number("clip", self.clip, 0, above=True)
         _checks.number("omega", self.omega, 0, _checks.LARGEST)
+        self._set("dropout", _checks.share("dropout", self.dropout))
+        if self.dropout and self.layers == 1:
+            raise ValueError("dropout: it is between layers, of which this net has one; ask for more of them, too")
+        if self.omega and self.layers > 1:
+            raise ValueError("omega: it is for nets of one layer")
         if self.lr is None:
             self._set("lr", self._usual_rate())
         _checks.number("lr", self.lr, 0, _checks.LARGEST, above=True)
@@ -104,12 +117,14 @@ class Settings:
 
     @property
     def net(self):
-        """The recurrent layer in words."""
-        return ", ".join(filter(None, (self.cell.upper(), self.nonlinearity, self.dtype)))
+        """The recurrent layers in words."""
+        stack = f"{self.layers} layers" if self.layers > 1 else None
+        dropout = f"dropout {self.dropout:g}" if self.dropout else None
+        return ", ".join(filter(None, (self.cell.upper(), self.nonlinearity, stack, dropout, self.dtype)))
 
     def model(self, inputs, outputs, rng):
         """A `Model` that has learned nothing."""
-        start = {name: getattr(self, name) for name in ("cell", "nonlinearity", "dtype", "init")}
+        start = {name: getattr(self, name) for name in ("layers", "dropout", "cell", "nonlinearity", "dtype", "init")}
         return Model(inputs, self.hidden, outputs, **start, rng=rng)
 
     def _settle_start(self):
@@ -129,15 +144,20 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(Settings):
-    """How to learn to predict the characters of a text.
+    """How to learn to predict the characters of a text, or its words.
 
     Attributes
     ----------
     seq_len : int
         Steps in a window: how far each gradient goes back.
+    words : bool
+        Whether tokens are words.
+    vocabulary : int or None
+        How many different ones at most; all others are one token. None means `VOCABULARY`, and that there are no words.
     """
 
     UPDATES: ClassVar[int] = 5000
+    VOCABULARY: ClassVar[int] = 10_000
 
     cell: str = "gru"
     dtype: str = "float32"
@@ -146,8 +166,17 @@ class TextSettings(Settings):
     optimiser: str = "rmsprop"
     schedule: str = "cosine"
     seq_len: int = 50
+    words: bool = False
+    vocabulary: int | None = None
 
     def __post_init__(self):
+        _checks.flag("words", self.words)
+        if self.vocabulary is not None:
+            if not self.words:
+                raise ValueError("vocabulary: it is of words; ask for them, too")
+            _checks.number("vocabulary", _checks.size("vocabulary", self.vocabulary, 2), 2, _checks.LARGEST)
+        elif self.words:
+            self._set("vocabulary", self.VOCABULARY)
         _checks.number("seq-len", _checks.size("seq-len", self.seq_len), 1, _checks.LARGEST)
         super().__post_init__()
 

@@ -6,6 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,6 +50,8 @@ class Corpus:
     encoding: str | None = None
     newline: str | None = None
 
+    unit: ClassVar[str] = "characters"
+
     @property
     def training(self):
         """The tokens to learn from: all but the last 5 %."""
@@ -57,7 +60,25 @@ class Corpus:
     @property
     def held_out(self):
         """The last 5 % of the tokens, to be judged by."""
-        return self.tokens[len(self.tokens) - max(LEAST_HELD_OUT, len(self.tokens) // HELD_OUT) :]
+        return self.tokens[len(self.tokens) - held_out_of(len(self.tokens)) :]
+
+    @property
+    def line_break(self):
+        """Its token; 0 if there is none."""
+        at = np.flatnonzero(self.vocabulary == ord("\n"))
+        return int(at[0]) if at.size else 0
+
+    def decode(self, tokens):
+        """The string that tokens stand for."""
+        return decode(self.vocabulary, tokens)
+
+    def array(self):
+        """The vocabulary as an array of code points."""
+        return self.vocabulary
+
+    def size(self):
+        """How much text it is, in words."""
+        return f"{len(self.tokens):,} {self.unit}, {len(self.vocabulary):,} different"
 
     def streams(self, batch, steps):
         """The training text, cut into parallel streams.
@@ -72,7 +93,7 @@ class Corpus:
         Returns
         -------
         inputs, targets : ndarray (B, L), integer
-            ``targets[:, t]`` is the character that follows ``inputs[:, t]``.
+            ``targets[:, t]`` is the token that follows ``inputs[:, t]``.
 
         Raises
         ------
@@ -83,10 +104,15 @@ class Corpus:
         if length < steps:
             least = batch * steps + 1 + max(LEAST_HELD_OUT, batch * steps // (HELD_OUT - 1))
             raise ValueError(
-                f"{self.source}: {len(self.tokens)} characters are too few for {batch} streams of {steps}; "
+                f"{self.source}: {len(self.tokens)} {self.unit} are too few for {batch} streams of {steps}; "
                 f"at least {least} are needed, or a smaller batch or seq-len"
             )
         return self.training[: batch * length].reshape(batch, length), self.training[1 : batch * length + 1].reshape(batch, length)
+
+
+def held_out_of(count):
+    """How many of so many tokens are held out."""
+    return max(LEAST_HELD_OUT, count // HELD_OUT)
 
 
 def read_corpus(source=None, encoding=None, newline=None):

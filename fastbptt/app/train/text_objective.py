@@ -1,4 +1,4 @@
-"""Learning to predict a text, character by character: truncated BPTT over parallel streams; a held-out part to be judged by."""
+"""Learning to predict a text, character by character or word by word: truncated BPTT over parallel streams; a held-out part to be judged by."""
 
 import math
 
@@ -9,9 +9,10 @@ from ..messages import printable_name
 from .checkpoint import damage_named
 from .objective import Evaluation, Objective, Window
 from .settings import TextSettings
-from .text import decode, read_again
+from .text import read_again
+from .words import by_words
 
-EVALUATION_STEPS = 4096  # characters evaluated in one call: what bounds the memory
+EVALUATION_STEPS, EVALUATION_SCORES = 4096, 1 << 22  # tokens, and scores of them, evaluated in one call: what bounds the memory
 
 
 class TextObjective(Objective):
@@ -21,6 +22,7 @@ class TextObjective(Objective):
     ----------
     settings : TextSettings
     corpus : fastbptt.app.train.text.Corpus
+        Read by the character. If the settings say so, its words are learned.
 
     Raises
     ------
@@ -30,10 +32,11 @@ class TextObjective(Objective):
 
     kind = "text"
     settings_type = TextSettings
-    unit = "characters"
 
     def __init__(self, settings, corpus):
-        self.settings, self.corpus = settings, corpus
+        if settings.words:
+            corpus = by_words(corpus, settings.vocabulary)
+        self.settings, self.corpus, self.unit = settings, corpus, corpus.unit
         self.inputs = self.outputs = len(corpus.vocabulary)
         self.steps = settings.seq_len
         self.streams = corpus.streams(settings.batch, settings.seq_len)
@@ -58,14 +61,11 @@ class TextObjective(Objective):
 
     def sample(self, model, length, temperature, rng):
         """Text by the net, as if after a line break."""
-        break_ = np.flatnonzero(self.corpus.vocabulary == ord("\n"))
-        first = int(break_[0]) if break_.size else 0
-        return decode(self.corpus.vocabulary, generate(model, first, length, temperature=temperature, rng=rng))
+        return self.corpus.decode(generate(model, self.corpus.line_break, length, temperature=temperature, rng=rng))
 
     def introduction(self):
         corpus = self.corpus
-        size = f"{len(corpus.tokens):,} characters, {self.inputs} different"
-        return "text", f"{printable_name(corpus.source)}: {size}; the last {len(corpus.held_out):,} are held out"
+        return "text", f"{printable_name(corpus.source)}: {corpus.size()}; the last {len(corpus.held_out):,} are held out"
 
     def portions(self):
         return f"{self.settings.batch} streams in windows of {self.steps}"
@@ -74,11 +74,11 @@ class TextObjective(Objective):
         return {"perplexity": f"{perplexity(training.recent_loss):.2f}"}
 
     def verdict(self, evaluation):
-        return f"perplexity {perplexity(evaluation.loss):.4f} per character ({evaluation.loss / math.log(2):.4f} bits)"
+        return f"perplexity {perplexity(evaluation.loss):.4f} per {self.unit[:-1]} ({evaluation.loss / math.log(2):.4f} bits)"
 
     def picture(self, evaluations, last):
         level = None if last is None else (last.loss, f"held-out text: perplexity {perplexity(last.loss):.3f}")
-        return {"loss_label": "loss (nats per character)", "level": level, "perplexities": True}
+        return {"loss_label": f"loss (nats per {self.unit[:-1]})", "level": level, "perplexities": True}
 
     def description(self):
         corpus = self.corpus
@@ -92,7 +92,7 @@ class TextObjective(Objective):
         }
 
     def arrays(self):
-        return {"vocabulary": self.corpus.vocabulary}
+        return {"vocabulary": self.corpus.array()}
 
     @classmethod
     def from_checkpoint(cls, path, settings, description, source=None, encoding=None):
@@ -101,7 +101,9 @@ class TextObjective(Objective):
             expected = f"expected {int(description['characters'])}, {int(description['different'])} different"
         corpus = read_again(path, description, source, encoding, advice="say where it is now")
         if corpus.digest != digest:
-            size = f"{len(corpus.tokens)} characters, {len(corpus.vocabulary)} different"
+            objective = cls(settings, corpus) if settings.words else None
+            corpus = corpus if objective is None else objective.corpus
+            size = f"{len(corpus.tokens)} {corpus.unit}, {len(corpus.vocabulary)} different"
             raise ValueError(f"{corpus.source}: not the text that {path} was trained on: {size}; {expected}")
         with damage_named(path):
             return cls(settings, corpus)
@@ -110,9 +112,10 @@ class TextObjective(Objective):
 def mean_loss(model, tokens):
     """The mean cross-entropy, in nats, of every token (N,) but the first, each predicted from all that stand before it."""
     total, state = 0.0, None
+    steps = max(1, min(EVALUATION_STEPS, EVALUATION_SCORES // model.readout.out_features))
     with model.evaluating():
-        for start in range(0, len(tokens) - 1, EVALUATION_STEPS):
-            piece = tokens[start : start + EVALUATION_STEPS + 1, None]
+        for start in range(0, len(tokens) - 1, steps):
+            piece = tokens[start : start + steps + 1, None]
             out, state = model.rnn(piece[:-1], state)
             loss, _ = softmax_cross_entropy(model.readout(out), piece[1:])
             total += loss * (len(piece) - 1)
