@@ -277,6 +277,7 @@ class Recurrent(Layer, Generic[S]):
     _cell: ClassVar[CellName]
     _run: Callable[..., tuple[Array, Any, Tape]]
     _run_back: Callable[..., Gradients]
+    _proj_size: int = 0  # the numbers of an LSTM's h that is projected
     input_size: Fixed[int] = fixed("input_size")
     hidden_size: Fixed[int] = fixed("hidden_size")
     num_layers: Fixed[int] = fixed("num_layers")
@@ -310,14 +311,17 @@ class Recurrent(Layer, Generic[S]):
             message = f"dropout: it is between layers, so that {self.dropout:g} has no effect with num_layers=1"
             warnings.warn(message, UserWarning, stacklevel=2 if type(self).__init__ is Recurrent.__init__ else 3)
         N = len(CELLS[self._cell].gates) * H
-        self._widths = dict.fromkeys(CELLS[self._cell].states, H)  # of each part of a state, and first of the outputs
-        self._out_size = H * (2 if self._bidirectional else 1)
+        P = self._proj_size or H
+        self._widths = dict.fromkeys(CELLS[self._cell].states, H) | {"h": P}  # of each part of a state, and first of the outputs
+        self._out_size = P * (2 if self._bidirectional else 1)
         shapes: dict[str, tuple[int, ...]] = {}
         for direction in self._directions:
             suffix = direction.suffix
-            shapes |= {f"weight_ih_{suffix}": (N, self._out_size if direction.layer else I), f"weight_hh_{suffix}": (N, H)}
+            shapes |= {f"weight_ih_{suffix}": (N, self._out_size if direction.layer else I), f"weight_hh_{suffix}": (N, P)}
             if self._bias:
                 shapes |= {f"bias_ih_{suffix}": (N,), f"bias_hh_{suffix}": (N,)}
+            if self._proj_size:
+                shapes |= {f"weight_hr_{suffix}": (P, H)}
         rng = _checks.generator("rng", rng)
         sizes = "input_size, hidden_size" + (", num_layers" if self._num_layers > 1 else "")
         super().__init__(sizes, shapes, 1 / math.sqrt(H), dtype, rng)
@@ -414,7 +418,7 @@ class Recurrent(Layer, Generic[S]):
             self._look_for_nonfinite(tape, d_out, d_state, d_initial, clip_step)
             return self._between_layouts(dx), d_initial
         grads = self.gradients_through(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step)
-        self._use_up(tape, self, grads[2:])
+        self._use_up(tape, self, [g for g in grads[2:] if g is not None])
         self._look_for_nonfinite(tape, d_out, d_state, grads.state, clip_step)
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
 
@@ -447,9 +451,9 @@ class Recurrent(Layer, Generic[S]):
             d_outs: list[Array | None] = []
             dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, d_outs, clip_step=clip_step, carry=carry)
             return StackGradients(dx, state, tuple(directions), tuple(d_outs))
-        T, B, H = getattr(tape, "_shape", None) or require_tape(tape, self._cell)[0]
+        T, B, _ = getattr(tape, "_shape", None) or require_tape(tape, self._cell)[0]
         if self.batch_first and d_out is not None:
-            d_out = _checks.require_shape("d_out", d_out, (B, T, H)).swapaxes(0, 1)
+            d_out = _checks.require_shape("d_out", d_out, (B, T, self._out_size)).swapaxes(0, 1)
         d_state = self._without_layer_axis("d_state", d_state, B)
         return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
 
@@ -692,6 +696,9 @@ class LSTM(Recurrent[Pair]):
     Parameters
     ----------
     input_size, hidden_size, num_layers : int
+    proj_size : int
+        P, below H: the layer shows, and passes on, h_t = W_hr (o tanh c_t) of P numbers (Sak, Senior and Beaufays 2014). 0: no projection,
+        P = H.
     bias, batch_first : bool
     dropout : float
     bidirectional : bool
@@ -702,7 +709,8 @@ class LSTM(Recurrent[Pair]):
     Attributes
     ----------
     params : dict
-        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,): i, f, g, o; and so on, as of `RNN`.
+        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, P), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,): i, f, g, o; with a projection
+        ``weight_hr_l0`` (P, H); and so on, as of `RNN`.
 
     Examples
     --------
@@ -714,7 +722,43 @@ class LSTM(Recurrent[Pair]):
     ((1, 3, 7), (28, 7))
     """
 
-    _run = staticmethod(lstm_forward)
+    proj_size: Fixed[int] = fixed("proj_size")
+
+    def __init__(
+        self,
+        input_size: Int,
+        hidden_size: Int,
+        num_layers: Int = 1,
+        *,
+        proj_size: Int = 0,
+        bias: Bool = True,
+        batch_first: Bool = False,
+        dropout: Real = 0.0,
+        bidirectional: Bool = False,
+        dtype: DType = np.float64,
+        rng: Seed = None,
+    ) -> None:
+        self._proj_size = _checks.size("proj_size", proj_size, 0)
+        if self._proj_size and self._proj_size >= _checks.axis("hidden_size", hidden_size):
+            raise ValueError(f"proj_size: expected a number below hidden_size={hidden_size}, or 0 for no projection, got {proj_size}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            rng=rng,
+        )
+
+    def _run(self, x: Array, state: Any, *weights: Array, **ragged: Any) -> tuple[Array, Any, Tape]:
+        if not self._proj_size:
+            return lstm_forward(x, state, *weights, **ragged)
+        *weights, w_hr = weights
+        return lstm_forward(x, state, *weights, w_hr=w_hr, **ragged)
+
     _run_back = staticmethod(lstm_backward)
     _cell = "lstm"
 

@@ -21,6 +21,14 @@ def normal(rng, *shape, dtype=np.float64):
     return rng.standard_normal(shape).astype(dtype)
 
 
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def width(layer):
+    """The numbers of a direction's output."""
+    return getattr(layer, "proj_size", 0) or layer.hidden_size
+
+
 # --- The oracle: `fastbptt.reference`, once for each direction ---------------------------------------------------------
 
 
@@ -74,7 +82,9 @@ def by_hand(layer, x, state, d_out, d_state, lengths, resets, kept=(), scale=1.0
         outs = []
         for side, reading in enumerate(readings):
             k = len(tapes)
-            weights = [layer.params.get(f"{name}_{suffix(k)}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            weights = [layer.params.get(f"{name}_{suffix(k)}") for name in NAMES[:4]]
+            if width(layer) < layer.hidden_size:
+                options["w_hr"] = layer.params[f"weight_hr_{suffix(k)}"]
             out, last, tape = forward(reading.read(x), part(state, k), *weights, lengths=lengths, resets=readings[side].resets, **options)
             outs.append(reading.put_back(out))
             lasts.append(last)
@@ -84,13 +94,13 @@ def by_hand(layer, x, state, d_out, d_state, lengths, resets, kept=(), scale=1.0
     for number in reversed(range(layer.num_layers)):
         below = 0
         for side, reading in enumerate(readings):
-            k, H = number * D + side, layer.hidden_size
-            d = None if d_out is None else reading.read(d_out[..., side * H : (side + 1) * H])
+            k, W = number * D + side, width(layer)
+            d = None if d_out is None else reading.read(d_out[..., side * W : (side + 1) * W])
             with np.errstate(invalid="ignore"):  # the reference divides by the norm before it looks whether that is 0
                 grads = backward(tapes[k], d, part(d_state, k), clip_step=clip_step)
             below = below if grads.x is None else below + reading.put_back(grads.x)
             d_initial[k] = grads.state
-            for name, g in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), grads[2:]):
+            for name, g in zip(NAMES, grads[2:]):
                 if g is not None:
                     results[f"{name}_{suffix(k)}"] = g
         if number and kept and kept[number - 1] is not None:
@@ -115,11 +125,13 @@ def results_of(layer, x, state, d_out, d_state, clip_step=None, need_dx=True, **
 
 
 def random_layer(rng, dropout):
-    """A layer of any kind, of more than one direction."""
+    """A layer of any kind: of more than one direction, or with a projection."""
     cell = CELLS[rng.choice([*CELLS])]
     layers, two = [(1, True), (2, False), (2, True), (3, False), (3, True)][rng.integers(5)]
     I, H = int(rng.integers(1, 6)), int(rng.integers(1, 8))
     leak = {"scalar": {"leak": 0.3}, "per unit": {"leak": 1 - rng.random(H)}, None: {}}[cell.leak]
+    if cell.prefix == "lstm" and H > 1 and rng.integers(2):
+        leak, layers = {"proj_size": int(rng.integers(1, H))}, max(1, layers - 1)
     bias, dropout = bool(rng.integers(4)), dropout if layers > 1 else 0.0
     layer = LAYERS[cell.prefix](I, H, layers, bidirectional=two, bias=bias, dropout=dropout, rng=rng, **cell.options, **leak)
     layer.flat_params *= 1.5
@@ -128,7 +140,7 @@ def random_layer(rng, dropout):
 
 def random_state(rng, layer, B):
     K = layer.num_layers * (2 if layer.bidirectional else 1)
-    parts = [normal(rng, K, B, layer.hidden_size, dtype=layer.dtype) for _ in ("h", "c")[: 2 if layer._cell == "lstm" else 1]]
+    parts = [normal(rng, K, B, W, dtype=layer.dtype) for W in (width(layer), layer.hidden_size)[: 2 if layer._cell == "lstm" else 1]]
     return tuple(parts) if len(parts) == 2 else parts[0]
 
 
@@ -141,14 +153,15 @@ def test_against_the_reference(trial):
     lengths = rng.integers(0, T + 1, B) if trial % 4 in (1, 3) else None
     resets = rng.random((T, B)) < 0.3 if trial % 4 in (2, 3) else None
     state, d_state = (random_state(rng, layer, B) if rng.integers(3) else None for _ in range(2))
-    d_out = normal(rng, T, B, D * layer.hidden_size) if rng.integers(5) else None
+    d_out = normal(rng, T, B, D * width(layer)) if rng.integers(5) else None
     clip_step = [None, None, ("norm", 1.0), ("value", 0.3)][rng.integers(4)]
 
     replay = copy.deepcopy(layer)
     replay(x, state, lengths=lengths, resets=resets)
     tapes = replay.take_tape()
+    kept, scale = getattr(tapes, "kept", ()), getattr(tapes, "scale", 1.0)  # of a stack
     hot = np.eye(I)[x] if x.ndim == 2 else x
-    expected = by_hand(layer, hot, state, d_out, d_state, lengths, resets, tapes.kept, tapes.scale, clip_step)
+    expected = by_hand(layer, hot, state, d_out, d_state, lengths, resets, kept, scale, clip_step)
     got = results_of(layer, x, state, d_out, d_state, clip_step, lengths=lengths, resets=resets)
     if x.ndim == 2:
         assert got.pop("dx") is None and expected.pop("dx") is not None
@@ -161,7 +174,7 @@ def test_against_the_reference(trial):
 def test_batch_first_turns_inputs_and_outputs_round(trial):
     rng = np.random.default_rng(trial)
     layer = random_layer(rng, dropout=0.4)
-    turned, I, W = copy.deepcopy(layer), layer.input_size, layer.hidden_size * (2 if layer.bidirectional else 1)
+    turned, I, W = copy.deepcopy(layer), layer.input_size, width(layer) * (2 if layer.bidirectional else 1)
     turned.batch_first = True
     x, state, d_out, d_state = normal(rng, 5, 3, I), random_state(rng, layer, 3), normal(rng, 5, 3, W), random_state(rng, layer, 3)
     lengths, resets = (rng.integers(0, 6, 3), rng.random((5, 3)) < 0.3) if trial % 2 else (None, None)
@@ -177,6 +190,7 @@ def test_batch_first_turns_inputs_and_outputs_round(trial):
 
 @pytest.mark.one_level
 @EACH_DTYPE
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # that they are slow in float32
 @pytest.mark.parametrize("trial", range(210))
 def test_against_torch(trial, dtype, torch):
     rng = np.random.default_rng([trial, 1])
@@ -185,6 +199,8 @@ def test_against_torch(trial, dtype, torch):
     two, bias, batch_first = (bool(rng.integers(2)) for _ in range(3))
     options = {"nonlinearity": ["tanh", "relu"][rng.integers(2)]} if name == "rnn" else {}
     options |= {"bias": bias, "batch_first": batch_first, "bidirectional": two}
+    if name == "lstm" and H > 1:
+        options["proj_size"] = int(rng.integers(0, H))
     torch.manual_seed(trial)
     module = getattr(torch.nn, name.upper())(I, H, L, dtype=getattr(torch, dtype.name), **options)
     layer = LAYERS[name](I, H, L, dtype=dtype, **options)
@@ -194,7 +210,7 @@ def test_against_torch(trial, dtype, torch):
     T, B = int(rng.integers(1, 9)), int(rng.integers(1, 5))
     lengths = rng.integers(1, T + 1, B) if trial % 2 else None
     shape = (B, T) if batch_first else (T, B)
-    x, d_out = normal(rng, *shape, I, dtype=dtype), normal(rng, *shape, H * (2 if two else 1), dtype=dtype)
+    x, d_out = normal(rng, *shape, I, dtype=dtype), normal(rng, *shape, width(layer) * (2 if two else 1), dtype=dtype)
     state, d_state = (random_state(rng, layer, B) for _ in range(2))
     got = results_of(layer, x, state, d_out, d_state, lengths=lengths)
 
@@ -628,6 +644,14 @@ def test_artbp_of_a_stack_is_without_bias():
         (lambda: fastbptt.GRU(3, 4, 2, bidirectional=2), TypeError, "bidirectional: expected True or False, got 2"),
         (lambda: fastbptt.RNN(3, 4, 2, bias=None), TypeError, "bias: expected True or False, got NoneType"),
         (lambda: fastbptt.RNN(3, 4, 2, "tanh"), TypeError, "positional argument"),
+        (lambda: fastbptt.GRU(3, 4, proj_size=2), TypeError, "unexpected keyword argument 'proj_size'"),
+        (
+            lambda: fastbptt.LSTM(3, 4, proj_size=4),
+            ValueError,
+            "proj_size: expected a number below hidden_size=4, or 0 for no projection, got 4",
+        ),
+        (lambda: fastbptt.LSTM(3, 4, proj_size=-1), ValueError, "proj_size: expected an integer of at least 0, got -1"),
+        (lambda: fastbptt.LSTM(3, 4, proj_size=2.0), TypeError, "proj_size: expected an integer, got 2.0"),
         (
             lambda: fastbptt.TruncatedBPTT(fastbptt.GRU(3, 4, bidirectional=True), 5),
             ValueError,
