@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, Py
 from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp, memcpy, memset, strchr, strlen
+from libc.string cimport memcmp, memcpy, memset, strchr, strcmp, strlen
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -36,6 +36,7 @@ include "jvp.pxi"
 include "cells.pxi"
 include "views.pxi"
 include "passes.pxi"
+include "stream.pxi"
 include "gather.pxi"
 include "linear.pxi"
 include "loss.pxi"

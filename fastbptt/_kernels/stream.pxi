@@ -1,0 +1,122 @@
+# One step at a time: a layer's weights are packed once, and its state stays between the calls.
+
+cdef class Stream:
+    """A layer at work on B sequences without an end, of vectors or of tokens, and whatever layers are ``above`` it.
+
+    ``x`` (1, B, I) and ``tokens`` (1, B) are where a step's input is copied to; slot 0 of ``h`` (2, B, P) and of ``c`` (2, B, H) is the
+    state. Weights are packed when a step first needs them, those of vectors apart from those of tokens, and kept until `refresh`.
+    """
+    cdef Forward run
+    cdef Views views
+    cdef const real *x
+    cdef const int64_t *tokens
+    cdef const real *b_ih
+    cdef const real *b_hh
+    cdef PackedWeights of_vectors
+    cdef PackedWeights of_tokens
+    cdef Block room
+    cdef tuple above
+    cdef bint busy
+
+    def __init__(self, int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, w_hr, leak, h, c, a, m, tuple above=()):
+        cdef Problem *problem = &self.run.problem
+        cdef Stream layer, below = self
+        if self.views.count:
+            raise TypeError("a stream is made once")
+        bind(problem, &self.views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, None, WRITE)
+        self.x, self.tokens = problem.x, problem.tokens
+        self.b_ih, self.b_hh = view_or_null(&self.views, "b_ih", b_ih, 1, READ), view_or_null(&self.views, "b_hh", b_hh, 1, READ)
+        if problem.w_hr != NULL:
+            self.room = make_room(lay_out_shown, &self.run)
+        for layer in above:
+            if layer.run.problem.I != below.run.problem.P or layer.run.problem.time.B != problem.time.B:
+                raise ValueError("above: expected layers that read what the one below shows")
+            below = layer
+        self.above = above
+
+    def __dealloc__(self):
+        release(&self.views)
+
+    def refresh(self):
+        """The weights are to be packed anew, also those above."""
+        cdef Stream layer
+        for layer in (self, *self.above):
+            layer.of_vectors = layer.of_tokens = None
+
+    def step(self, x, out):
+        """Take the input of one step, (B, I) or (B,), and put the last layer's new h into ``out``. After an error the states are as before."""
+        cdef Stream layer, last = self.above[len(self.above) - 1] if self.above else self
+        cdef const real *shown
+        cdef Views views
+        cdef const Py_buffer *given
+        if self.busy:
+            raise RuntimeError("stream: another thread is at a step; a stream serves one thread at a time")
+        views.count = 0
+        self.busy = True
+        try:
+            given = view(&views, "out", out, 2, WRITE)
+            if given.shape[0] != last.run.problem.time.B or given.shape[1] != last.run.problem.P:
+                raise ValueError(f"out: expected shape ({last.run.problem.time.B}, {last.run.problem.P})")
+            self._take(x)
+            shown = self._go()
+            for layer in self.above:
+                layer._read(shown)
+                shown = layer._go()
+            memcpy(given.buf, shown, given.len)
+            self._keep()
+            for layer in self.above:
+                layer._keep()
+        finally:
+            self.busy = False
+            release(&views)
+
+    cdef int _take(self, x) except -1:
+        """Copy the input, which may change meanwhile, to where it is read."""
+        cdef Problem *problem = &self.run.problem
+        cdef Py_ssize_t B = problem.time.B, b
+        cdef Py_buffer given
+        PyObject_GetBuffer(x, &given, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        try:
+            if given.ndim == 2 and given.shape[0] == B and given.shape[1] == problem.I and strcmp(given.format, REAL_FORMAT) == 0:
+                self._read(<const real *>given.buf)
+            elif given.ndim == 1 and given.shape[0] == B and strlen(given.format) == 1 and strchr(INTEGER_FORMATS, given.format[0]) != NULL:
+                problem.x, problem.tokens = NULL, self.tokens
+                memcpy(<void *>self.tokens, given.buf, B * sizeof(int64_t))
+                for b in range(B):
+                    if not 0 <= self.tokens[b] < problem.I:
+                        raise IndexError(f"x_t: expected tokens from 0 to {problem.I - 1}, got {self.tokens[b]}")
+            else:
+                raise ValueError(f"x_t: expected shape ({B}, {problem.I}), or tokens ({B},)")
+        finally:
+            PyBuffer_Release(&given)
+        return 0
+
+    cdef void _read(self, const real *x) noexcept:
+        self.run.problem.x, self.run.problem.tokens = self.x, NULL
+        memcpy(<void *>self.x, x, self.run.problem.time.B * self.run.problem.I * sizeof(real))
+
+    cdef const real *_go(self) except NULL:
+        """Run the step into slot 1; the new h."""
+        cdef const Problem *problem = &self.run.problem
+        cdef PackedWeights weights = self.of_vectors if problem.x != NULL else self.of_tokens
+        if weights is None:
+            weights = packed(problem, VECTORS if problem.x != NULL else TOKENS, self.b_ih, self.b_hh)
+            if problem.x != NULL:
+                self.of_vectors = weights
+            else:
+                self.of_tokens = weights
+        self.run.weights = &weights.at
+        self.run.sharing.threads = thread_limit()
+        memset(&self.run.watch, 0, sizeof(Watch))
+        with nogil:
+            run_forward(&self.run)
+        raise_if_interrupted(&self.run.watch)
+        return problem.h + problem.time.B * problem.P
+
+    cdef void _keep(self) noexcept:
+        """What slot 1 has is the state."""
+        cdef const Problem *problem = &self.run.problem
+        cdef Py_ssize_t B = problem.time.B
+        memcpy(problem.h, problem.h + B * problem.P, B * problem.P * sizeof(real))
+        if problem.c != NULL:
+            memcpy(problem.c, problem.c + B * problem.H, B * problem.H * sizeof(real))

@@ -1,0 +1,141 @@
+"""One step at a time: weights are packed once, and the state stays between the steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _checks
+from ._kernels import kernels
+from ._typing import Array, Integers, S
+from .cells import CELLS, NONLINEARITIES
+
+if TYPE_CHECKING:
+    from ._typing import Generic, Int
+    from .layers import Recurrent
+else:
+    from typing import Generic
+
+
+class Stream(Generic[S]):
+    """A layer at work on sequences whose inputs come one by one: to act, to sample, to follow a signal. Made by a layer's ``stream``.
+
+    The outputs have the bits of those of one call for the whole sequence. Nothing is kept for a backward pass, and nothing is dropped. A
+    stream serves one thread at a time.
+
+    Attributes
+    ----------
+    batch_size : int
+        B, the number of sequences.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt
+    >>> layer = fastbptt.GRU(4, 7, rng=0)
+    >>> x = np.random.default_rng(0).standard_normal((5, 1, 4))
+    >>> stream = layer.stream()
+    >>> steps = [stream.step(x_t) for x_t in x]
+    >>> np.array_equal(steps, layer(x)[0]), stream.state.shape
+    (True, (1, 1, 7))
+    """
+
+    def __init__(self, layer: Recurrent[S], batch_size: Int = 1, state: Any = None) -> None:
+        if layer.bidirectional:
+            raise ValueError("stream: a reverse direction begins with the last step; expected a layer with bidirectional=False")
+        self._layer, self.batch_size = layer, _checks.axis("batch_size", batch_size)
+        B, cell, dtype = self.batch_size, CELLS[layer._cell], layer.dtype
+        widths = [*layer._widths.values()]
+        activation = NONLINEARITIES[getattr(layer, "nonlinearity", "tanh")].number
+        leak = getattr(layer, "leak", None)
+        self._shape, self._dtype = (B, widths[0]), dtype
+        self._parts = [[np.zeros((2, B, width), dtype) for width in widths] for _ in range(layer.num_layers)]
+        above: tuple[Any, ...] = ()
+        for k in reversed(range(layer.num_layers)):
+            weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
+            for name, shape in layer._shapes.items():
+                _checks.array(f"params[{name!r}]", layer.params[name], shape, dtype)
+            N, I = layer._shapes[f"weight_ih_l{k}"]
+            gates = np.empty((1, B, N), dtype) if cell.tape_gates or leak is not None else None
+            m = np.empty((1, B, layer.hidden_size), dtype) if cell.reset_after else None
+            h, c = (*self._parts[k], None)[:2]
+            x, tokens = np.zeros((1, B, I), dtype), np.zeros((1, B), np.int64)
+            stream = kernels[dtype].Stream(cell.number, activation, x, tokens, *weights, leak, h, c, gates, m, above)
+            above = (stream, *above)
+        self._step, self._refresh = stream.step, stream.refresh
+        self.state = state
+
+    def step(self, x_t: Array | Integers) -> Array:
+        """Take one step.
+
+        Parameters
+        ----------
+        x_t : ndarray (B, I), or integer ndarray (B,)
+            The inputs of this step, or tokens.
+
+        Returns
+        -------
+        out : ndarray (B, H)
+            The last layer's output, a new array.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If ``x_t`` is not what is said above. No step is made then, nor if Ctrl-C comes first.
+        """
+        out = np.empty(self._shape, self._dtype)
+        try:
+            self._step(x_t, out)
+            return out
+        except (TypeError, ValueError, BufferError):
+            pass  # of another layout, or wrong
+        self._step(self._checked(x_t), out)
+        return out
+
+    def _checked(self, x_t: Any) -> Array:
+        """In the layout that the kernels read; or the error that says what was expected."""
+        x_t = _checks.require_array("x_t", x_t)
+        B, I = self.batch_size, self._layer.input_size
+        if x_t.dtype.kind in "iu" and x_t.ndim == 1:
+            return _checks.integers("x_t", x_t, (B,), I, "tokens").copy()
+        if x_t.ndim != 2:
+            raise ValueError(f"x_t: expected shape ({B}, {I}), or integer tokens ({B},), got {x_t.shape}")
+        return _checks.array("x_t", x_t, (B, I), self._dtype)
+
+    @property
+    def state(self) -> S:
+        """The states of all layers, (num_layers, B, H), or an LSTM's pair of them: a copy. It can be set, to ``None`` for zeros too."""
+        return CELLS[self._layer._cell].state([np.stack([slots[0] for slots in part]) for part in zip(*self._parts)])
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        layer = self._layer
+        given = layer._of_each_direction(layer._without_layer_axis("state", state, self.batch_size))
+        for parts, values in zip(self._parts, given):
+            for part, value in zip(parts, values if isinstance(values, tuple) else (values,) * (1 if values is not None else len(parts))):
+                part[0] = 0 if value is None else value
+
+    def reset(self, rows: Any = None) -> None:
+        """Set states to zero.
+
+        Parameters
+        ----------
+        rows : bool ndarray (B,), integer ndarray, int or None
+            Which sequences begin anew; ``None`` means all.
+        """
+        index: Any = slice(None)
+        if rows is not None:
+            index = np.asarray(rows)
+            if index.dtype == bool:
+                index = _checks.require_shape("rows", index, (self.batch_size,))
+            elif index.dtype.kind not in "iu" or index.ndim > 1:
+                raise TypeError(f"rows: expected a bool array of shape ({self.batch_size},), or numbers of rows, got {_checks.describe(rows)}")
+            elif ((index < -self.batch_size) | (index >= self.batch_size)).any():
+                raise IndexError(f"rows: expected numbers of rows below {self.batch_size}, got {_checks.quoted(rows)}")
+        for parts in self._parts:
+            for part in parts:
+                part[0, index] = 0
+
+    def refresh(self) -> None:
+        """Read the layer's parameters anew, which have changed. They are read, too, by the first step, and by the first one of tokens."""
+        self._refresh()
