@@ -14,6 +14,7 @@ from .layers import GRU, LSTM, RNN, Linear
 from .losses import mean_squared_error, perplexity, softmax_cross_entropy
 from .optim import SGD, Adam, RMSprop
 from .results import Gradients
+from .streaming import Stream
 from .tape import Tape
 from .truncation import ARTBP, TruncatedBPTT
 
@@ -29,6 +30,7 @@ __all__ = [
     "Linear",
     "LyapunovSpectrum",
     "RMSprop",
+    "Stream",
     "Tape",
     "TruncatedBPTT",
     "VanishingCondition",

@@ -19,6 +19,7 @@ from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath,
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
 from .results import Gradients
+from .streaming import Stream
 from .stacks import StackGradients, Tapes
 from .tape import Tape, require_tape
 
@@ -421,6 +422,27 @@ class Recurrent(Layer, Generic[S]):
         self._use_up(tape, self, [g for g in grads[2:] if g is not None])
         self._look_for_nonfinite(tape, d_out, d_state, grads.state, clip_step)
         return self._between_layouts(grads.x), self._with_layer_axis(grads.state)
+
+    def stream(self, batch_size: Int = 1, state: S | None = None) -> Stream[S]:
+        """The layer at work step by step, on inputs that come one by one; see `Stream`.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, the number of sequences.
+        state : ndarray (num_layers, B, H), or a pair of them, or None
+            The states to begin with; ``None`` means zeros.
+
+        Returns
+        -------
+        Stream
+
+        Raises
+        ------
+        ValueError
+            If the layer is bidirectional: a reverse direction begins with the last step.
+        """
+        return Stream(self, batch_size, state)
 
     def take_tape(self) -> Any:
         """The tape of the last forward pass, which `backward` will then do without; for `gradients_through`.

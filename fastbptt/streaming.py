@@ -84,11 +84,12 @@ class Stream(Generic[S]):
             If ``x_t`` is not what is said above. No step is made then, nor if Ctrl-C comes first.
         """
         out = np.empty(self._shape, self._dtype)
-        try:
-            self._step(x_t, out)
-            return out
-        except (TypeError, ValueError, BufferError):
-            pass  # of another layout, or wrong
+        if type(x_t) is np.ndarray:
+            try:
+                self._step(x_t, out)
+                return out
+            except (ValueError, BufferError):
+                pass  # of another layout, or wrong
         self._step(self._checked(x_t), out)
         return out
 
@@ -131,7 +132,7 @@ class Stream(Generic[S]):
             elif index.dtype.kind not in "iu" or index.ndim > 1:
                 raise TypeError(f"rows: expected a bool array of shape ({self.batch_size},), or numbers of rows, got {_checks.describe(rows)}")
             elif ((index < -self.batch_size) | (index >= self.batch_size)).any():
-                raise IndexError(f"rows: expected numbers of rows below {self.batch_size}, got {_checks.quoted(rows)}")
+                raise IndexError(f"rows: expected numbers of rows from {-self.batch_size} to {self.batch_size - 1}, got {_checks.quoted(rows)}")
         for parts in self._parts:
             for part in parts:
                 part[0, index] = 0
