@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "python3.11"
 WHEELS = ["numpy", "pytest", "hypothesis", "mpmath"]
 PLATFORMS = ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"]
-TESTS = """gradients math bounds bits clipping clip_step losses optim core ragged jvp cells lyapunov jacobians exact_products early_stop
-    memory chunks layers levels"""
+TESTS = """gradients math bounds bits clipping clip_step losses optim core ragged jvp projection cells lyapunov jacobians exact_products
+    early_stop memory chunks layers levels"""
 LEVELS = ["neon", "scalar"]
 MODEST = {"FASTBPTT_TEST_SHAPES": "40", "FASTBPTT_TEST_POINTS": "20000", "FASTBPTT_TEST_PATIENCE": "10"}
 

@@ -59,6 +59,7 @@ TESTS = {
     "optimisers.pxi": ["optim", "layers"],
     "pool.pyx": ["bits", "layers", "lyapunov", "process"],
     "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],
+    "projected.pxi": ["projection"],
     "simd.h": ["math", "bounds", "gradients", "bits"],
     "sums.pxi": ["clipping", "bounds", "losses", "early_stop", "lyapunov"],
     "tangents.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
