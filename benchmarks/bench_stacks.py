@@ -1,10 +1,12 @@
 """Stacked and bidirectional layers beside PyTorch's, by pytest-benchmark: ``python -m pytest benchmarks/bench_stacks.py``.
 
 Forward and backward of the whole stack, with fresh gradients at each call, as a training loop has them. A group for every case; the result
-of what was timed is then held against the other's. ``python benchmarks/bench_stacks.py`` times them in turns and prints the ratios.
+of what was timed is then held against the other's. ``python benchmarks/bench_stacks.py`` times them in turns and prints the ratios;
+with ``--cores``, of all threads to one, for single rows and without PyTorch. A word after that is looked for in the cases' names.
 """
 
 import sys
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -89,8 +91,26 @@ def test_forward_backward(benchmark, case, contestant):
     assert disagreement(result, CONTESTANTS[other](case)()) <= TOLERANCE[case.dtype]
 
 
+def on_all_cores(case):
+    """How many times as fast all threads are as one."""
+    call = build_fastbptt(case)
+
+    def with_threads(n):
+        fastbptt.set_num_threads(n)
+        call()
+
+    one, every = medians(alternate({n: partial(with_threads, n) for n in (1, THREADS)}, rounds=9)).values()
+    print(f"{case}: {THREADS} threads are {one / every:.2f} times as fast as one ({1e3 * every:.2f} ms)", flush=True)
+
+
 def main():
-    wanted = " ".join(sys.argv[1:])
+    cores = sys.argv[1:2] == ["--cores"]
+    wanted = " ".join(sys.argv[2 if cores else 1 :])
+    if cores:
+        for case in cases():
+            if case.B == 1 and wanted in str(case):
+                on_all_cores(case)
+        return
     for case in cases():
         if wanted in str(case):
             calls = {name: build(case) for name, build in CONTESTANTS.items()}

@@ -162,10 +162,11 @@ class Backwards:
     def __init__(self, T: int, B: int, lengths: Integers | None, resets: Bools | None) -> None:
         self._index = None
         if lengths is not None:
-            step = lengths.astype(np.int64) - 1 - np.arange(T)[:, None]
+            step = _checked_lengths(lengths, T, B) - 1 - np.arange(T)[:, None]
             self._index = np.where(step < 0, -1, step * B + np.arange(B)).ravel()
         self.resets = None
         if resets is not None:
+            resets = _checked_resets(resets, T, B)
             before_next = np.zeros_like(resets)
             before_next[:-1] = resets[1:]
             self.resets = np.ascontiguousarray(self(before_next))

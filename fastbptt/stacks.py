@@ -7,20 +7,25 @@ are whose inputs, what dropout lets through, and the way of a reverse direction,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import _checks
-from ._kernels import memory
+from ._kernels import memory, pool
 from ._typing import Array, Bools, Integers
 from .ragged import Backwards
+from .side_by_side import both
 
 if TYPE_CHECKING:
     from .results import Gradients
     from .tape import Tape
 
 MOST_LAYERS = 1 << 16
+# When two directions run side by side. With more rows, or threads, each does better to have them all; the work, in multiply-adds, is between
+# what a thread is woken for and what Ctrl-C may wait for.
+FEW_ROWS, MANY_THREADS, LEAST_WORK, MOST_WORK = 8, 4, 1e6, 1e9
 
 
 class Direction(NamedTuple):
@@ -141,29 +146,30 @@ def forward(
     -------
     out, last states, tapes (none unless ``keep``), what dropout let through
     """
-    n, backwards = len(parameters) // len(directions), None
+    n, sides = len(parameters) // len(directions), sides_of(directions)
     T, B = x.shape[:2]
+    backwards = Backwards(T, B, lengths, resets) if sides == 2 else None
+
+    def of_direction(k: int, x: Array) -> tuple[Array, Any, Any]:
+        weights = parameters[k * n : (k + 1) * n]
+        if backwards is None or not directions[k].reverse:
+            return run(x, states[k], *weights, lengths=lengths, resets=resets)
+        out, last, tape = run(backwards(x), states[k], *weights, lengths=lengths, resets=backwards.resets)
+        return backwards(out), last, tape
+
     lasts: list[Any] = []
     tapes: list[Any] = []
     kept: list[Bools | None] = []
-    outs: list[Array] = []
-    for k, direction in enumerate(directions):
-        if direction.layer and not direction.reverse:
-            x, left = drop(side_by_side(outs))
+    for first in range(0, len(directions), sides):
+        if first:
+            x, left = drop(x)
             kept.append(left)
-            outs = []
-        weights = parameters[k * n : (k + 1) * n]
-        if direction.reverse:
-            backwards = backwards or Backwards(T, B, lengths, resets)
-            out, last, tape = run(backwards(x), states[k], *weights, lengths=lengths, resets=backwards.resets)
-            out = backwards(out)
-        else:
-            out, last, tape = run(x, states[k], *weights, lengths=lengths, resets=resets)
-        outs.append(out)
-        lasts.append(last)
+        done = each([partial(of_direction, k, x) for k in range(first, first + sides)], B, T * B * parameters[first * n + 1].size)
+        x = together([out for out, _, _ in done])
+        lasts += [last for _, last, _ in done]
         if keep:
-            tapes.append(tape)
-    return side_by_side(outs), lasts, tapes, kept
+            tapes += [tape for _, _, tape in done]
+    return x, lasts, tapes, kept
 
 
 def backward(
@@ -200,34 +206,45 @@ def backward(
     """
     found: list[Any] = [None] * len(directions)
     at_outputs: list[Array | None] = [None] * len(directions)
-    sides = 2 if directions[-1].reverse else 1
-    backwards = tapes.backwards() if sides == 2 else None
-    for layer in reversed(range(len(directions) // sides)):
-        below = None
-        for side in range(sides):
-            k = layer * sides + side
-            part = d_out
-            if part is not None and backwards is not None:
-                W = part.shape[2] // 2
-                part = part[..., side * W : (side + 1) * W]
-                if side:
-                    part = backwards(part)
-            grads = run_back(tapes[k], part, d_states[k], need_dx=need_dx or layer > 0, **options)
-            dx = grads.x
-            if dx is not None:
-                if side and backwards is not None:
-                    dx = backwards(dx)
-                below = dx if below is None else np.add(below, dx, out=below)
+    sides = sides_of(directions)
+    (T, B, _), backwards = tapes.shape, tapes.backwards() if sides == 2 else None
+
+    def of_direction(k: int, d_out: Array | None) -> Gradients:
+        if d_out is not None and backwards is not None:
+            W = d_out.shape[2] // 2
+            d_out = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
+        at_outputs[k] = d_out
+        return run_back(tapes[k], d_out, d_states[k], need_dx=need_dx or k >= sides, **options)
+
+    for first in reversed(range(0, len(directions), sides)):
+        group = range(first, first + sides)
+        done = each([partial(of_direction, k, d_out) for k in group], B, T * B * tapes[first].w_hh.size)
+        d_out = done[0].x
+        if sides == 2 and backwards is not None and d_out is not None:
+            np.add(d_out, backwards(done[1].x), out=d_out)
+        for k, grads in zip(group, done):
             found[k] = grads._replace(x=None)
-            if d_outs is not None:
-                at_outputs[k] = part
-        d_out = below
-        if layer and (left := tapes.kept[layer - 1]) is not None and d_out is not None:
+            if d_outs is None:
+                at_outputs[k] = None
+        left = tapes.kept[first // sides - 1] if first else None
+        if left is not None and d_out is not None:
             d_out *= left
             d_out *= tapes.scale
     if d_outs is not None:
         d_outs[:] = at_outputs
     return d_out, found
+
+
+def each(calls: Sequence[Callable[[], Any]], B: int, work: float) -> Sequence[Any]:
+    """The results of a layer's directions, of so many rows and multiply-adds; side by side if neither is worth sharing among threads."""
+    if len(calls) == 2 and B < FEW_ROWS and LEAST_WORK <= work <= MOST_WORK and 1 < pool.get_num_threads() < MANY_THREADS:
+        return both(*calls)
+    return [call() for call in calls]
+
+
+def sides_of(directions: Sequence[Direction]) -> int:
+    """How many directions each layer has."""
+    return 2 if directions[-1].reverse else 1
 
 
 def dropped(x: Array, probability: float, rng: np.random.Generator) -> tuple[Array, Bools]:
@@ -244,7 +261,7 @@ def scale_of(probability: float) -> float:
     return 1 / (1 - probability)
 
 
-def side_by_side(outs: Sequence[Array]) -> Array:
+def together(outs: Sequence[Array]) -> Array:
     """The outputs of a layer's directions as one array."""
     if len(outs) == 1:
         return outs[0]

@@ -130,6 +130,7 @@ cdef Job job
 cdef Helper helpers[MAX_THREADS]
 cdef int started = 0               # helpers that run
 cdef int wanted = 1                # get_num_threads()
+cdef int one_each = 0              # calls of one_thread under way
 cdef atomic_int busy               # a job is under way
 cdef atomic_int epoch              # counts jobs: a change is the call to work
 cdef atomic_int caller_sleeps
@@ -139,8 +140,8 @@ cdef PyThread_type_lock finished = NULL
 
 
 cdef int thread_limit() noexcept nogil:
-    """get_num_threads(). A call asks once, since another Python thread may change it."""
-    return wanted
+    """get_num_threads(), or 1 within `one_thread`. A call asks once, since another Python thread may change it."""
+    return 1 if one_each > 0 else wanted
 
 
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
@@ -327,10 +328,24 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
     return lock
 
 
+def one_thread(call):
+    """The result of ``call()``; meanwhile, kernels use one thread each, whoever calls them.
+
+    It is compiled so that no signal's handler can come between: it would leave all later calls with one thread.
+    """
+    global one_each
+    one_each += 1
+    try:
+        return call()
+    finally:
+        one_each -= 1
+
+
 def forget_helpers():
     """In a forked child: no helper lives there, no lock can be trusted, and the thread that forked is the main one."""
-    global started, finished, abandoned, main_thread
+    global started, finished, abandoned, main_thread, one_each
     cdef int i
+    one_each = 0
     main_thread = PyThread_get_thread_ident()
     if atomic_load(&busy):
         abandoned += 1
