@@ -19,8 +19,8 @@ from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath,
 from .cells import CELLS, NONLINEARITIES
 from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
 from .results import Gradients
-from .streaming import Stream
 from .stacks import StackGradients, Tapes
+from .streaming import Stream
 from .tape import Tape, require_tape
 
 if TYPE_CHECKING:
@@ -760,9 +760,10 @@ class LSTM(Recurrent[Pair]):
         dtype: DType = np.float64,
         rng: Seed = None,
     ) -> None:
-        self._proj_size = _checks.size("proj_size", proj_size, 0)
-        if self._proj_size and self._proj_size >= _checks.axis("hidden_size", hidden_size):
-            raise ValueError(f"proj_size: expected a number below hidden_size={hidden_size}, or 0 for no projection, got {proj_size}")
+        H, P = _checks.axis("hidden_size", hidden_size), _checks.size("proj_size", proj_size, 0)
+        if P >= H:
+            raise ValueError(f"proj_size: expected a number below hidden_size={H}, or 0 for no projection, got {_checks.quoted(P)}")
+        self._proj_size = P
         super().__init__(
             input_size,
             hidden_size,
@@ -778,8 +779,7 @@ class LSTM(Recurrent[Pair]):
     def _run(self, x: Array, state: Any, *weights: Array, **ragged: Any) -> tuple[Array, Any, Tape]:
         if not self._proj_size:
             return lstm_forward(x, state, *weights, **ragged)
-        *weights, w_hr = weights
-        return lstm_forward(x, state, *weights, w_hr=w_hr, **ragged)
+        return lstm_forward(x, state, *weights[:-1], w_hr=weights[-1], **ragged)
 
     _run_back = staticmethod(lstm_backward)
     _cell = "lstm"

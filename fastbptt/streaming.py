@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _checks
 from ._kernels import kernels
-from ._typing import Array, Integers, S
+from ._typing import Array, Bools, Int, Integers, S
 from .cells import CELLS, NONLINEARITIES
 
 if TYPE_CHECKING:
-    from ._typing import Generic, Int
+    from ._typing import Generic
     from .layers import Recurrent
 else:
     from typing import Generic
@@ -41,27 +42,32 @@ class Stream(Generic[S]):
     """
 
     def __init__(self, layer: Recurrent[S], batch_size: Int = 1, state: Any = None) -> None:
+        from .layers import Recurrent, wrong_layer  # which know streams
+
+        if not isinstance(layer, Recurrent):
+            raise wrong_layer("layer", Recurrent, layer)
         if layer.bidirectional:
-            raise ValueError("stream: a reverse direction begins with the last step; expected a layer with bidirectional=False")
+            raise ValueError("layer: expected one direction, got a bidirectional layer, whose reverse direction begins with the last step")
         self._layer, self.batch_size = layer, _checks.axis("batch_size", batch_size)
         B, cell, dtype = self.batch_size, CELLS[layer._cell], layer.dtype
         widths = [*layer._widths.values()]
         activation = NONLINEARITIES[getattr(layer, "nonlinearity", "tanh")].number
         leak = getattr(layer, "leak", None)
         self._shape, self._dtype = (B, widths[0]), dtype
-        self._parts = [[np.zeros((2, B, width), dtype) for width in widths] for _ in range(layer.num_layers)]
+        for name, shape in layer._shapes.items():
+            _checks.array(f"params[{name!r}]", layer.params[name], shape, dtype)
         above: tuple[Any, ...] = ()
-        for k in reversed(range(layer.num_layers)):
-            weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
-            for name, shape in layer._shapes.items():
-                _checks.array(f"params[{name!r}]", layer.params[name], shape, dtype)
-            N, I = layer._shapes[f"weight_ih_l{k}"]
-            gates = np.empty((1, B, N), dtype) if cell.tape_gates or leak is not None else None
-            m = np.empty((1, B, layer.hidden_size), dtype) if cell.reset_after else None
-            h, c = (*self._parts[k], None)[:2]
-            x, tokens = np.zeros((1, B, I), dtype), np.zeros((1, B), np.int64)
-            stream = kernels[dtype].Stream(cell.number, activation, x, tokens, *weights, leak, h, c, gates, m, above)
-            above = (stream, *above)
+        with _checks.Room("batch_size", B * max(map(max, layer._shapes.values()))):
+            self._parts = [[np.zeros((2, B, width), dtype) for width in widths] for _ in range(layer.num_layers)]
+            for k in reversed(range(layer.num_layers)):
+                weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
+                N, I = layer._shapes[f"weight_ih_l{k}"]
+                gates = np.empty((1, B, N), dtype) if cell.tape_gates or leak is not None else None
+                m = np.empty((1, B, layer.hidden_size), dtype) if cell.reset_after else None
+                h, c = (*self._parts[k], None)[:2]
+                x, tokens = np.zeros((1, B, I), dtype), np.zeros((1, B), np.int64)
+                stream = kernels[dtype].Stream(cell.number, activation, x, tokens, *weights, leak, h, c, gates, m, above)
+                above = (stream, *above)
         self._step, self._refresh = stream.step, stream.refresh
         self.state = state
 
@@ -116,26 +122,29 @@ class Stream(Generic[S]):
             for part, value in zip(parts, values if isinstance(values, tuple) else (values,) * (1 if values is not None else len(parts))):
                 part[0] = 0 if value is None else value
 
-    def reset(self, rows: Any = None) -> None:
+    def reset(self, rows: Bools | Integers | Sequence[Int] | Int | None = None) -> None:
         """Set states to zero.
 
         Parameters
         ----------
-        rows : bool ndarray (B,), integer ndarray, int or None
+        rows : bool ndarray (B,), integers or None
             Which sequences begin anew; ``None`` means all.
         """
-        index: Any = slice(None)
-        if rows is not None:
-            index = np.asarray(rows)
-            if index.dtype == bool:
-                index = _checks.require_shape("rows", index, (self.batch_size,))
-            elif index.dtype.kind not in "iu" or index.ndim > 1:
-                raise TypeError(f"rows: expected a bool array of shape ({self.batch_size},), or numbers of rows, got {_checks.describe(rows)}")
-            elif ((index < -self.batch_size) | (index >= self.batch_size)).any():
-                raise IndexError(f"rows: expected numbers of rows from {-self.batch_size} to {self.batch_size - 1}, got {_checks.quoted(rows)}")
+        index = slice(None) if rows is None else self._numbers(rows)
         for parts in self._parts:
             for part in parts:
                 part[0, index] = 0
+
+    def _numbers(self, rows: Any) -> Any:
+        """The rows, as an index."""
+        B = self.batch_size
+        if not isinstance(rows, np.ndarray):
+            each = enumerate(rows) if isinstance(rows, (list, tuple)) else [(None, rows)]
+            return [_checks.size("rows" if i is None else _checks.item("rows", i), row, 0, B - 1) for i, row in each]
+        rows = _checks.require_array("rows", rows)
+        if rows.dtype == bool:
+            return _checks.require_shape("rows", rows, (B,))
+        return _checks.integers("rows", rows, rows.shape, B, "numbers of rows")
 
     def refresh(self) -> None:
         """Read the layer's parameters anew, which have changed. They are read, too, by the first step, and by the first one of tokens."""

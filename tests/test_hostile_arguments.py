@@ -142,6 +142,7 @@ class World:
         x, d_out = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 7))
         self.reader = fastbptt.TruncatedBPTT(self.layer, 5)
         self.reader.forward(x)
+        self.stream = self.layer.stream(3)
         self.artbp = fastbptt.ARTBP(self.layer, 0.5, rng=0)
         self.artbp.forward(x)
         self.linear(d_out)
@@ -169,6 +170,7 @@ class World:
             "layers_or_params": {"a": np.ones(3)}, "layer": self.layer, "h": 4, "h_prime": 2, "probability": 0.1, "rnn": self.layer, "readout": self.linear,
             "length": 12, "size": 3, "steps": 2, "b": 1, "mode": "dicts", "k": 2, "n": fastbptt.get_num_threads(), "path": "no-such/a.png",
             "flow": self.flow, "flows": {"one": self.flow}, "since": 1, "until": None, "start": 1, "stop": 4,
+            "batch_size": 3, "x_t": x[0], "rows": 1,
         }  # fmt: skip
 
     def everything(self):
@@ -176,6 +178,7 @@ class World:
         arrays = [self.layer.flat_params, self.layer.flat_grads, self.linear.flat_params, self.linear.flat_grads]
         arrays += [*self.params.values(), *self.step_grads.values(), *self.good["grads"], *(self.good[name] for name in ("x", "d_out"))]
         arrays += [array for optimiser in self.optimisers.values() for array in optimiser.state_dict().values()]
+        arrays.append(np.array(self.stream.state))
         kept = (
             self.layer._kept,
             self.linear._kept,
@@ -205,6 +208,8 @@ def public_calls():
         for name in ("reset", "forward", "backward"):
             yield method(f"TruncatedBPTT.{name} of {prefix}", prefix, "reader", name, {"state": None})
             yield method(f"ARTBP.{name} of {prefix}", prefix, "artbp", name, {"state": None})
+        for name in ("step", "reset"):
+            yield method(f"Stream.{name} of {prefix}", prefix, "stream", name, {})
         for name in ("last", "row"):
             yield method(f"Tape.{name} of {prefix}", prefix, "tape", name, {})
     for name in ("forward", "backward", "load_state_dict"):

@@ -70,7 +70,7 @@ def test_states_are_copied_set_and_reset(kind):
     for part in parts(stream.state):
         part[:] = np.nan  # a copy
     assert_same_states(stream.state, last)
-    for rows, gone in [(1, [1]), (np.array([True, False, True]), [0, 2]), ([0, -1], [0, 2]), (None, [0, 1, 2])]:
+    for rows, gone in [(1, [1]), (np.array([True, False, True]), [0, 2]), ([0, 2], [0, 2]), (np.array([2]), [2]), (None, [0, 1, 2])]:
         stream.state = last
         stream.reset(rows)
         for got, part in zip(parts(stream.state), parts(last)):
@@ -177,16 +177,19 @@ def test_bad_input_makes_no_step(x_t, error, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: make("gru", bidirectional=True).stream(), ValueError, "stream: a reverse direction begins with the last step; expected"),
+        (lambda: make("gru", bidirectional=True).stream(), ValueError, "layer: expected one direction, got a bidirectional layer, whose"),
         (lambda: make("gru").stream(0), ValueError, "batch_size: expected an integer of at least 1, got 0"),
         (lambda: make("gru").stream(1.5), TypeError, "batch_size: expected an integer, got 1.5"),
         (lambda: make("gru").stream(2, np.ones((1, 3, 7))), ValueError, "state: expected shape (1, 2, 7), got (1, 3, 7)"),
         (lambda: make("gru", L=2).stream(2, np.ones((1, 2, 7))), ValueError, "state: expected shape (2, 2, 7), got (1, 2, 7)"),
         (lambda: make("lstm").stream(2, np.ones((1, 2, 7))), TypeError, "state: expected a pair of arrays or None, got ndarray"),
-        (lambda: make("gru").stream(3).reset(3), IndexError, "rows: expected numbers of rows from -3 to 2, got 3"),
-        (lambda: make("gru").stream(3).reset([True, False]), ValueError, "rows: expected shape (3,), got (2,)"),
-        (lambda: make("gru").stream(3).reset("all"), TypeError, "rows: expected a bool array of shape (3,), or numbers of rows, got 'all'"),
-        (lambda: make("gru").stream(3).reset(0.0), TypeError, "rows: expected a bool array of shape (3,), or numbers of rows, got 0.0"),
+        (lambda: make("gru").stream(3).reset(3), ValueError, "rows: expected an integer of at most 2, got 3"),
+        (lambda: make("gru").stream(3).reset([0, -1]), ValueError, "rows[1]: expected an integer of at least 0, got -1"),
+        (lambda: make("gru").stream(3).reset(np.array([0, 3])), IndexError, "rows: expected numbers of rows from 0 to 2, got 3"),
+        (lambda: make("gru").stream(3).reset(np.array([True, False])), ValueError, "rows: expected shape (3,), got (2,)"),
+        (lambda: make("gru").stream(3).reset("all"), TypeError, "rows: expected an integer, got 'all'"),
+        (lambda: make("gru").stream(3).reset([True, False, True]), TypeError, "rows[0]: expected an integer, got True"),
+        (lambda: fastbptt.Stream(fastbptt.Linear(3, 4)), TypeError, "layer: expected one of RNN, GRU, LSTM, got Linear"),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -44,7 +44,7 @@ cdef class Stream:
             layer.of_vectors = layer.of_tokens = None
 
     def step(self, x, out):
-        """Take the input of one step, (B, I) or (B,), and put the last layer's new h into ``out``. After an error the states are as before."""
+        """Take a step's input, (B, I) or (B,), and put the last layer's new h into ``out``. After an error the states are as before."""
         cdef Stream layer, last = self.above[len(self.above) - 1] if self.above else self
         cdef const real *shown
         cdef Views views
