@@ -97,7 +97,7 @@ class Reader(OneThread):
         totals, d_state = [g for g in grads[2:] if g is not None], grads.state
         for tape, carry in self._reached(newest, older):
             past = self.layer.gradients_through(tape, None, d_state, need_dx=False, clip_step=clip_step, carry=carry)
-            for total, g in zip(totals, past[2:]):
+            for total, g in zip(totals, (g for g in past[2:] if g is not None)):
                 total += g
             d_state = past.state
         self._use_up(newest, self.layer, totals)
