@@ -17,7 +17,7 @@ def learn(clip, *, reach=30, updates=4000, seed=0):
             layer.zero_grad()
         d_state = readout.backward(d_answers)[0]
         grads = rnn.gradients_through(rnn.take_tape().last(reach), None, d_state, need_dx=False)  # the last `reach` steps
-        for total, grad in zip(rnn.grads.values(), grads[2:], strict=True):
+        for total, grad in zip(rnn.grads.values(), grads[2:6], strict=True):
             total += grad
         clip(net)
         optimiser.step()
