@@ -44,6 +44,8 @@ cdef extern from *:
     #include <stddef.h>
     #include "pythread.h"
 
+    static _Thread_local int cap_of_thread; /* 0: none */
+
     #if defined(__x86_64__) || defined(__i386__)
     #define spin_pause() __builtin_ia32_pause()
     #elif defined(__aarch64__)
@@ -93,6 +95,7 @@ cdef extern from *:
     }
     #endif
     """
+    int cap_of_thread
     void spin_pause() nogil
     void give_way() nogil
     bint start_thread(void (*life)(void *) noexcept nogil, void *argument, size_t stack) nogil  # of that size or, where it is usual, more
@@ -139,8 +142,8 @@ cdef PyThread_type_lock finished = NULL
 
 
 cdef int thread_limit() noexcept nogil:
-    """get_num_threads(). A call asks once, since another Python thread may change it."""
-    return wanted
+    """get_num_threads(), or less if this thread has a cap. A call asks once, since another Python thread may change it."""
+    return min(wanted, cap_of_thread) if cap_of_thread else wanted
 
 
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
@@ -431,3 +434,9 @@ def set_num_threads(n):
     if not 1 <= count <= MAX_THREADS:
         raise ValueError(f"n: expected 1 to {MAX_THREADS} threads, got {count}")
     wanted = count
+
+
+def cap_threads(int n):
+    """Let calls of this Python thread use no more than ``n`` threads, whatever `set_num_threads` says; 0 lifts that."""
+    global cap_of_thread
+    cap_of_thread = n
