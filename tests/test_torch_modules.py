@@ -721,6 +721,166 @@ def test_functional_call():
     assert not mine.fallbacks
 
 
+# --- models -------------------------------------------------------------------------------------------------------------------------
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv1d(3, 8, 5)
+        self.layers = torch.nn.ModuleList([torch.nn.GRU(8, 6, batch_first=True), torch.nn.LSTM(6, 4), torch.nn.RNN(4, 4)])
+        self.again = self.layers[0]
+        self.out = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.convolution(x).transpose(1, 2)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.out(x)
+
+
+class Cooperative(torch.nn.LSTM):
+    """As pytorch-forecasting's."""
+
+    def forward(self, x, hx=None):
+        out, state = super().forward(x, hx)
+        return out * 2, state
+
+
+class Other(torch.nn.GRU):
+    def forward(self, x, hx=None):
+        return x, hx
+
+
+class Renamed(torch.nn.GRU):
+    pass
+
+
+def test_a_model_there_and_back():
+    torch.manual_seed(0)
+    model = Model()
+    parameters, x = [*model.parameters()], torch.randn(4, 3, 20)
+    kinds = [type(module) for module in model.modules()]
+    expected = model(x)
+    expected.sum().backward()
+    grads = [p.grad.clone() for p in parameters]
+    model.zero_grad()
+    assert ours.accelerate(model) == 3
+    assert ours.accelerate(model) == 0  # once is enough
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    got = model(x)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close([p.grad for p in parameters], grads)
+    assert [type(layer) for layer in model.layers] == [ours.GRU, ours.LSTM, ours.RNN]
+    assert not any(layer.fallbacks for layer in model.layers)
+    assert repr(model) == repr(Model())
+    model.layers[0].clip_step = "value", 1.0
+    assert ours.restore(model) == 3 and ours.restore(model) == 0
+    assert [type(module) for module in model.modules()] == kinds
+    assert "clip_step" not in repr(vars(model.layers[0])) and "fallbacks" not in repr(vars(model.layers[0]))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_subclasses():
+    model = torch.nn.ModuleDict({"a": Cooperative(4, 6), "b": Other(4, 6), "c": Renamed(4, 6), "d": Cooperative(4, 6)})
+    x = torch.randn(5, 3, 4)
+    expected = {name: module(x) for name, module in model.items()}
+    changed = ours.accelerate(model)
+    assert changed == 3 and list(changed.skipped) == ["b"] and "Other.forward does not call super().forward" in repr(changed)
+    assert type(model["a"]) is type(model["d"]) and isinstance(model["a"], (Cooperative, ours.LSTM)) and type(model["b"]) is Other
+    with FallbacksOf(model["a"]):
+        for name, module in model.items():
+            torch.testing.assert_close(flat(module(x)), flat(expected[name]))
+    assert type(copy.deepcopy(model)["a"]) is type(model["a"])
+    assert type(pickle.loads(pickle.dumps(model["a"]))) is Cooperative
+    ours.restore(model)
+    assert [type(module) for module in model.values()] == [Cooperative, Other, Renamed, Cooperative]
+
+
+class FallbacksOf:
+    """That a module is ours, and runs on our kernels: under autocast, a call of it is counted."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __enter__(self):
+        with torch.autocast("cpu"):
+            self.module(torch.randn(5, 3, 4))
+        self.before = dict(self.module.fallbacks)
+        assert self.before == {"autocast": 1}
+
+    def __exit__(self, *_):
+        assert self.module.fallbacks == self.before
+
+
+def test_what_is_skipped():
+    model = torch.nn.ModuleList([torch.nn.GRU(4, 6), torch.nn.RNNBase("GRU", 4, 6)])
+    model[0].forward = lambda x: x
+    changed = ours.accelerate(model)
+    assert changed == 0 and list(changed.skipped) == ["0", "1"]
+    assert repr(ours.accelerate(torch.nn.Linear(2, 2))) == "0 modules changed"
+    for wrong in (None, "model", torch.nn.GRU):
+        with pytest.raises(TypeError, match="model: expected a torch[.]nn[.]Module, got"):
+            ours.accelerate(wrong)
+        with pytest.raises(TypeError, match="model: expected a torch[.]nn[.]Module, got"):
+            ours.restore(wrong)
+
+
+def test_a_parametrized_module_there_and_back():
+    x = torch.randn(5, 3, 4)
+    module = torch.nn.GRU(4, 6)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    expected = module(x)[0]
+    assert ours.accelerate(module) == 1 and isinstance(module, ours.GRU) and parametrize.is_parametrized(module)
+    torch.testing.assert_close(module(x)[0], expected)
+    module(x)[0].sum().backward()
+    assert module.parametrizations.weight_hh_l0.original0.grad.abs().max() > 0 and not module.fallbacks
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+    assert type(module) is ours.GRU
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    ours.restore(module)
+    assert not isinstance(module, ours.GRU)
+    torch.testing.assert_close(module(x)[0], expected)
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+    assert type(module) is torch.nn.GRU
+    torch.testing.assert_close(module(x)[0], expected)
+
+
+def test_patch():
+    with ours.patch():
+        inside = Model()
+        mine = Cooperative(4, 6)
+    outside = Model()
+    assert [type(layer) for layer in inside.layers] == [ours.GRU, ours.LSTM, ours.RNN]
+    assert [type(layer) for layer in outside.layers] == [torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN]
+    assert isinstance(mine, ours.LSTM) and isinstance(mine, Cooperative)
+    with pytest.raises(ZeroDivisionError), ours.patch():
+        1 / 0  # noqa: B018
+    assert type(torch.nn.GRU(4, 6)) is torch.nn.GRU
+    with ours.patch(), pytest.raises(ValueError, match="hidden_size must be greater than zero"):
+        torch.nn.GRU(4, 0)
+
+
+def test_training_is_the_same():
+    """Through an optimiser, as a user trains."""
+    losses = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = Model().double()
+        if fast:
+            ours.accelerate(model)
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+        x = torch.randn(4, 3, 20, dtype=torch.float64)
+        for _ in range(10):
+            optimiser.zero_grad()
+            loss = (model(x) - 1).pow(2).mean()
+            loss.backward()
+            optimiser.step()
+        losses.append(loss)
+    assert abs(losses[0] - losses[1]) < 1e-12
+
+
 # --- threads and processes ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError('fastbptt.torch needs PyTorch, which is not installed: pip install "fastbptt[torch]"') from error
 
+from .conversion import Changed, accelerate, patch, restore
 from .modules import GRU, LSTM, RNN
+from .recording import Recording, record
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "Changed", "Recording", "accelerate", "patch", "record", "restore"]
