@@ -7,6 +7,7 @@ import pickle
 import random
 import warnings
 
+import numpy as np
 import pytest
 from processes import run_python
 
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.utils import parametrize  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence  # noqa: E402
 
+import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
 
 pytestmark = [
@@ -548,6 +550,41 @@ def test_script():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_onnx(kind):
+    """The older export traces, and with PyTorch's own path finds one operation."""
+    onnx = pytest.importorskip("onnx")
+    module, file = getattr(ours, kind)(4, 6), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (torch.randn(5, 1, 4),), file, dynamo=False)
+    graph = onnx.load_from_string(file.getvalue()).graph
+    assert kind in [node.op_type for node in graph.node] and module.fallbacks["tracing"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compile(backend):
+    class Net(torch.nn.Module):
+        def __init__(self, recurrent):
+            super().__init__()
+            self.recurrent, self.linear = recurrent, torch.nn.Linear(6, 2, dtype=torch.float64)
+
+        def forward(self, x):
+            out, _ = self.recurrent(torch.tanh(x))
+            return self.linear(out)
+
+    mine, theirs = map(Net, pair("GRU", 4, 6))
+    theirs.load_state_dict(mine.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(mine, backend=backend)
+        x = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+        d = torch.randn(5, 3, 2, dtype=torch.float64)
+        got = torch.autograd.grad(compiled(x), [x, *mine.parameters()], d)
+        expected = torch.autograd.grad(theirs(x), [x, *theirs.parameters()], d)
+    assert_equal(got, expected, torch.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_autocast(kind):
     mine, theirs = pair(kind, 4, 6, dtype=torch.float32)
     x = torch.randn(5, 3, 4)
@@ -821,9 +858,9 @@ def test_what_is_skipped():
     assert changed == 0 and list(changed.skipped) == ["0", "1"]
     assert repr(ours.accelerate(torch.nn.Linear(2, 2))) == "0 modules changed"
     for wrong in (None, "model", torch.nn.GRU):
-        with pytest.raises(TypeError, match="model: expected a torch[.]nn[.]Module, got"):
+        with pytest.raises(TypeError, match=r"model: expected a torch[.]nn[.]Module, got"):
             ours.accelerate(wrong)
-        with pytest.raises(TypeError, match="model: expected a torch[.]nn[.]Module, got"):
+        with pytest.raises(TypeError, match=r"model: expected a torch[.]nn[.]Module, got"):
             ours.restore(wrong)
 
 
@@ -881,6 +918,92 @@ def test_training_is_the_same():
     assert abs(losses[0] - losses[1]) < 1e-12
 
 
+# --- seeing gradients ---------------------------------------------------------------------------------------------------------------
+
+
+def by_functions(kind, module, x, d_out, **options):
+    """The tape and the gradients of the package's functions, on the module's first layer."""
+    prefix, weights = kind.lower(), [weight.detach().numpy() for weight in module.parameters()]
+    lengths = options.pop("lengths", None)
+    tape = getattr(fastbptt, f"{prefix}_forward")(x.detach().numpy(), None, *weights[:4], lengths=lengths)[2]
+    return tape, getattr(fastbptt, f"{prefix}_backward")(tape, d_out.numpy(), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clip", [("value", 0.05), ("norm", 0.1)], ids=str)
+def test_clip_step(kind, clip):
+    module = getattr(ours, kind)(4, 6, dtype=torch.float64)
+    x, d_out = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, 6, dtype=torch.float64)
+    module.clip_step = clip
+    got = torch.autograd.grad(module(x)[0], [x, *module.parameters()], d_out)
+    _, expected = by_functions(kind, module, x, d_out, clip_step=clip)
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(got, [expected.x, *expected[2:6]], strict=True))
+    module.clip_step = None
+    unclipped = torch.autograd.grad(module(x)[0], [x, *module.parameters()], d_out)
+    assert not torch.allclose(got[0], unclipped[0])
+
+
+def test_clip_step_is_never_left_out_in_silence():
+    module = ours.GRU(4, 6)
+    for wrong, error in ((1.0, TypeError), (("size", 1), ValueError), (("norm", -1), ValueError)):
+        with pytest.raises(error, match="clip_step"):
+            module.clip_step = wrong
+    module.clip_step = "norm", 1.0
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    with torch.autocast("cpu"), pytest.raises(RuntimeError, match=r"clip_step: .* which cannot clip: autocast"):
+        module(x)
+    with torch.no_grad(), torch.autocast("cpu"):
+        module(x)
+    with pytest.raises(RuntimeError, match=r"clip_step: .* no derivative"):
+        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_flow_of_a_module(kind):
+    module = getattr(ours, kind)(4, 6, 2, bidirectional=True, dtype=torch.float64)
+    x, d_out = torch.randn(9, 3, 4, dtype=torch.float64), torch.randn(9, 3, 12, dtype=torch.float64)
+    with ours.record(module) as recording:
+        (module(x)[0] * d_out).sum().backward()
+    with torch.no_grad():
+        module.weight_hh_l1.zero_()  # what is recorded stays
+    names = ["weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"]
+    for reverse in (False, True):
+        flow = recording.gradient_flow(1, reverse=reverse)
+        assert flow.log10_state_norm.shape == (10, 3) and np.isfinite(flow.log10_state_norm[1:]).all()
+        grad = module.get_parameter(names[1] + "_reverse" * reverse).grad
+        assert np.allclose(flow.lag_gradients().sum(axis=0), grad.numpy(), rtol=0, atol=1e-12)
+    (module(x)[0] * d_out).sum().backward()  # not recorded any more
+
+
+def test_gradient_flow_of_a_packed_batch():
+    module = ours.LSTM(4, 6, dtype=torch.float64)
+    x, d_out, lengths = torch.randn(7, 3, 4, dtype=torch.float64), torch.randn(7, 3, 6, dtype=torch.float64), [7, 4, 2]
+    with ours.record(module) as recording:
+        out, _ = module(pack_padded_sequence(x, lengths))
+        (out.data * pack_padded_sequence(d_out, lengths).data).sum().backward()
+    tape, _ = by_functions("LSTM", module, x, d_out, lengths=np.array(lengths))
+    for row, length in enumerate(lengths):
+        expected = fastbptt.gradient_flow(tape.row(row), d_out.numpy()[:length, row : row + 1])
+        got = recording.gradient_flow(row=row)
+        assert np.array_equal(got.log10_state_norm, expected.log10_state_norm) and np.array_equal(got.by_lag, expected.by_lag)
+    with pytest.raises(ValueError, match="row: expected one of the 3 rows"):
+        recording.gradient_flow()
+    with pytest.raises(IndexError, match="b: expected a row"):
+        recording.gradient_flow(row=3)
+
+
+def test_nothing_recorded():
+    module = ours.GRU(4, 6)
+    with ours.record(module) as recording, torch.autocast("cpu"):
+        module(torch.randn(5, 3, 4))[0].float().sum().backward()
+    with pytest.raises(RuntimeError, match=r"layer 0: no backward pass has been recorded; .*autocast"):
+        recording.gradient_flow()
+    with pytest.raises(RuntimeError, match="layer 1, reverse: no backward pass"):
+        recording.gradient_flow(1, reverse=True)
+    with pytest.raises(TypeError, match=r"module: expected a recurrent module of fastbptt.torch, got GRU"), ours.record(torch.nn.GRU(2, 2)):
+        pass
+
+
 # --- threads and processes ----------------------------------------------------------------------------------------------------------
 
 
@@ -901,6 +1024,32 @@ with torch.no_grad():
     module(x)
     assert threads() > before and not module.fallbacks
 """
+    )
+
+
+def test_forks():
+    """A hundred children, after forward and backward passes on several threads in the parent, each with passes of its own."""
+    run_python(
+        """
+import os, torch, fastbptt.torch
+torch.set_num_threads(2)
+fastbptt.set_num_threads(2)
+module, x = fastbptt.torch.GRU(32, 32), torch.randn(20, 32, 32)
+def work():
+    module.zero_grad()
+    out, _ = module(x)
+    out.sum().backward()
+    return module.weight_hh_l0.grad
+expected = work().clone()
+for _ in range(100):
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(work(), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(work(), expected)
+assert not module.fallbacks
+""",
+        timeout=100,
     )
 
 

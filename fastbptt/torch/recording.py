@@ -25,7 +25,7 @@ class Recording:
         self._module = module
         self._passes: dict[tuple[int, bool], tuple[Tape, Array | None, Any]] = {}
 
-    def gradient_flow(self, layer: int = 0, *, reverse: bool = False) -> GradientFlow:
+    def gradient_flow(self, layer: int = 0, *, reverse: bool = False, row: int | None = None) -> GradientFlow:
         """What became of the gradient in one layer: `fastbptt.gradient_flow` of it.
 
         Parameters
@@ -34,16 +34,21 @@ class Recording:
             From 0.
         reverse : bool
             Of a bidirectional module, the direction that starts at the end. Its time runs backwards.
+        row : int or None
+            One row of the batch alone, which must be said if rows differ in length; of a PackedSequence in its own order, the longest first.
 
         Returns
         -------
         GradientFlow
-            Rows are those of the batch, or of a PackedSequence in its own order, the longest first.
 
         Raises
         ------
         RuntimeError
             If no backward pass of ours went through that layer.
+        ValueError
+            If rows differ in length and ``row`` is None.
+        IndexError
+            If there is no such row.
         """
         try:
             tape, d_out, d_state = self._passes[layer, reverse]
@@ -51,6 +56,11 @@ class Recording:
             way = ", reverse" if reverse else ""
             why = f"; PyTorch's own path was taken, by reason: {dict(self._module.fallbacks)}" if self._module.fallbacks else ""
             raise RuntimeError(f"layer {layer}{way}: no backward pass has been recorded{why}") from None
+        if row is not None:
+            tape, d_state = tape.row(row), [d[row : row + 1] for d in d_state]
+            d_out = None if d_out is None else d_out[: len(tape), row : row + 1]
+        elif tape.ragged:
+            raise ValueError(f"row: expected one of the {tape.shape[1]} rows, since they differ in length, got None")
         return gradient_flow(tape, d_out, d_state[0] if len(d_state) == 1 else tuple(d_state))
 
     def add(
@@ -72,9 +82,33 @@ class Recording:
 
 @contextmanager
 def record(module: Recurrent) -> Iterator[Recording]:
-    """Record the backward passes of a module, with copies of all that `gradient_flow` needs."""
+    """Record the backward passes of one of our modules, with copies of all that `Recording.gradient_flow` needs of the last one.
+
+    Parameters
+    ----------
+    module : RNN, GRU or LSTM of this package
+
+    Raises
+    ------
+    TypeError
+        If ``module`` is no such module: `accelerate` makes it one.
+
+    Examples
+    --------
+    >>> import torch, fastbptt.torch
+    >>> module = fastbptt.torch.GRU(3, 8)
+    >>> with fastbptt.torch.record(module) as recording:
+    ...     out, h_n = module(torch.randn(20, 4, 3))
+    ...     out[-1].sum().backward()
+    >>> recording.gradient_flow().log10_state_norm.shape
+    (21, 4)
+    """
+    from .modules import Recurrent
+
+    if not isinstance(module, Recurrent):
+        raise TypeError(f"module: expected a recurrent module of fastbptt.torch, got {type(module).__name__}; accelerate() makes it one")
     recording = module.__dict__["_recording"] = Recording(module)
     try:
         yield recording
     finally:
-        del module.__dict__["_recording"]
+        module.__dict__.pop("_recording", None)
