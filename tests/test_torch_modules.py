@@ -5,7 +5,9 @@ import io
 import itertools
 import pickle
 import random
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
+from fastbptt.torch import function, gate, modules  # noqa: E402
 
 pytestmark = [
     pytest.mark.one_level,
@@ -1002,6 +1005,19 @@ def test_nothing_recorded():
         recording.gradient_flow(1, reverse=True)
     with pytest.raises(TypeError, match=r"module: expected a recurrent module of fastbptt.torch, got GRU"), ours.record(torch.nn.GRU(2, 2)):
         pass
+
+
+def test_the_page():
+    """Its code runs, and its table has the reasons that there are."""
+    page = Path(__file__).parent.parent / "docs" / "pytorch.md"
+    if not page.exists():
+        pytest.skip("this is not a checkout")
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(code, names)
+    for module in (gate, modules, function):
+        for reason in re.findall(r'(?:return|reason =) "([^"]+)"', Path(module.__file__).read_text()):
+            assert f"`{reason}`" in page.read_text() or " that is no plain tensor" in reason or " that are no plain" in reason, reason
 
 
 # --- threads and processes ----------------------------------------------------------------------------------------------------------
