@@ -318,6 +318,40 @@ def test_weights_of_another_kind(kind):
         assert_same_outcome(lambda theirs=theirs: theirs(x), lambda mine=mine: mine(x))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torchs_own_samples_and_error_inputs():
+    """Those that PyTorch tests its modules with."""
+    pytest.importorskip("expecttest")
+    from torch.testing._internal.common_modules import module_db
+
+    samples = errors = 0
+    for info in module_db:
+        kind = info.name.removeprefix("nn.")
+        if kind not in KINDS or info.module_cls is not getattr(torch.nn, kind):
+            continue
+        options = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": True}
+        for sample in info.module_inputs_func(info, **options):
+            made, given = sample.constructor_input, sample.forward_input
+            mine, theirs = (getattr(where, kind)(*made.args, **made.kwargs).double() for where in (ours, torch.nn))
+            theirs.load_state_dict(mine.state_dict())
+            tensors, shape = torch.utils._pytree.tree_flatten((given.args, given.kwargs))
+
+            def call(module, *tensors, shape=shape):
+                arguments, options = torch.utils._pytree.tree_unflatten(tensors, shape)
+                return module(*arguments, **options)
+
+            both(mine, theirs, call, *tensors)
+            assert set(mine.fallbacks) <= {"proj_size"}
+            samples += 1
+        for error in info.module_error_inputs_func(info, **options):
+            made, given = error.module_error_input.constructor_input, error.module_error_input.forward_input
+            construct = lambda where, kind=kind, made=made: getattr(where, kind)(*made.args, **made.kwargs)  # noqa: E731
+            with pytest.raises(error.error_type, match=error.error_regex):
+                construct(ours)(*given.args, **given.kwargs) if given is not None else construct(ours)
+            errors += 1
+    assert samples > 50 and errors > 20
+
+
 # --- autograd -----------------------------------------------------------------------------------------------------------------------
 
 

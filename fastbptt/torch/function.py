@@ -43,9 +43,8 @@ class Call:
 
 def array(tensor: torch.Tensor) -> Array:
     """The tensor's numbers, contiguous and aligned; copied only if they are not."""
-    values = tensor.detach().numpy()
-    flags = values.flags
-    return values if flags.c_contiguous and flags.aligned else np.array(values, order="C")
+    values = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+    return values if values.flags.carray else np.array(values, order="C")
 
 
 def forward(
@@ -187,7 +186,9 @@ def backward(
         pool.cap_threads(0)
     if dx is not None and call.batch_sizes is not None:
         dx = dx.reshape(x.shape)
-    of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, H) for both in zip(*d_states)]
+    of_states: list[Any] = [None] * call.states
+    if any(needed[2 : 2 + call.states]):
+        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, H) for both in zip(*d_states)]
     grads = [dx, *of_states, *d_weights]
     return (None, *(torch.from_numpy(grad) if grad is not None and need else None for grad, need in zip(grads, needed[1:])))
 
