@@ -1107,6 +1107,20 @@ def test_import_of_the_package_leaves_torch_alone():
     run_python("import sys, fastbptt; assert 'torch' not in sys.modules")
 
 
+def test_import_in_any_mode():
+    run_python(
+        """
+import torch
+with torch.inference_mode(), torch.device("meta"):
+    import fastbptt.torch
+module = fastbptt.torch.GRU(4, 6, dtype=torch.float64)
+out, _ = module(torch.randn(5, 3, 4, dtype=torch.float64))
+out.mul_(2).sum().backward()
+assert not module.fallbacks
+"""
+    )
+
+
 def test_without_torch():
     run_python(
         """

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 
-NO_MEMORY = torch.empty(0)
+with torch.inference_mode(False):
+    NO_MEMORY = torch.empty(0, device="cpu")  # whatever mode or device is the default when this is imported
 VF_NAMES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}  # in torch._VF, of a vanilla RNN
 
 
