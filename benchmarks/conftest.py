@@ -9,6 +9,7 @@ def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_recurrent.py")
     config.addinivalue_line("python_files", "bench_forward_mode.py")
     config.addinivalue_line("python_files", "bench_stacks.py")
+    config.addinivalue_line("python_files", "bench_torch_modules.py")
 
 
 @pytest.fixture(autouse=True)

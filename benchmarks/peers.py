@@ -100,10 +100,10 @@ def build_functions(module, case, arrays):
 # --- PyTorch --------------------------------------------------------------------------------------------------------------
 
 
-def build_torch(case, arrays):
-    """torch.nn.RNN, GRU or LSTM; gradients by torch.autograd.grad, so that each call makes fresh ones."""
+def torch_module(modules, case, arrays):
+    """RNN, GRU or LSTM of ``modules``, or None if there is no such layer."""
     torch = import_module("torch")
-    layer = getattr(torch.nn, case.family.upper(), None)
+    layer = getattr(modules, case.family.upper(), None)
     if layer is None:
         return None
     torch.set_num_threads(THREADS)
@@ -112,6 +112,15 @@ def build_torch(case, arrays):
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), arrays.weights, strict=True):
             parameter.copy_(torch.from_numpy(value))
+    return module
+
+
+def build_torch(case, arrays, modules=None):
+    """A module of torch.nn, unless others are given; gradients by torch.autograd.grad, so that each call makes fresh ones."""
+    torch = import_module("torch")
+    module = torch_module(modules or torch.nn, case, arrays)
+    if module is None:
+        return None
     x = torch.from_numpy(arrays.x).requires_grad_()
     states = tuple(torch.from_numpy(s)[None].requires_grad_() for s in arrays.state)
     state = case.traits.state(states)

@@ -44,6 +44,8 @@ cdef extern from *:
     #include <stddef.h>
     #include "pythread.h"
 
+    static _Thread_local int cap_of_thread; /* 0: none */
+
     #if defined(__x86_64__) || defined(__i386__)
     #define spin_pause() __builtin_ia32_pause()
     #elif defined(__aarch64__)
@@ -93,6 +95,7 @@ cdef extern from *:
     }
     #endif
     """
+    int cap_of_thread
     void spin_pause() nogil
     void give_way() nogil
     bint start_thread(void (*life)(void *) noexcept nogil, void *argument, size_t stack) nogil  # of that size or, where it is usual, more
@@ -130,7 +133,6 @@ cdef Job job
 cdef Helper helpers[MAX_THREADS]
 cdef int started = 0               # helpers that run
 cdef int wanted = 1                # get_num_threads()
-cdef int one_each = 0              # calls of one_thread under way
 cdef atomic_int busy               # a job is under way
 cdef atomic_int epoch              # counts jobs: a change is the call to work
 cdef atomic_int caller_sleeps
@@ -140,8 +142,8 @@ cdef PyThread_type_lock finished = NULL
 
 
 cdef int thread_limit() noexcept nogil:
-    """get_num_threads(), or 1 within `one_thread`. A call asks once, since another Python thread may change it."""
-    return 1 if one_each > 0 else wanted
+    """get_num_threads(), or less if this thread has a cap. A call asks once, since another Python thread may change it."""
+    return min(wanted, cap_of_thread) if cap_of_thread else wanted
 
 
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
@@ -329,23 +331,23 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
 
 
 def one_thread(call):
-    """The result of ``call()``; meanwhile, kernels use one thread each, whoever calls them.
+    """The result of ``call()``, whose kernels use one thread each.
 
     It is compiled so that no signal's handler can come between: it would leave all later calls with one thread.
     """
-    global one_each
-    one_each += 1
+    global cap_of_thread
+    cdef int before = cap_of_thread
+    cap_of_thread = 1
     try:
         return call()
     finally:
-        one_each -= 1
+        cap_of_thread = before
 
 
 def forget_helpers():
     """In a forked child: no helper lives there, no lock can be trusted, and the thread that forked is the main one."""
-    global started, finished, abandoned, main_thread, one_each
+    global started, finished, abandoned, main_thread
     cdef int i
-    one_each = 0
     main_thread = PyThread_get_thread_ident()
     if atomic_load(&busy):
         abandoned += 1
@@ -446,3 +448,9 @@ def set_num_threads(n):
     if not 1 <= count <= MAX_THREADS:
         raise ValueError(f"n: expected 1 to {MAX_THREADS} threads, got {count}")
     wanted = count
+
+
+def cap_threads(int n):
+    """Let calls of this Python thread use no more than ``n`` threads, whatever `set_num_threads` says; 0 lifts that."""
+    global cap_of_thread
+    cap_of_thread = n

@@ -1,0 +1,89 @@
+"""`fastbptt.torch` beside PyTorch's modules and our own functions: ``python benchmarks/bench_torch_modules.py``, and by pytest-benchmark.
+
+The command has the three take turns, forward + backward, and prints ratios: how many times as long PyTorch's module takes as ours, and
+which part of our module's time the bare functions take. ``--overhead`` prints what a call costs beyond them, at a size where that is all.
+"""
+
+import argparse
+
+import numpy as np
+import peers
+import pytest
+from grid import BATCHES, CELLS, DTYPES, STEPS, WIDTHS, Case
+from timing import alternate, median
+
+torch = pytest.importorskip("torch")
+
+import fastbptt  # noqa: E402
+import fastbptt.torch  # noqa: E402
+
+SHOWN = [Case(cell, dtype, 100, 16, 128, 128) for cell in CELLS for dtype in DTYPES]
+
+
+def module_call(modules, case):
+    """Forward and backward of a module, as a call without arguments that returns what `peers.Contestant.forward_backward` does."""
+    return peers.build_torch(case, case.arrays(), modules).forward_backward
+
+
+def calls(case):
+    return {
+        "ours": module_call(fastbptt.torch, case),
+        "PyTorch": module_call(torch.nn, case),
+        "functions": peers.build_fastbptt(case, case.arrays()).forward_backward,
+    }
+
+
+@pytest.mark.parametrize("name", ["ours", "PyTorch", "functions"])
+@pytest.mark.parametrize("case", SHOWN, ids=str)
+def test_modules(benchmark, case, name):
+    benchmark.group = f"{case}, PyTorch's modules"
+    result = benchmark(calls(case)[name])
+    assert peers.disagreement(result, peers.agreed(case)) <= peers.TOLERANCE[case.dtype]
+
+
+def packed_calls(case):
+    """Both modules on a PackedSequence whose lengths are drawn from 1 to T."""
+    arrays, lengths = case.arrays(), np.random.default_rng(0).integers(1, case.T + 1, case.B)
+    lengths[0] = case.T
+    d_out = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(arrays.d_out), lengths, enforce_sorted=False).data
+
+    def call(module):
+        x = torch.from_numpy(arrays.x).requires_grad_()
+        inputs = [x, *module.parameters()]
+
+        def forward_backward():
+            out, _ = module(torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
+            return torch.autograd.grad(out.data, inputs, d_out)
+
+        return forward_backward
+
+    return {name: call(peers.torch_module(modules, case, arrays)) for name, modules in (("ours", fastbptt.torch), ("PyTorch", torch.nn))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", default=list(CELLS))
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--packed", action="store_true", help="PackedSequences, of lengths from 1 to the number of steps")
+    parser.add_argument("--overhead", action="store_true", help="microseconds of a call at T=1, B=1, H=4, beyond the bare functions'")
+    options = parser.parse_args()
+    cases = [(cell, dtype, B, H) for cell in options.cells for dtype in options.dtypes for B in options.batches for H in options.widths]
+    if options.overhead:
+        for cell in options.cells:
+            samples = alternate(calls(Case(cell, "float32", 1, 1, 4, 4)), options.rounds)
+            more = median(a - b for a, b in zip(samples["ours"], samples["functions"]))
+            print(f"{cell}: {1e6 * more:.0f} us more than the functions, {1e6 * median(samples['PyTorch']):.0f} us PyTorch's own")
+        return
+    for cell, dtype, B, H in cases:
+        case = Case(cell, dtype, options.steps, B, H, H)
+        samples = alternate(packed_calls(case) if options.packed else calls(case), options.rounds)
+        ratios = {name: median(a / b for a, b in zip(samples[name], samples["ours"])) for name in samples if name != "ours"}
+        print(f"{case}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""One layer, in one or both directions, as autograd sees it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from .._kernels import memory, pool
+from .._typing import Array
+from . import gate, passes
+from .layout import Packed, Rectangle
+
+if TYPE_CHECKING:
+    from .recording import Recording
+
+Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
+
+with torch.inference_mode(False):
+    NO_MEMORY = torch.empty(0, device="cpu")  # whatever mode or device is the default when this is imported
+VF_NAMES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}  # in torch._VF, of a vanilla RNN
+
+
+@dataclass(slots=True)
+class Call:
+    """What a layer's forward and backward pass have in common."""
+
+    cell: str
+    nonlinearity: str
+    states: int  # 1, or 2: h and c
+    directions: int
+    per_direction: int  # weights: 2, or 4 with biases
+    layout: Rectangle | Packed
+    batch_sizes: torch.Tensor | None  # of a PackedSequence
+    clip: tuple[int, float]
+    fallbacks: Counter[str]
+    recording: Recording | None
+    layer: int
+
+
+def array(tensor: torch.Tensor) -> Array:
+    """The tensor's numbers, contiguous and aligned; copied only if they are not."""
+    values = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+    return values if values.flags.carray else np.array(values, order="C")
+
+
+def forward(
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[passes.Direction]]:
+    """The layer's output and last states, and each direction's tape. Of one direction, the output is a view of the tape's h."""
+    directions = run(call, x, states, weights)
+    layout = call.layout
+    outs = [layout.after(tape.h) for tape in directions]
+    if call.directions == 1:
+        out = outs[0]
+        last = [np.array(layout.ends(history)).reshape(1, layout.B, -1) for history in directions[0][: call.states]]
+    else:
+        H = outs[0].shape[-1]
+        out = memory.empty((*layout.rows, 2 * H), outs[0].dtype)
+        out[..., :H], out[..., H:] = outs[0], layout.turned(outs[1])
+        last = [np.stack([layout.ends(history) for history in both]) for both in zip(*(d[: call.states] for d in directions))]
+    if call.batch_sizes is not None:
+        out = out.reshape(-1, out.shape[-1])
+    return [torch.from_numpy(each) for each in (out, *last)], directions
+
+
+def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> list[passes.Direction]:
+    """Each direction's forward pass."""
+    values = rows_of(call, x)
+    initial = [None if state is None else state.detach().numpy() for state in states]
+    arrays = [array(weight) for weight in weights]
+    directions = []
+    pool.cap_threads(torch.get_num_threads())
+    try:
+        for d in range(call.directions):
+            along = np.ascontiguousarray(call.layout.turned(values)) if d else values
+            own = [None if state is None else state[d] for state in initial]
+            mine = arrays[d * call.per_direction : (d + 1) * call.per_direction]
+            directions.append(passes.forward(call.cell, call.nonlinearity, call.layout, along, own, mine))
+    finally:
+        pool.cap_threads(0)
+    return directions
+
+
+def rows_of(call: Call, tensor: torch.Tensor) -> Array:
+    """As the kernels take what is (T, B, W), or (R, W) of a PackedSequence."""
+    values = array(tensor)
+    return values if call.batch_sizes is None else values.reshape(*call.layout.rows, -1)
+
+
+class Layer(torch.autograd.Function):
+    """`forward`, recorded. The classic form of a Function: with ``setup_context`` a call takes some 30 us longer."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        states, weights = rest[: call.states], rest[call.states :]
+        results, directions = forward(call, x, states, weights)
+        ctx.set_materialize_grads(False)
+        ctx.call = call
+        # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.
+        ctx.weights, ctx.versions = weights, [weight._version for weight in weights]
+        needs_dx, needs_d_state = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + call.states])
+        needed = needs_dx, needs_d_state or call.layout.T > 1, False, False
+        kept = [weight if needed[i % call.per_direction] else None for i, weight in enumerate(weights)]
+        tapes = [None if part is None else torch.from_numpy(part) for direction in directions for part in direction]
+        ctx.save_for_backward(x, *states, *kept, *tapes)
+        ctx.out_version = None
+        if call.directions == 1:
+            # The output is the tape's h, yet may be changed in place. This tensor has no memory, but the output's count of changes.
+            ctx.changes = results[0].detach()
+            ctx.changes.data = NO_MEMORY
+            ctx.out_version = ctx.changes._version
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *d_results: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        call: Call = ctx.call
+        x, *saved = ctx.saved_tensors
+        states, saved = saved[: call.states], saved[call.states :]
+        weights, saved = saved[: len(ctx.weights)], saved[len(ctx.weights) :]
+        reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
+        if reason is None and not all(d is None or gate.plain(d, x.dtype) for d in d_results):
+            reason = "a gradient that is no plain tensor"
+        if reason is not None:
+            call.fallbacks[reason] += 1
+            return through_torch(ctx, x, states, d_results)
+        if ctx.out_version is not None and ctx.changes._version != ctx.out_version:
+            directions = run(call, x, states, current(ctx))
+        else:
+            parts = [None if part is None else part.numpy() for part in saved]
+            directions = [passes.Direction(*parts[4 * d : 4 * d + 4]) for d in range(call.directions)]
+        return backward(ctx, x, weights, directions, d_results)
+
+
+def backward(
+    ctx: Any, x: torch.Tensor, weights: Tensors, directions: list[passes.Direction], d_results: Tensors
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of what `Layer.forward` took, None where they are not needed."""
+    call: Call = ctx.call
+    needed = ctx.needs_input_grad
+    layout, H, values = call.layout, directions[0].h.shape[-1], rows_of(call, x)
+    d_out, *d_last = d_results
+    d_rows = None if d_out is None else rows_of(call, d_out)
+    d_ends = [None if d is None else d.detach().numpy() for d in d_last]
+    dx: Any = None
+    d_states, d_weights = [], []
+    pool.cap_threads(torch.get_num_threads())
+    try:
+        for d, tape in enumerate(directions):
+            w_ih, w_hh = (None if w is None else array(w) for w in weights[d * call.per_direction :][:2])
+            along, d_along = values, d_rows
+            if call.directions == 2 and d_rows is not None:
+                d_along = d_rows[..., d * H : (d + 1) * H]
+            if d:
+                along = np.ascontiguousarray(layout.turned(values))
+                d_along = None if d_along is None else layout.turned(d_along)
+            d_along = None if d_along is None else np.ascontiguousarray(d_along)
+            d_state = [np.zeros((layout.B, H), values.dtype) if end is None else np.array(end[d], order="C") for end in d_ends]
+            if call.recording is not None:
+                mine = [array(weight) for weight in current(ctx)[d * call.per_direction :][: call.per_direction]]
+                call.recording.add(call, d, along, mine, tape, d_along, d_state)
+            d_in, grads = passes.backward(
+                call.cell,
+                call.nonlinearity,
+                layout,
+                along,
+                w_ih,
+                w_hh,
+                call.per_direction == 4,
+                tape,
+                d_along,
+                d_state,
+                call.clip,
+                needed[1],
+            )
+            d_weights += grads
+            d_states.append(d_state)
+            if d and d_in is not None:
+                dx += layout.turned(d_in)
+            elif d_in is not None:
+                dx = d_in
+    finally:
+        pool.cap_threads(0)
+    if dx is not None and call.batch_sizes is not None:
+        dx = dx.reshape(x.shape)
+    of_states: list[Any] = [None] * call.states
+    if any(needed[2 : 2 + call.states]):
+        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, H) for both in zip(*d_states)]
+    grads = [dx, *of_states, *d_weights]
+    return (None, *(torch.from_numpy(grad) if grad is not None and need else None for grad, need in zip(grads, needed[1:])))
+
+
+def current(ctx: Any) -> list[torch.Tensor]:
+    """The weights, if they are still what the forward pass saw."""
+    if any(weight._version != version for weight, version in zip(ctx.weights, ctx.versions)):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: a weight of a recurrent "
+            "layer, which this backward pass has to run forward once more"
+        )
+    return list(ctx.weights)
+
+
+def through_torch(ctx: Any, x: torch.Tensor, states: Tensors, d_results: Tensors) -> tuple[torch.Tensor | None, ...]:
+    """The same gradients as PyTorch computes them, which can be differentiated once more."""
+    call: Call = ctx.call
+    if call.clip[0]:
+        raise RuntimeError("clip_step: what it clips is no gradient any more, and has no derivative; set it to None for a second one")
+    needed = ctx.needs_input_grad[1:]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Each input by another name: x may be what a state was made of, and the derivative wanted is the partial one.
+        given = [x, *states, *current(ctx)]
+        names = [
+            None if tensor is None else tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(need)
+            for tensor, need in zip(given, needed)
+        ]
+        results = native(call, names[0], names[1 : 1 + call.states], names[1 + call.states :])
+        pairs = [(result, d) for result, d in zip(results, d_results) if d is not None]
+        wanted = [name for name, need in zip(names, needed) if need]
+        outputs, d_outputs = zip(*pairs)
+        grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
+    return (None, *(next(grads) if need else None for need in needed))
+
+
+def native(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The layer's output and last states by PyTorch's own path."""
+    H = weights[1].shape[1]
+    states = [x.new_zeros(call.directions, call.layout.B, H) if state is None else state for state in states]
+    hx = states[0] if call.states == 1 else tuple(states)
+    function = getattr(torch._VF, VF_NAMES[call.nonlinearity] if call.cell == "rnn" else call.cell)
+    both = call.directions == 2
+    if call.batch_sizes is None:
+        return function(x, hx, weights, call.per_direction == 4, 1, 0.0, False, both, False)
+    return function(x, call.batch_sizes, hx, weights, call.per_direction == 4, 1, 0.0, False, both)

@@ -1,0 +1,44 @@
+"""Which calls are ours. For any other there is a reason, in a few words, which `fallbacks` counts; it takes PyTorch's own path."""
+
+from __future__ import annotations
+
+import torch
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+DTYPES = torch.float32, torch.float64
+PLAIN = torch.Tensor, torch.nn.Parameter
+
+
+def mode() -> str | None:
+    """Why no kernel may run in this thread now: somebody looks at the operations one by one, or changes what they do."""
+    if torch._C._get_tracing_state() is not None:
+        return "tracing"  # the kernels would leave a constant in the trace, or nothing
+    if torch.compiler.is_compiling():
+        return "torch.compile"
+    if peek_interpreter_stack() is not None:
+        return "torch.func"  # vmap, grad, jvp and the like
+    if forward_ad._current_level >= 0:
+        return "forward mode"
+    if torch._C._is_any_autocast_enabled():
+        return "autocast"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode"
+    # set_default_device is one, too, but means nothing here
+    if torch._C._len_torch_function_stack() and not all(type(m) is DeviceContext for m in _get_current_function_mode_stack()):
+        return "a function mode"
+    return None
+
+
+def plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether it is numbers of this dtype in this machine's memory, and nothing else."""
+    return (
+        type(tensor) in PLAIN
+        and tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not is_legacy_batchedtensor(tensor)
+    )

@@ -1,0 +1,222 @@
+"""The recurrent modules."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from copyreg import _reconstructor  # type: ignore[attr-defined]
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from ..cells import CELLS
+from ..functional import check_clip_step
+from . import function, gate
+from .layout import Packed, Rectangle, of_batch_sizes
+
+if TYPE_CHECKING:
+    from typing import Self
+
+MODES = {"RNN_TANH": ("rnn", "tanh"), "RNN_RELU": ("rnn", "relu"), "GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
+MISFIT = "an argument that does not fit"  # PyTorch has an error to raise, or an answer of its own
+
+
+class Plan(NamedTuple):
+    """What a module's sizes say of its weights."""
+
+    cell: str
+    nonlinearity: str
+    states: int
+    directions: int
+    per_direction: int
+    shapes: list[tuple[int, ...]]  # of all weights
+
+
+@lru_cache(maxsize=256)
+def plan_of(mode: str, I: int, H: int, layers: int, bias: bool, bidirectional: bool) -> Plan | None:
+    if mode not in MODES:
+        return None
+    cell, nonlinearity = MODES[mode]
+    N, directions = len(CELLS[cell].gates) * H, 2 if bidirectional else 1
+    shapes = []
+    for layer in range(layers):
+        shapes += [(N, I if layer == 0 else directions * H), (N, H), *[(N,), (N,)] * bias] * directions
+    return Plan(cell, nonlinearity, len(CELLS[cell].states), directions, 4 if bias else 2, shapes)
+
+
+class Recurrent(torch.nn.RNNBase):
+    """What `RNN`, `GRU` and `LSTM` have in common; stands before PyTorch's class."""
+
+    @property
+    def fallbacks(self) -> Counter[str]:
+        """How often, and why, calls of this module took PyTorch's own path."""
+        return self.__dict__.setdefault("_fallbacks", Counter())
+
+    @property
+    def clip_step(self) -> tuple[str, float] | None:
+        """("value", c) or ("norm", c), to clip the state's gradient before it goes through each step, as `fastbptt.gru_backward` does."""
+        return self.__dict__.get("_clip_step")
+
+    @clip_step.setter
+    def clip_step(self, clip: tuple[str, float] | None) -> None:
+        check_clip_step(clip)
+        self.__dict__["_clip_step"] = clip
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As PyTorch's."""
+        done = gate.mode() or run(self, input, hx)
+        if type(done) is not str:
+            return done
+        if self.clip_step is not None and torch.is_grad_enabled():
+            raise RuntimeError(f"clip_step: this call takes PyTorch's own path, which cannot clip: {done}")
+        self.fallbacks[done] += 1
+        return super().forward(input, hx)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as PyTorch's own, which loads where fastbptt is not installed."""
+        state: Any = self.__getstate__()
+        return _reconstructor, (native_class(type(self)), object, None), without_ours(state)
+
+    def __copy__(self) -> Self:
+        replica = type(self).__new__(type(self))
+        replica.__dict__.update(without_ours(self.__dict__))
+        return replica
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        replica = type(self).__new__(type(self))
+        memo[id(self)] = replica
+        flat = "_flat_weights", "_flat_weight_refs"  # of a parametrized module, they are the results of operations, which are not copied
+        replica.__dict__.update(copy.deepcopy({key: value for key, value in without_ours(self.__dict__).items() if key not in flat}, memo))
+        replica._init_flat_weights()
+        return replica
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """For torch.jit.script: PyTorch's own module, with the same parameters."""
+        kind = native_class(type(self))
+        twin = kind.__new__(kind)
+        twin.__dict__.update(without_ours(self.__dict__))
+        return twin
+
+
+OURS = "_fallbacks", "_recording"
+
+
+def without_ours(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key not in OURS}
+
+
+def current_weights(module: Recurrent) -> list[torch.Tensor]:
+    """As PyTorch keeps them up to date; where nothing has changed, that is seen here in a tenth of its time."""
+    own, parameters = module.__dict__, module._parameters
+    for name, weight in zip(module._flat_weights_names, module._flat_weights):
+        if parameters.get(name) is not weight or name in own:
+            module._update_flat_weights()
+            break
+    return module._flat_weights
+
+
+def run(module: Recurrent, input: Any, hx: Any) -> Any:
+    """The module's results from our kernels, or in a few words why they are not for this call."""
+    packed = isinstance(input, PackedSequence)
+    x, weights = input.data if packed else input, current_weights(module)
+    if module.proj_size:
+        return "proj_size"
+    plan = plan_of(module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias, module.bidirectional)
+    dtype, layers, I, H = getattr(x, "dtype", None), module.num_layers, module.input_size, module.hidden_size
+    if dtype not in gate.DTYPES or not gate.plain(x, dtype):
+        return "an input that is no plain float tensor on the CPU"
+    if plan is None or len(weights) != len(plan.shapes):
+        return MISFIT
+    for weight, shape in zip(weights, plan.shapes):
+        if not gate.plain(weight, dtype) or weight.shape != shape:
+            return "weights that are no plain tensors of the input's dtype"
+    states = [] if hx is None else [hx] if plan.states == 1 else hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
+    if states is None or not all(gate.plain(state, dtype) for state in states):
+        return "a state that is no plain tensor of the input's dtype"
+    dims = x.dim()
+    if (dims != 2 and (packed or dims != 3)) or x.shape[-1] != I:
+        return MISFIT
+    if not x.numel():
+        return "an input without rows or steps"
+    if packed:
+        sizes = input.batch_sizes
+        if type(sizes) is not torch.Tensor or sizes.dtype is not torch.int64 or sizes.dim() != 1 or not sizes.is_cpu:
+            return MISFIT
+        layout = of_batch_sizes(sizes.numpy(), len(x))
+        if layout is None:
+            return MISFIT
+        if states:
+            permuted = module.permute_hidden(hx, input.sorted_indices)
+            states = [permuted] if plan.states == 1 else permuted
+    else:
+        if dims == 2:
+            x = x.unsqueeze(1)
+        elif module.batch_first:
+            x = x.transpose(0, 1)
+        layout = Rectangle(*x.shape[:2])
+    shape = (layers * plan.directions, layout.B, H)
+    if any(state.shape != (shape if dims == 3 or packed else shape[::2]) for state in states):
+        return MISFIT
+    if dims == 2 and not packed:
+        states = [state.unsqueeze(1) for state in states]
+    out, last = through_layers(module, plan, layout, x, states, weights, sizes if packed else None)
+    if packed:
+        out = PackedSequence(out, sizes, input.sorted_indices, input.unsorted_indices)
+        return out, module.permute_hidden(last[0] if plan.states == 1 else last, input.unsorted_indices)
+    if dims == 2:
+        out, last = out.squeeze(1), tuple(each.squeeze(1) for each in last)
+    elif module.batch_first:
+        out = out.transpose(0, 1)
+    return out, last[0] if plan.states == 1 else last
+
+
+def through_layers(
+    module: Recurrent,
+    plan: Plan,
+    layout: Rectangle | Packed,
+    x: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    sizes: torch.Tensor | None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The last layer's output, and the last states of all layers."""
+    layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
+    clip = module.__dict__.get("_clip_step")
+    numbers = (0, 0.0) if clip is None else check_clip_step(clip)
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
+    recording = module.__dict__.get("_recording")
+    every = []
+    for layer in range(layers):
+        call = function.Call(
+            plan.cell, plan.nonlinearity, plan.states, D, plan.per_direction, layout, sizes, numbers, module.fallbacks, recording, layer
+        )
+        own = [None] * plan.states if not states else states if layers == 1 else [state[layer * D : (layer + 1) * D] for state in states]
+        mine = weights[layer * K : (layer + 1) * K]
+        if recorded:
+            x, *last = function.Layer.apply(call, x, *own, *mine)
+        else:
+            (x, *last), _ = function.forward(call, x, own, mine)
+        every.append(last)
+        if layer < layers - 1 and module.training and module.dropout:
+            x = torch.dropout(x, module.dropout, True)
+    return x, tuple(every[0] if layers == 1 else (torch.cat(parts) for parts in zip(*every)))
+
+
+def native_class(ours: type) -> Any:
+    """PyTorch's class, or the user's, that stands behind one of ours."""
+    return next(kind for kind in ours.__mro__ if not issubclass(kind, Recurrent))
+
+
+class RNN(Recurrent, torch.nn.RNN):
+    """`torch.nn.RNN` on our kernels."""
+
+
+class GRU(Recurrent, torch.nn.GRU):
+    """`torch.nn.GRU` on our kernels."""
+
+
+class LSTM(Recurrent, torch.nn.LSTM):
+    """`torch.nn.LSTM` on our kernels."""
