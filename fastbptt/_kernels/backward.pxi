@@ -67,6 +67,15 @@ cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) 
     return True
 
 
+cdef inline bint step_back_from(const Time *time, TimeBlock *block, Py_ssize_t held, Py_ssize_t start) noexcept nogil:
+    """The same, but not to a block that begins before ``start``."""
+    cdef TimeBlock before = block[0]
+    if not step_back(time, &before, held) or before.t0 < start:
+        return False
+    block[0] = before
+    return True
+
+
 cdef inline Patch whole_block(const Problem *problem, const TimeBlock *block) noexcept nogil:
     cdef Patch patch
     patch.b0, patch.b1 = block.b0, block.b1
