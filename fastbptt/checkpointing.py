@@ -220,13 +220,15 @@ class Checkpoints:
         As for `Segments`.
     first : dict of ndarray
         The initial state.
+    finite : list of bool
+        Of each segment, whether all that it left in the room is finite.
     left : list of (Room, dict of Room, int)
         What the last pass has left: its room, the states that it kept, by segment, and which segment is on the tape; the initial state is
         not among them. A backward pass takes it, and so another at the same time, in another thread, finds none, and makes its own.
     """
 
-    def __init__(self, plan: Plan, chosen: Cut, h: Array | None, out: Array | None, first: Room) -> None:
-        self.plan, self.cut, self.h, self.out, self.first = plan, chosen, h, out, first
+    def __init__(self, plan: Plan, chosen: Cut, h: Array | None, out: Array | None, first: Room, finite: list[bool]) -> None:
+        self.plan, self.cut, self.h, self.out, self.first, self.finite = plan, chosen, h, out, first, finite
         self.left: list[tuple[Room, dict[int, Room], int]] = []
 
     def take(self, segments: Segments) -> tuple[Room, dict[int, Room], int]:
@@ -244,12 +246,17 @@ def forward(tape: Tape, initial: Initial, budget: int, last_only: bool) -> tuple
     room, kept = segments.room(chosen.rows, chosen.entering), {}
     keep = kept_on_the_way(chosen.segments, max(1, plan.checkpoints or chosen.segments))
 
-    def save(k: int) -> None:
+    finite: list[bool] = []
+
+    def before(k: int) -> None:
         if k in keep:
             kept[k] = segments.save(room, chosen.bounds[k])
 
-    last = segments.run(room, chosen.bounds.tolist(), initial, save)
-    tape._checkpoints = Checkpoints(plan, chosen, h, out, kept.pop(0, {}))
+    def after(k: int) -> None:
+        finite.append(segments.finite(room, chosen.bounds[k], chosen.bounds[k + 1]))
+
+    last = segments.run(room, chosen.bounds.tolist(), initial, before, after)
+    tape._checkpoints = Checkpoints(plan, chosen, h, out, kept.pop(0, {}), finite)
     tape._checkpoints.left.append((room, kept, chosen.segments - 1))
     if out is not None:
         out.setflags(write=False)
@@ -275,6 +282,7 @@ def backward(
     reached = kernels[segments.dtype].Reached(segments.steps, segments.count)
     weights = segments.pack()
     at = taped  # the segment whose first state stands in the room; -1 for none
+    quiet = _quiet_segments(segments, checkpoints, d_out, dx is not None)
 
     def load(k: int) -> None:
         nonlocal at
@@ -290,17 +298,46 @@ def backward(
             for i in range(k, to):
                 segments.again(room, bounds[i], bounds[i + 1], weights)
                 segments.carry(room, bounds[i], bounds[i + 1])
-            at = to
+            at, taped = to, -1
         else:
             start, stop = int(bounds[k]), reached.step
+            if stop <= start:  # all rows that are not done yet end before
+                kept.pop(k, None)
+                continue
             if taped != k:
                 load(k)
                 segments.again(room, start, stop, weights)
-            reached.start = start
+                taped = k
+            reached.start, reached.quiet = start, k <= quiet
             _back_through(segments, room, stop, d_out, d_state, dx, sums, clip, carry, reached)
+            if not reached.step:
+                if dx is not None and segments.pieces is None:
+                    dx[:start] = 0
+                break
             kept.pop(k, None)
-            taped = at = -1
-    checkpoints.left.append((room, {}, 0 if K == 1 else -1))
+    checkpoints.left.append((room, kept, taped))
+
+
+def _quiet_segments(segments: Segments, checkpoints: Checkpoints, d_out: Array | None, to_inputs: bool) -> int:
+    """How many segments, from the first one on, have no loss and nothing that is not finite: what a gradient of 0 leaves as it is."""
+    tape, bounds = segments.tape, checkpoints.cut.bounds.tolist()
+    if not (_finite(tape._w_hh) and (_finite(tape._w_ih) or not to_inputs)):
+        return 0
+    for k, finite in enumerate(checkpoints.finite):
+        start, stop = bounds[k], bounds[k + 1]
+        if not finite or (d_out is not None and segments.of_steps(d_out, start, stop).view(f"i{d_out.itemsize}").any()):
+            return k
+        if not segments.tokens and not _finite(segments.of_steps(tape._x, start, stop)):
+            return k
+        if segments.h is not None and not _finite(segments.h[start : stop + 1]):
+            return k
+    return len(checkpoints.finite)
+
+
+def _finite(array: Array) -> bool:
+    """Whether all elements are; or else their sum, at least, is not."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()))
 
 
 def _back_through(

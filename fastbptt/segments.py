@@ -14,6 +14,8 @@ from .cells import CELLS
 from .tape import STATES, kernel_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .tape import Tape
 
     # By the tape's names, a row for each row of each step; in h and c, the states before the first step come first.
@@ -171,17 +173,33 @@ class Segments:
             bounds.append(max(bounds[-1] + 1, fit))
         return bounds
 
-    def run(self, room: Room, bounds: list[int], initial: Initial, save: Any = None) -> list[Array]:
-        """The whole forward pass; returns the last states. ``save(k)`` is called before each segment."""
+    def finite(self, room: Room, start: int, stop: int) -> bool:
+        """Whether all states of these steps that the room has are finite, and m."""
+        before, rows = int(self.entering(start)), int(self.rows(start, stop))
+        ends = {"h": before + rows, "c": before + rows, "m": rows}
+        with np.errstate(all="ignore"):  # a sum is not finite where an element is not
+            return all(np.isfinite(room[name][:end].sum()) for name, end in ends.items() if name in room)
+
+    def run(
+        self,
+        room: Room,
+        bounds: list[int],
+        initial: Initial,
+        before: Callable[[int], None] | None = None,
+        after: Callable[[int], None] | None = None,
+    ) -> list[Array]:
+        """The whole forward pass; returns the last states. ``before(k)`` and ``after(k)`` are called around each segment."""
         self.begin(room, initial)
         weights = self.pack()
         last = [np.zeros((self.B, self.H), self.dtype) if part is None else part.copy() for part in initial]
         for k, (start, stop) in enumerate(pairwise(bounds)):
             if k:
                 self.carry(room, bounds[k - 1], start)
-            if save is not None:
-                save(k)
+            if before is not None:
+                before(k)
             self.forward(room, start, stop, weights)
+            if after is not None:
+                after(k)
             states = self.arrays(room, start, stop)
             if self.pieces is not None:
                 self.pieces.end_steps(states, last, start, stop)

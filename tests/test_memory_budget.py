@@ -14,6 +14,7 @@ from tolerances import DTYPES
 
 import fastbptt
 import fastbptt.reference
+from fastbptt import checkpointing
 from fastbptt.checkpointing import advances, schedule
 
 # notes of the paper's authors, and pyrevolve's `numforw`: t(l, s)
@@ -154,6 +155,24 @@ def test_next_to_nothing(cell, shape):
     problem = random_problem(cell, *shape)
     assert_bits_within(problem, 10**9)
     assert_bits_within(replace(problem, options={"lengths": np.zeros(shape[1], int)}), 10**9)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+@pytest.mark.parametrize("lengths", [None, [2900, 60, 3000, 3000, 1500, 8, 2999, 700, 1, 2000, 2100]], ids=["rectangle", "ragged"])
+@pytest.mark.parametrize("cell", ["leaky-tanh", "gru", "lstm"])
+def test_a_pass_ends_where_zeros_are_left(cell, lengths, value, monkeypatch):
+    """The gradient of the last state dies out; but 0 times inf or NaN, among the first inputs, is NaN."""
+    problem = random_problem(cell, 3000, 11, 2, 5, dtype=np.dtype(np.float32), gain=0.1)
+    problem = replace(problem, d_out=None, options={} if lengths is None else {"lengths": np.array(lengths)})
+    problem.x[0] = value
+    went, back_through = [], checkpointing._back_through
+    monkeypatch.setattr(checkpointing, "_back_through", lambda *args: (went.append(1), back_through(*args)))
+    for some in (problem, last_only(problem)):
+        went.clear()
+        plan = assert_bits_within(some, int(least(some) * 1.05))
+        assert plan.segments > 5
+        if lengths is None:
+            assert (len(went) < plan.segments) == (value == 0)  # in two passes
 
 
 def test_a_plan_says_what_is_done():

@@ -25,8 +25,9 @@ cdef struct Gradients:
     int groups                     # of rows, each with sums of its own; 1: none
     real *group_sums
     bint begins, in_one_call       # whether this call begins the pass; and whether it is the only one
-    Py_ssize_t start               # the first step of this call
-    Py_ssize_t[MAX_GROUPS] reached  # of each group, the first step that is done
+    Py_ssize_t start, cleared      # the first step of this call; and where dx of groups that were through before it has been cleared from
+    bint quiet                     # whether what stands before them is known to be finite, and to have no loss
+    Py_ssize_t[MAX_GROUPS] reached  # of each group, the first step that is done; 0: the group is through
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
@@ -41,12 +42,21 @@ cdef void run_backward(Gradients *run) noexcept nogil:
     if run.groups > 1:
         sharing.workers = tasks_for(sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
         parallel(back_through_group, run, run.groups, sharing.workers, watch)
-        if run.start > 0:
+        if not is_over(run):
             return
         share(sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
         parallel(add_up_groups, run, sharing.tasks, sharing.workers, watch)
     else:
         back_by_blocks(run)
+
+
+cdef inline bint is_over(const Gradients *run) noexcept nogil:
+    """Whether all groups are through."""
+    cdef int group
+    for group in range(run.groups):
+        if run.reached[group] > 0:
+            return False
+    return True
 
 
 cdef void back_by_blocks(Gradients *run) noexcept nogil:
@@ -60,9 +70,9 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
                         back.problem.x != NULL, run.dx != NULL)
         if not back.watch.stop:
             parallel(collect_part, run, run.back.sharing.tasks, run.back.sharing.workers, &back.watch)
-        if run.in_one_call and nothing_left(back, &back.block, run.dx != NULL):
+        if run.quiet and nothing_left(back, &back.block, run.start, run.dx != NULL):
             clear_dx(run, &back.block)
-            break
+            back.block.t0 = 0
     run.reached[0] = back.block.t0
 
 
@@ -87,12 +97,12 @@ cdef void collect_part(void *context, int task, int worker) noexcept nogil:
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
-    """dx = 0 before the step at which the pass ended."""
+    """dx = 0 before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t t, I = problem.I
     if run.dx != NULL:
-        for t in range(block.t0):
+        for t in range(run.start, block.t0):
             memset(run.dx + (first_row(time, t) + block.b0) * I, 0, rows_at(time, t, block.b0, block.b1) * I * sizeof(real))
 
 
@@ -120,13 +130,17 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     cdef Sums sums = sums_of_group(run, group)
     if run.begins:
         memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
+    elif block.t0 == 0:            # another call has found nothing left
+        block.t0 = run.cleared
+        clear_dx(run, &block)
+        block.t0 = 0
     while step_back_from(&problem.time, &block, run.held_rows, run.start) and not run.back.watch.stop:
         recur_back(&run.back, &block, &patch, worker)
         if not run.back.watch.stop:
             collect(run, &block, sums, 0, 1, worker)
-        if run.in_one_call and nothing_left(&run.back, &block, run.dx != NULL):
+        if run.quiet and nothing_left(&run.back, &block, run.start, run.dx != NULL):
             clear_dx(run, &block)
-            break
+            block.t0 = 0
     run.reached[group] = block.t0
 
 

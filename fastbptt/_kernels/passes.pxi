@@ -65,7 +65,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
     try:
         bind(&run.back.problem, &views, cell, activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, READ)
         bind_cotangents(&run.back, &views, d_out, dh, dc)
-        run.begins = run.in_one_call = reached is None
+        run.begins = run.in_one_call = run.quiet = reached is None
         run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
         run.back.carry = view_or_null(&views, "carry", carry, 2, READ)
         run.dx = view_or_null(&views, "dx", dx, 3, WRITE)
@@ -82,7 +82,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
         with nogil:
             prepare_backward(&run)
             run_backward(&run)
-            if run.back.problem.tokens != NULL and run.start == 0:
+            if run.back.problem.tokens != NULL and is_over(&run):
                 transpose(run.sums.dw_ih, run.back.problem.I, run.back.problem.N, sum_of_x)
         raise_if_interrupted(&run.back.watch)
         if reached is not None:
@@ -94,15 +94,20 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
 cdef class Reached:
     """A backward pass that is taken in several calls, the last steps first: how far it has come, and its sums.
 
-    Before each call, `start` is set to its first step; the last call has 0. A call goes through the blocks of time that lie behind its
-    first step, and afterwards `step` is where the steps begin that are done; with several groups of rows, where they are for all groups.
-    So a call's arrays hold the steps from its `start` to the `step` of the call before, behind which nothing is looked at: x or tokens,
-    h, c, a, m, carry and dx. d_out has one step more at its beginning, unless `start` is 0. Of ragged batches, the first slot of h and c
-    has the rows of the step before. dh, dc and the sums go from call to call.
+    Before each call, `start` is set to its first step; the last call's is 0. A call goes through the blocks of time that lie behind that
+    step, and afterwards `step` is where the steps begin that are done; with several groups of rows, where they are for all groups.
+    So a call's arrays hold the steps from its `start` to the `step` of the call before, behind which nothing is looked at: x or tokens, h,
+    c, a, m, carry and dx. d_out has one step more at its beginning, unless `start` is 0. Of ragged batches, the first slot of h and c has
+    the rows of the step before, and dx is 0 to begin with. dh, dc and the sums go from call to call.
+
+    `quiet` is set to whether all before `start` is known to be finite, and to have no loss: then the pass may end early, with a `step` of
+    0. What no call has seen of dx is 0, and for the caller to fill.
     """
     cdef Time time
     cdef public Py_ssize_t start
+    cdef public bint quiet
     cdef readonly Py_ssize_t step
+    cdef Py_ssize_t start_before
     cdef bint begun
     cdef Py_ssize_t[MAX_GROUPS] reached
     cdef Block sums
@@ -127,7 +132,7 @@ cdef class Reached:
         run.dx -= row * problem.I if run.dx != NULL else 0
         run.back.carry -= row if run.back.carry != NULL else 0
         run.back.d_out -= first_row(time, max(self.start - 1, <Py_ssize_t>0)) * problem.P if run.back.d_out != NULL else 0
-        run.begins, run.start = not self.begun, self.start
+        run.begins, run.quiet, run.start, run.cleared = not self.begun, self.quiet, self.start, min(self.start_before, self.step)
         memcpy(run.reached, self.reached, sizeof(self.reached))
 
     cdef int give_sums(self, Gradients *run) except -1:
@@ -143,7 +148,7 @@ cdef class Reached:
         """How far the call has come."""
         cdef int group
         memcpy(self.reached, run.reached, sizeof(self.reached))
-        self.begun, self.step = True, 0
+        self.begun, self.start_before, self.step = True, self.start, 0
         for group in range(run.groups):
             self.step = max(self.step, self.reached[group])
 
