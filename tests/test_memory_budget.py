@@ -159,7 +159,7 @@ def test_next_to_nothing(cell, shape):
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
 @pytest.mark.parametrize("lengths", [None, [2900, 60, 3000, 3000, 1500, 8, 2999, 700, 1, 2000, 2100]], ids=["rectangle", "ragged"])
-@pytest.mark.parametrize("cell", ["leaky-tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_a_pass_ends_where_zeros_are_left(cell, lengths, value, monkeypatch):
     """The gradient of the last state dies out; but 0 times inf or NaN, among the first inputs, is NaN."""
     problem = random_problem(cell, 3000, 11, 2, 5, dtype=np.dtype(np.float32), gain=0.1)
@@ -172,7 +172,7 @@ def test_a_pass_ends_where_zeros_are_left(cell, lengths, value, monkeypatch):
         plan = assert_bits_within(some, int(least(some) * 1.05))
         assert plan.segments > 5
         if lengths is None:
-            assert (len(went) < plan.segments) == (value == 0)  # in two passes
+            assert (len(went) < plan.segments) == (value == 0)  # in three passes
 
 
 def test_a_plan_says_what_is_done():
