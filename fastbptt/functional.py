@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks
+from . import _checks, checkpointing
 from ._kernels import kernels, memory
-from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Integers, Nonlinearity, OptionalPair, Pair, Real
+from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Int, Integers, Nonlinearity, OptionalPair, Pair, Real
 from .cells import CELLS, NONLINEARITIES, Cell
 from .ragged import Pieces, cut
 from .results import Gradients
+from .segments import fits, forward_without_tape
 from .tape import Tape, kernel_arguments, require_tape
 
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
@@ -29,6 +30,9 @@ def rnn_forward(
     leak: Real | Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: Int | None = None,
+    tape: Bool = True,
+    last_only: Bool = False,
 ) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a vanilla RNN (Elman 1990) over a batch of sequences.
 
@@ -57,14 +61,21 @@ def rnn_forward(
         never looked at, and ``out`` is 0 there. Only the steps that there are take time.
     resets : bool ndarray (T, B) or None
         Where True, the row's state is set to zero before the step, and no gradient goes back beyond. Ignored behind a row's end.
+    memory_budget : int or None
+        Bytes that the call and its backward pass may take beyond their arguments and results. The tape then keeps the state at some steps
+        alone, ``tape.plan`` says how many, and the backward pass computes the rest once more, to the same bits.
+    tape : bool
+        Whether there will be a backward pass. Without a tape, memory does not grow with T beyond ``out``, which may be written to.
+    last_only : bool
+        Whether only the last state is wanted: ``out`` is None then, and so must be ``d_out`` of the backward pass.
 
     Returns
     -------
-    out : ndarray (T, B, H), read-only
+    out : ndarray (T, B, H), read-only, or None
         The states h_1 ... h_T: a view of the tape, which a change would falsify. Copy it to change it.
     h_n : ndarray (B, H)
         Each row's last state, an array of its own; ``h0`` where a row has no steps.
-    tape : Tape
+    tape : Tape or None
         For `rnn_backward`.
 
     Raises
@@ -72,7 +83,8 @@ def rnn_forward(
     TypeError
         If an argument is no NumPy array, or of a dtype that is not supported or not that of ``w_ih``.
     ValueError
-        If shapes do not fit together, or a length is not in [0, T]; the message names the argument.
+        If shapes do not fit together, or a length is not in [0, T]; the message names the argument. If the memory budget is less than the
+        least possible, which the message tells, or given with ``tape=False``.
     IndexError
         If a token is not in [0, I).
 
@@ -91,7 +103,7 @@ def rnn_forward(
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
     _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, nonlinearity, leak)
+    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only), nonlinearity, leak)
 
 
 def rnn_backward(
@@ -119,7 +131,7 @@ def rnn_backward(
     tape : Tape
         From `rnn_forward`. It may be used more than once.
     d_out : ndarray (T, B, H) or None
-        dL/d out; ``None`` means zeros. What stands behind a row's end is never looked at.
+        dL/d out; ``None`` means zeros. What stands behind a row's end is never looked at. After ``last_only=True`` it must be None.
     d_state : ndarray (B, H) or None
         dL/d h_n, for a loss that also looks at the last state.
     need_dx : bool
@@ -169,6 +181,9 @@ def gru_forward(
     *,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: Int | None = None,
+    tape: Bool = True,
+    last_only: Bool = False,
 ) -> tuple[Array[F], Array[F], Tape[F]]:
     r"""Run a GRU (Cho et al. 2014) over a batch of sequences, with the reset applied after the product, as PyTorch does.
 
@@ -190,12 +205,14 @@ def gru_forward(
         The biases.
     lengths, resets : ndarray (B,) or None, ndarray (T, B) or None
         Where rows end, and where their states are set to zero, as for `rnn_forward`.
+    memory_budget, tape, last_only : int or None, bool, bool
+        What is kept and returned, as for `rnn_forward`.
 
     Returns
     -------
-    out : ndarray (T, B, H), read-only
+    out : ndarray (T, B, H), read-only, or None
     h_n : ndarray (B, H)
-    tape : Tape
+    tape : Tape or None
         For `gru_backward`.
 
     Raises
@@ -212,7 +229,7 @@ def gru_forward(
     >>> out.shape, h_n.shape, tape.gates.shape
     ((5, 3, 7), (3, 7), (5, 3, 21))
     """
-    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
+    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only))
 
 
 def gru_backward(
@@ -263,6 +280,9 @@ def lstm_forward(
     w_hr: Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: Int | None = None,
+    tape: Bool = True,
+    last_only: Bool = False,
 ) -> tuple[Array[F], Pair[F], Tape[F]]:
     r"""Run an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000) over a batch of sequences.
 
@@ -287,13 +307,15 @@ def lstm_forward(
         The projection, with P < H. With it h is (B, P) wherever it stands, in ``out`` and ``state`` too, and ``w_hh`` is (4*H, P).
     lengths, resets : ndarray (B,) or None, ndarray (T, B) or None
         Where rows end, and where their states are set to zero, as for `rnn_forward`; of an LSTM, both.
+    memory_budget, tape, last_only : int or None, bool, bool
+        What is kept and returned, as for `rnn_forward`.
 
     Returns
     -------
-    out : ndarray (T, B, H), read-only
+    out : ndarray (T, B, H), read-only, or None
     state : (ndarray (B, H), ndarray (B, H))
         The last state (h_n, c_n).
-    tape : Tape
+    tape : Tape or None
         For `lstm_backward`.
 
     Raises
@@ -314,7 +336,8 @@ def lstm_forward(
     >>> out.shape, c_n.shape
     ((5, 3, 2), (3, 7))
     """
-    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets, w_hr=w_hr)
+    kept = memory_budget, tape, last_only
+    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr)
 
 
 def lstm_backward(
@@ -367,44 +390,57 @@ def _forward(
     b_hh: Array | None,
     lengths: Integers | None,
     resets: Bools | None,
+    kept: tuple[Int | None, Bool, Bool],
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
     w_hr: Array | None = None,
-) -> tuple[Array, Any, Tape]:
-    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them."""
-    cell = CELLS[name]
+) -> Any:
+    """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them, and ``kept`` the options
+    that say what is kept and returned. In the annotations of the functions above, the types are those of a call without such options.
+    """
+    cell, (budget, keep, last_only) = CELLS[name], _checked_kept(*kept)
     T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
     (N, P), dtype = w_hh.shape, w_ih.dtype
-    rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     leak = check_leak(leak, H, dtype)
+    initial = state_arrays(state, B, (P, H), dtype)
+    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, _shape=(T, B, H), _w_hr=w_hr, _pieces=pieces, _last_only=last_only)
+    if pieces is not None:
+        tape._initial = [None if part is None else part.copy() for part in initial]
+    if budget is not None:
+        out, last = checkpointing.forward(tape, initial, budget, last_only)
+        return out, cell.state(last), tape
+    if not (keep or fits(tape)):
+        out, last = forward_without_tape(tape, initial, last_only)
+        return out, cell.state(last), None
+    if pieces is not None:
+        x = tape._x = pieces.pack(x)
+    rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
     try:
         histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
-    parts = zip(state.items(), (P, H))
-    initial = [None if part is None else _checks.array(argument, part, (B, width), dtype) for (argument, part), width in parts]
     for history, part in zip(histories, initial):
         if pieces is not None:
             pieces.begin(history, part)
         else:
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
-    tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, h, c, gates, m, (T, B, H), w_hr)
+    tape._h, tape._c, tape._gates, tape._m = h, c, gates, m
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
         activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
         kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first, None, w_hr)
     for array in (h, c, gates, m):
-        if array is not None:
+        if array is not None and keep:
             array.setflags(write=False)
     if pieces is None:
-        return h[1:], cell.state([history[T].copy() for history in histories]), tape
-    tape._pieces, tape._initial = pieces, [None if part is None else part.copy() for part in initial]
-    out = pieces.unpack(h[pieces.count :])
-    out.setflags(write=False)
-    return out, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape
+        out, last = h[1:], [history[T].copy() for history in histories]
+    else:
+        out, last = pieces.unpack(h[pieces.count :]), [pieces.end(*both) for both in zip(histories, initial)]
+        out.setflags(write=not keep)
+    return (None if last_only else out), cell.state(last), (tape if keep else None)
 
 
 def _backward(
@@ -417,37 +453,53 @@ def _backward(
     carry: Array | None = None,
 ) -> Gradients:
     """Any cell's backward pass; ``d_state`` as for `_forward`."""
-    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name), _checks.flag("need_dx", need_dx)
+    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name, states=False), _checks.flag("need_dx", need_dx)
     P, w_hr = tape._w_hh.shape[1], tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
     if carry is not None:
         carry = _checks.array("carry", carry, (T, B), dtype)
     if d_out is not None:
+        if tape._last_only:
+            raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
         d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
     parts = zip(d_state.items(), (P, H))
     d_last = [np.zeros((B, width), dtype) if d is None else _checks.array(key, d, (B, width), dtype) for (key, d), width in parts]
-    if pieces is not None:
+    if pieces is not None and tape._checkpoints is None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
-    dx = memory.empty(x.shape, dtype) if need_dx and tokens is None else None
+    dx = None
+    if need_dx and tokens is None:
+        dx = (memory.empty if pieces is None or tape._checkpoints is None else memory.zeros)(x.shape, dtype)
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
     db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
     dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
-    if tape._x.size:
+    if tape._checkpoints is not None:
+        checkpointing.backward(tape, d_out, d_initial, dx, (dw_ih, dw_hh, db_ih, db_hh), dw_hr, clip, carry)
+    elif tape._x.size:
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first = None if pieces is None else pieces.first
         sums = dw_ih, dw_hh, db_ih, db_hh
         kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
     if pieces is not None:
-        dx = None if dx is None else pieces.unpack(dx)
+        dx = dx if dx is None or tape._checkpoints is not None else pieces.unpack(dx)
         d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
     if tape._b_hh is None:
         db_hh = None
     elif not cell.reset_after:
         db_hh = db_ih.copy()
     return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh, dw_hr)
+
+
+def _checked_kept(budget: Any, tape: Bool, last_only: Bool) -> tuple[int | None, bool, bool]:
+    """The options that say what a forward pass keeps and returns."""
+    tape, last_only = _checks.flag("tape", tape), _checks.flag("last_only", last_only)
+    if budget is not None:
+        budget = _checks.size("memory_budget", budget)
+        if not tape:
+            raise ValueError(f"memory_budget: expected None with tape=False, which keeps nothing, got {budget}")
+    return budget, tape, last_only
 
 
 def vectors_or_tokens(x: Any) -> tuple[Any, Any]:
@@ -523,7 +575,7 @@ def _checked_call(
     lengths: Integers | None,
     resets: Bools | None,
 ) -> tuple[int, int, int, Array, Pieces | None, Array, Array, Array | None, Array | None, Array | None]:
-    """The sizes T, B and H; x, packed if the batch is ragged, and its pieces; and the other arrays, in the layout that the kernels read."""
+    """The sizes T, B and H; x, and its pieces if the batch is ragged; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
@@ -546,8 +598,6 @@ def _checked_call(
     pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets)
     if tokens:
         x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
-    if pieces is not None:
-        x = pieces.pack(x)
     w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, P), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)

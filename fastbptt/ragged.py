@@ -7,6 +7,7 @@ work is that of the steps that are there, and what stands behind a row's end is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,22 @@ class Pieces:
         self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
         self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
 
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
     def pack(self, array: Array) -> Array:
         """The rows that are there of an array (T, B) or (T, B, W): (R, 1) or (R, 1, W)."""
         return _gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
+
+    def pack_steps(self, array: Array, start: int, stop: int) -> Array:
+        """The same for the kernels' steps ``start`` to ``stop`` alone."""
+        rows = np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:])
+        return _gather(rows, self._padded[self.first[start] : self.first[stop]])[:, None]
+
+    def place(self, packed: Array, array: Array, start: int, stop: int) -> None:
+        """The reverse, into an array (T, B, W) that is contiguous."""
+        array.reshape(self.T * self.B, -1)[self._padded[self.first[start] : self.first[stop]]] = packed[:, 0]
 
     def unpack(self, packed: Array) -> Array:
         """The reverse, 0 behind each row's end."""
@@ -102,6 +116,14 @@ class Pieces:
     def end(self, history: Array, state: Array | None) -> Array:
         """The state (B, W) in which each row ends, from a history (count + R, 1, W); that of rows without a step is ``state``."""
         return self._of_rows(history[self._ends, 0], state)
+
+    def end_steps(self, histories: Sequence[Array | None], states: Sequence[Array], start: int, stop: int) -> None:
+        """Where a row ends in the kernels' steps ``start`` to ``stop``, put its last state into ``states``; of these steps the histories."""
+        row, rows = self._ends - self.count - self.first[start], self.first[stop] - self.first[start]
+        here = (row >= 0) & (row < rows)
+        for history, state in zip(histories, states):
+            assert history is not None
+            state[self._left[here]] = history[len(history) - rows :][row[here], 0]
 
     def end_carried(self, carried: Array, state: Array | None) -> Array:
         """The same from what a pass has carried along each piece, (count, 1, W)."""

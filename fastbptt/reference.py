@@ -22,10 +22,26 @@ NONLINEARITIES = {
 }
 
 
-def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh", leak=None, lengths=None, resets=None):
+def rnn_forward(
+    x,
+    h0,
+    w_ih,
+    w_hh,
+    b_ih=None,
+    b_hh=None,
+    *,
+    nonlinearity="tanh",
+    leak=None,
+    lengths=None,
+    resets=None,
+    memory_budget=None,
+    tape=True,
+    last_only=False,
+):
     """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), for t = 1..T; with a leak, h_t = (1 - leak) h_{t-1} + leak f(...).
 
-    The rows of a batch are the rows of x_t and h_t, so that W h for a column h reads h @ W.T for rows.
+    The rows of a batch are the rows of x_t and h_t, so that W h for a column h reads h @ W.T for rows. A ``memory_budget`` changes nothing
+    but memory, and so nothing here; `kept` says what ``tape`` and ``last_only`` do.
     """
     f, _ = NONLINEARITIES[nonlinearity]
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
@@ -41,7 +57,8 @@ def rnn_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
         gates.append(rows.leave(t, unit, 0))
 
     h = np.array(h)
-    return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
+    whole = Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, nonlinearity=nonlinearity, leak=leak)
+    return kept(h[1:], state, whole, tape, last_only)
 
 
 def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
@@ -66,7 +83,7 @@ def rnn_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     return grads.result(d_end, need_dx)
 
 
-def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
+def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None, memory_budget=None, tape=True, last_only=False):
     """r and z open between 0 and 1; n is the candidate; h_t = (1 - z) n + z h_{t-1}.
 
     The reset is applied after the product, n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), so that one product serves all three.
@@ -88,7 +105,7 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets
         recurrent.append(rows.leave(t, m_n, 0))
 
     h = np.array(h)
-    return h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent)
+    return kept(h[1:], state, Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, gates=gates, m=recurrent), tape, last_only)
 
 
 def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
@@ -112,7 +129,9 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     return grads.result(d_end, need_dx)
 
 
-def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None, lengths=None, resets=None):
+def lstm_forward(
+    x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None, lengths=None, resets=None, memory_budget=None, tape=True, last_only=False
+):
     """c_t = f c_{t-1} + i g keeps, forgets and adds; h_t = o tanh(c_t) shows, or with a projection h_t = W_hr (o tanh(c_t))."""
     bias_x, bias_h = zero_if_none(b_ih), zero_if_none(b_hh)
     rows = Rows(x, lengths, resets)
@@ -131,7 +150,7 @@ def lstm_forward(x, state, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None, lengt
         gates.append(rows.leave(t, np.hstack([i, f, g, o]), 0))
 
     h, c = np.array(h), np.array(c)
-    return h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates, w_hr=w_hr)
+    return kept(h[1:], (h_t, c_t), Tape(rows, w_ih, w_hh, b_ih, b_hh, h=h, c=c, gates=gates, w_hr=w_hr), tape, last_only)
 
 
 def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
@@ -184,6 +203,11 @@ class Rows:
     def back(self, t, d_before, d_after):
         """The gradient of the state before step t; none comes through a reset, and a row without this step keeps what it has."""
         return self.leave(t, self.enter(t, d_before), d_after)
+
+
+def kept(out, state, whole, tape, last_only):
+    """What a forward pass returns: no outputs with ``last_only``, and no tape without ``tape``."""
+    return None if last_only else out, state, whole if tape else None
 
 
 def clipped(clip_step, *d_state):

@@ -19,6 +19,9 @@ def rnn_forward(
     leak: float | Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: int | None = None,
+    tape: bool = True,
+    last_only: bool = False,
 ) -> tuple[Array[F], Array[F], Tape]: ...
 def rnn_backward(
     tape: Tape,
@@ -39,6 +42,9 @@ def gru_forward(
     *,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: int | None = None,
+    tape: bool = True,
+    last_only: bool = False,
 ) -> tuple[Array[F], Array[F], Tape]: ...
 def gru_backward(
     tape: Tape,
@@ -60,6 +66,9 @@ def lstm_forward(
     w_hr: Array[F] | None = None,
     lengths: Integers | None = None,
     resets: Bools | None = None,
+    memory_budget: int | None = None,
+    tape: bool = True,
+    last_only: bool = False,
 ) -> tuple[Array[F], Pair[F], Tape]: ...
 def lstm_backward(
     tape: Tape,
@@ -80,6 +89,7 @@ class Rows:
     def leave(self, t: int, new: Array, old: Array | int) -> Array: ...
     def back(self, t: int, d_before: Array, d_after: Array) -> Array: ...
 
+def kept(out: Array, state: Array | Pair, whole: Tape, tape: bool, last_only: bool) -> tuple[Array | None, Array | Pair, Tape | None]: ...
 def clipped(clip_step: ClipStep | None, *d_state: Array) -> tuple[Array, ...]: ...
 def handed_on(carry: Array | None, t: int, *d_state: Array) -> tuple[Array, ...]: ...
 def rnn_jvp(

@@ -14,6 +14,9 @@ from ._typing import Array, Bools, CellName, D, Generic, Int, Integers, Nonlinea
 from .cells import CELLS, NONLINEARITIES
 from .ragged import Pieces
 
+if TYPE_CHECKING:
+    from .checkpointing import Checkpoints, Plan
+
 STATES = ("h", "c")
 
 NOTHING: Any = None  # what an empty tape is made of, which every function refuses
@@ -45,6 +48,8 @@ class Tape(Generic[D]):
         T, B, H.
     lengths, resets : ndarray (B,), ndarray (T, B), or None
         Of a ragged batch: where rows end, and where their states were set to zero. Both are None if no row ends early or is reset.
+    plan : Plan or None
+        Of a call with a memory budget: segments, checkpoints, recomputed steps and bytes. There are no ``h``, ``c``, ``gates`` and ``m`` then.
     """
 
     _cell: CellName = NOTHING
@@ -63,6 +68,8 @@ class Tape(Generic[D]):
     _w_hr: Array[D] | None = None
     _pieces: Pieces | None = None  # of a ragged batch: the arrays above are packed
     _initial: list[Array[D] | None] = NOTHING  # and its initial states
+    _checkpoints: Checkpoints | None = None  # of a call with a memory budget, in place of the states
+    _last_only: bool = False
 
     if TYPE_CHECKING:  # they are made below, in one go
 
@@ -105,6 +112,10 @@ class Tape(Generic[D]):
         return self._pieces is not None
 
     @property
+    def plan(self) -> Plan | None:
+        return None if self._checkpoints is None else self._checkpoints.plan
+
+    @property
     def lengths(self) -> Integers | None:
         return None if self._pieces is None else self._pieces.lengths
 
@@ -117,6 +128,7 @@ class Tape(Generic[D]):
         (T, B, H), steps = self._sizes(), _checks.size("steps", steps, 0)
         if steps >= T:
             return self
+        self._require_states()
         if self.ragged:
             return self._part_of_ragged(T - steps, T, slice(None))
         return self._part((steps, B, H), lambda history: history[T - steps :])
@@ -126,9 +138,14 @@ class Tape(Generic[D]):
         (T, B, H), b = self._sizes(), _checks.size("b", b, 0)
         if b >= B:
             raise IndexError(f"b: expected a row{f' from 0 to {B - 1}' if B else ', of which there is none'}, got {_checks.quoted(b)}")
+        self._require_states()
         if self._pieces is not None:
             return self._part_of_ragged(0, int(self._pieces.lengths[b]), slice(b, b + 1))
         return self._part((T, 1, H), lambda history: _checks.frozen(history[:, b : b + 1]))
+
+    def _require_states(self) -> None:
+        if self._checkpoints is not None:
+            raise ValueError("tape: expected one with all states, got one with a memory budget, which keeps checkpoints alone")
 
     def _part(self, shape: tuple[int, int, int], of_history: Callable[[Array], Array]) -> Tape[D]:
         histories = {name: getattr(self, name) for name in ("_x", "_h", "_c", "_gates", "_m")}
@@ -170,6 +187,10 @@ def _seen(name: str) -> property:
 
     def get(tape: Tape) -> Array | None:
         array, pieces = getattr(tape, f"_{name}"), tape._pieces
+        if tape._checkpoints is not None:
+            if name == "x":
+                return array
+            raise AttributeError(f"{name}: a tape with a memory budget keeps checkpoints alone, and no states; its plan says which")
         if array is None or pieces is None:
             return array
         seen = pieces.unpack_history(array, tape._initial[STATES.index(name)]) if name in STATES else pieces.unpack(array)
@@ -185,34 +206,42 @@ for _name in ("cell", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "w_hr", "nonlinear
     setattr(Tape, _name, property(attrgetter(f"_{_name}")))
 
 
+def kernel_numbers(tape: Tape) -> tuple[int, int]:
+    """What the kernels call its cell and activation."""
+    return CELLS[tape._cell].number, NONLINEARITIES[tape._nonlinearity].number
+
+
 def kernel_arguments(tape: Tape) -> tuple[tuple[int, int], tuple[Array | None, ...]]:
     """What the kernels of both backward passes take of it, in their order: (cell, activation) and (w_ih, w_hh, leak, h, c, a, m)."""
-    numbers = CELLS[tape._cell].number, NONLINEARITIES[tape._nonlinearity].number
-    return numbers, (tape._w_ih, tape._w_hh, tape._leak, tape._h, tape._c, tape._gates, tape._m)
+    return kernel_numbers(tape), (tape._w_ih, tape._w_hh, tape._leak, tape._h, tape._c, tape._gates, tape._m)
 
 
 def state_widths(tape: Tape) -> tuple[int, ...]:
     """How many numbers each part of the state has: (H,), or of an LSTM (H, H), or (P, H) if it has a projection."""
-    return tuple(history.shape[-1] for history in (tape._h, tape._c) if history is not None)
+    return (tape._w_hh.shape[1], tape._shape[2])[: len(CELLS[tape._cell].states)]
 
 
-def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtype[Any]]:
-    """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw."""
+def require_tape(tape: object, cell: str, states: bool = True) -> tuple[tuple[int, int, int], np.dtype[Any]]:
+    """The tape's sizes (T, B, H) and dtype, if its arrays are still what the forward pass saw, and if it has ``states``, where wanted."""
     if not isinstance(tape, Tape) or tape._cell is None:
         raise TypeError(f"tape: expected the tape of {cell}_forward, got {_checks.describe(tape)}")
     if tape._cell != cell:
         raise ValueError(f"tape: expected the tape of {cell}_forward, got that of {tape._cell}_forward")
+    if states:
+        tape._require_states()
     T, B, H = tape._shape
     N, I = len(CELLS[cell].gates) * H, (tape._w_ih.shape or (0,))[-1]
     w_hr = tape._w_hr
     P = H if w_hr is None else (w_hr.shape or (0,))[0]
     pieces, tokens = tape._pieces, tape._x.dtype.kind == "i"
     rows, slots = ((T, B), (T + 1, B)) if pieces is None else ((pieces.first[-1], 1), (pieces.count + pieces.first[-1], 1))
+    if tape._checkpoints is not None:
+        rows = T, B
     if (
         tape._x.shape != (rows if tokens else (*rows, I))
         or tape._w_ih.shape != (N, I)
         or tape._w_hh.shape != (N, P)
-        or tape._h.shape != (*slots, P)
+        or (tape._h is not None and tape._h.shape != (*slots, P))
         or (tape._c is not None and tape._c.shape != (*slots, H))
         or (tape._gates is not None and tape._gates.shape != (*rows, N))
         or (tape._m is not None and tape._m.shape != (*rows, H))
@@ -222,4 +251,4 @@ def require_tape(tape: object, cell: str) -> tuple[tuple[int, int, int], np.dtyp
         raise RuntimeError("tape: an array of the forward pass was reshaped or resized before the backward pass")
     if tokens and tape._x.flags.writeable:  # it is a copy's
         _checks.integers("tape.x", tape._x, rows, I, "tokens")
-    return tape._shape, tape._h.dtype
+    return tape._shape, tape._w_hh.dtype

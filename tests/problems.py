@@ -169,6 +169,8 @@ def results_by_name(out, state, grads):
     named = {"out": out}
     named |= {f"final state {i}": array for i, array in enumerate(arrays_of(state))}
     named |= {f"d_{name}": getattr(grads, name) for name in ("x", *WEIGHTS)}
+    if grads.w_hr is not None:
+        named["d_w_hr"] = grads.w_hr
     named |= {f"d_initial_state {i}": array for i, array in enumerate(arrays_of(grads.state))}
     return named
 

@@ -106,8 +106,8 @@ def reference_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, 
     return out_dot, h_dot
 
 
-def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None):
-    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets)
+def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None, memory_budget=None, tape=True, last_only=False):
+    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only))
 
 
 def backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):

@@ -38,13 +38,6 @@ class Projected(Problem):
         yield from super().arrays()
         yield "w_hr", self.w_hr
 
-    def results(self, module, **options):
-        out, state, tape = self.forward(module)
-        grads = self.backward(module, tape, **options)
-        named = {"out": out, **{f"final state {i}": part for i, part in enumerate(state)}}
-        named |= {f"d_{name}": getattr(grads, name) for name in ("x", *WEIGHTS, "w_hr")}
-        return named | {f"d_initial_state {i}": part for i, part in enumerate(grads.state)}
-
     @property
     def H(self):
         return self.w_hr.shape[1]

@@ -49,6 +49,7 @@ cdef inline TimeBlock last_block(const Time *time, Py_ssize_t b0, Py_ssize_t b1,
     block.loss = time.T
     block.b0, block.b1 = b0, b1
     block.da, block.da_h, block.starts = da, da_h, starts
+    block.dh = block.shown = NULL
     return block
 
 
@@ -68,6 +69,15 @@ cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) 
         for t in range(t0, t1):
             block.starts[t - t0 + 1] = block.starts[t - t0] + rows_at(time, t, block.b0, block.b1)
     block.t0, block.t1 = t0, t1
+    return True
+
+
+cdef inline bint step_back_from(const Time *time, TimeBlock *block, Py_ssize_t held, Py_ssize_t start) noexcept nogil:
+    """The same, but not to a block that begins before ``start``."""
+    cdef TimeBlock before = block[0]
+    if not step_back(time, &before, held) or before.t0 < start:
+        return False
+    block[0] = before
     return True
 
 

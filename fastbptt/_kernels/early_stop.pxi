@@ -1,8 +1,10 @@
 # Where no loss is left before a step, and the gradient of the state has become exactly 0, all that remains of a backward pass is 0: it ends
 # there, with the same bits (but that a sum of nothing else than -0 may be +0 in the longer pass). This is decided between blocks of time;
 # the arrays are looked at only when the gradient of the state is 0, so a pass in which it never is pays nothing.
+#
+# Of a pass in several calls, a call looks at its own steps, from ``start`` on; its caller must know of those before.
 
-cdef bint nothing_left(const Backward *run, TimeBlock *block, bint to_inputs) noexcept nogil:
+cdef bint nothing_left(const Backward *run, TimeBlock *block, Py_ssize_t start, bint to_inputs) noexcept nogil:
     """Whether the steps before the block have gradients of 0 alone; ``to_inputs`` tells if dx is among them."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t P = problem.P, H = problem.H, held = block.b1 - block.b0
@@ -11,31 +13,31 @@ cdef bint nothing_left(const Backward *run, TimeBlock *block, bint to_inputs) no
     if run.dc != NULL and not all_zero_bits(run.dc + block.b0 * H, held * H):
         return False
     if block.loss >= block.t0:     # the last one that was found has been passed
-        block.loss = last_loss(run, block)
-        if block.loss < 0 and not remains_finite(problem, block, to_inputs):
-            block.loss = 0         # a gradient of 0 becomes NaN on the way: go on as if there were a loss at the first step
-    return block.loss < 0
+        block.loss = last_loss(run, block, start)
+        if block.loss < start and not remains_finite(problem, block, start, to_inputs):
+            block.loss = start     # a gradient of 0 becomes NaN on the way: go on as if there were a loss at the first step
+    return block.loss < start
 
 
-cdef Py_ssize_t last_loss(const Backward *run, const TimeBlock *block) noexcept nogil:
-    """The last step before the block with a d_out other than 0; -1 if there is none."""
+cdef Py_ssize_t last_loss(const Backward *run, const TimeBlock *block, Py_ssize_t start) noexcept nogil:
+    """The last step before the block with a d_out other than 0; one before ``start`` if there is none."""
     cdef const Time *time = &run.problem.time
     cdef Py_ssize_t t = block.t0 - 1, P = run.problem.P
-    while t >= 0 and (run.d_out == NULL or all_zero_bits(run.d_out + (first_row(time, t) + block.b0) * P,
+    while t >= start and (run.d_out == NULL or all_zero_bits(run.d_out + (first_row(time, t) + block.b0) * P,
                                                          rows_at(time, t, block.b0, block.b1) * P)):
         t -= 1
     return t
 
 
-cdef bint remains_finite(const Problem *problem, const TimeBlock *block, bint to_inputs) noexcept nogil:
+cdef bint remains_finite(const Problem *problem, const TimeBlock *block, Py_ssize_t start, bint to_inputs) noexcept nogil:
     """Whether all that a gradient of 0 meets before the block is finite: 0 times inf or NaN is NaN."""
     cdef const Time *time = &problem.time
     cdef Py_ssize_t t, row, held
-    for t in range(block.t0 + 1):  # the states before a step, and at its end
+    for t in range(start, block.t0 + 1):   # the states before a step, and at its end
         row, held = slot(time, t) + block.b0, rows_at(time, t - 1, block.b0, block.b1) if t > 0 else block.b1 - block.b0
         if not finite_rows(problem.h, row, held, problem.P) or not finite_rows(problem.c, row, held, problem.H):
             return False
-    for t in range(block.t0):
+    for t in range(start, block.t0):
         row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
         if not finite_rows(problem.x, row, held, problem.I) or not finite_rows(problem.m, row, held, problem.H):
             return False

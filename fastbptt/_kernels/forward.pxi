@@ -9,16 +9,23 @@ cdef struct Forward:
     Watch watch
 
 
+cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept:
+    """Once the problem is bound."""
+    cdef const Problem *problem = &run.problem
+    run.weights = weights
+    run.sharing.threads = thread_limit()
+    run.projection.rows = first_row(&problem.time, problem.time.T)
+    run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
+    run.projection.weights = weights.input
+    run.projection.sharing = run.sharing
+    run.projection.watch = &run.watch
+
+
 cdef void run_forward(Forward *run) noexcept nogil:
     """Fill a, h behind slot 0 and what else the cell has, from the initial state."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t T = problem.time.T
     cdef int by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
-    run.projection.rows = first_row(&problem.time, T)
-    run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
-    run.projection.weights = run.weights.input
-    run.projection.sharing = run.sharing
-    run.projection.watch = &run.watch
     run.sharing.tasks = 1
     if by_units == 1:
         share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))

@@ -1,6 +1,15 @@
 # All gradients of a recurrent layer: back through the blocks of time, and of each block's da the sums over it, dW and db, and dx.
 #
 # Where weights are few, groups of rows go back through time by themselves, each with sums of its own, which are added up at the end.
+#
+# A pass can be taken in several calls, the last steps first (`Reached` in `passes.pxi`): each goes through the blocks that lie behind its
+# first step, and the sums go on from call to call. Blocks are the same however the pass is cut, and so are the bits.
+
+cdef enum:
+    GROUPED_WEIGHTS = 1 << 16      # weights, at most, where groups of rows have sums of their own,
+    GROUP_ROWS = 4                 # rows, at least, in a group,
+    GROUP_STEPS = 128              # (step, row) pairs, at least, of a group,
+    MAX_GROUPS = 16                # and groups, at most
 
 cdef struct Sums:                  # over steps and rows
     real *dw_ih                    # (N, I); of tokens: (I, N)
@@ -16,6 +25,10 @@ cdef struct Gradients:
     Sums sums                      # the results
     int groups                     # of rows, each with sums of its own; 1: none
     real *group_sums
+    bint begins, in_one_call       # whether this call begins the pass; and whether it is the only one
+    Py_ssize_t start, cleared      # the first step of this call; and where dx of groups that were through before it has been cleared from
+    bint quiet                     # whether what stands before them is known to be finite, and to have no loss
+    Py_ssize_t[MAX_GROUPS] reached  # of each group, the first step that is done; 0: the group is through
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
     real *da                       # a block's; if rows are grouped, one for each worker
     real *da_h
@@ -23,12 +36,6 @@ cdef struct Gradients:
     real *shown
     Py_ssize_t *starts             # likewise
     real *scratch                  # GRADIENT_SCRATCH for each worker
-
-cdef enum:
-    GROUPED_WEIGHTS = 1 << 16      # weights, at most, where groups of rows have sums of their own,
-    GROUP_ROWS = 4                 # rows, at least, in a group,
-    GROUP_STEPS = 128              # (step, row) pairs, at least, of a group,
-    MAX_GROUPS = 16                # and groups, at most
 
 
 cdef void run_backward(Gradients *run) noexcept nogil:
@@ -38,27 +45,55 @@ cdef void run_backward(Gradients *run) noexcept nogil:
     if run.groups > 1:
         sharing.workers = tasks_for(sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
         parallel(back_through_group, run, run.groups, sharing.workers, watch)
+        if not is_over(run):
+            return
         share(sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
         parallel(add_up_groups, run, sharing.tasks, sharing.workers, watch)
     else:
         back_by_blocks(run)
 
 
+cdef inline bint is_over(const Gradients *run) noexcept nogil:
+    """Whether all groups are through."""
+    cdef int group
+    for group in range(run.groups):
+        if run.reached[group] > 0:
+            return False
+    return True
+
+
 cdef void back_by_blocks(Gradients *run) noexcept nogil:
     """Block by block, for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
     cdef Backward *back = &run.back
     cdef const Time *time = &back.problem.time
-    back.block = last_block(time, 0, time.B, run.da, run.da_h, run.starts)
-    back.block.dh, back.block.shown = run.dh, run.shown
-    while step_back(time, &back.block, run.held_rows) and not back.watch.stop:
+    back.block = next_blocks(run, 0, 0, time.B, 0)
+    while step_back_from(time, &back.block, run.held_rows, run.start) and not back.watch.stop:
         back_through_block(back)
         share_gradients(&run.back.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
                         back.problem.x != NULL, run.dx != NULL)
         if not back.watch.stop:
             parallel(collect_part, run, run.back.sharing.tasks, run.back.sharing.workers, &back.watch)
-        if nothing_left(back, &back.block, run.dx != NULL):
-            break
-    clear_dx(run, &back.block)
+        if run.quiet and nothing_left(back, &back.block, run.start, run.dx != NULL):
+            clear_dx(run, &back.block)
+            back.block.t0 = 0
+    run.reached[0] = back.block.t0
+
+
+cdef inline TimeBlock next_blocks(const Gradients *run, int group, Py_ssize_t b0, Py_ssize_t b1, int worker) noexcept nogil:
+    """What lies behind the next block of a group of rows, and the room that this worker has for blocks."""
+    cdef const Problem *problem = &run.back.problem
+    cdef Py_ssize_t at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
+    cdef TimeBlock block = last_block(&problem.time, b0, b1, run.da + at, run.da_h + at, run.starts + worker * (run.held_rows + 1))
+    if problem.w_hr != NULL:
+        block.dh, block.shown = run.dh + worker * run.held_rows * problem.P, run.shown + worker * run.held_rows * problem.H
+    if not run.begins:
+        block.t0 = run.reached[group]
+    return block
+
+
+cdef inline Py_ssize_t first_of_group(const Gradients *run, int group) noexcept nogil:
+    """Its first row."""
+    return run.back.problem.time.B * group // run.groups
 
 
 cdef void collect_part(void *context, int task, int worker) noexcept nogil:
@@ -67,12 +102,12 @@ cdef void collect_part(void *context, int task, int worker) noexcept nogil:
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
-    """dx = 0 before the step at which the pass ended."""
+    """dx = 0 before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t t, I = problem.I
     if run.dx != NULL:
-        for t in range(block.t0):
+        for t in range(run.start, block.t0):
             memset(run.dx + (first_row(time, t) + block.b0) * I, 0, rows_at(time, t, block.b0, block.b1) * I * sizeof(real))
 
 
@@ -95,21 +130,23 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     """A group of rows, through all time, with sums of its own."""
     cdef Gradients *run = <Gradients *>context
     cdef const Problem *problem = &run.back.problem
-    cdef Py_ssize_t B = problem.time.B, at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
-    cdef TimeBlock block = last_block(&problem.time, B * group // run.groups, B * (group + 1) // run.groups, run.da + at, run.da_h + at,
-                                      run.starts + worker * (run.held_rows + 1))
-    if problem.w_hr != NULL:
-        block.dh, block.shown = run.dh + worker * run.held_rows * problem.P, run.shown + worker * run.held_rows * problem.H
+    cdef TimeBlock block = next_blocks(run, group, first_of_group(run, group), first_of_group(run, group + 1), worker)
     cdef Patch patch = whole_block(problem, &block)
     cdef Sums sums = sums_of_group(run, group)
-    memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
-    while step_back(&problem.time, &block, run.held_rows) and not run.back.watch.stop:
+    if run.begins:
+        memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
+    elif block.t0 == 0:            # another call has found nothing left
+        block.t0 = run.cleared
+        clear_dx(run, &block)
+        block.t0 = 0
+    while step_back_from(&problem.time, &block, run.held_rows, run.start) and not run.back.watch.stop:
         recur_back(&run.back, &block, &patch, worker)
         if not run.back.watch.stop:
             collect(run, &block, sums, 0, 1, worker)
-        if nothing_left(&run.back, &block, run.dx != NULL):
-            break
-    clear_dx(run, &block)
+        if run.quiet and nothing_left(&run.back, &block, run.start, run.dx != NULL):
+            clear_dx(run, &block)
+            block.t0 = 0
+    run.reached[group] = block.t0
 
 
 cdef void add_up_groups(void *context, int task, int worker) noexcept nogil:
@@ -207,6 +244,13 @@ cdef void collect_inputs(Gradients *run, const TimeBlock *block, Sums sums, Py_s
 
 # --- Memory and weights -----------------------------------------------------------------------------------------------
 
+cdef inline void plan_backward(Gradients *run) noexcept nogil:
+    """Groups of rows, and blocks."""
+    cdef const Time *time = &run.back.problem.time
+    run.groups = row_groups(&run.back.problem)
+    run.held_rows = rows_held(time, ceil_div(time.B, run.groups))
+
+
 cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     cdef Gradients *run = <Gradients *>call
     cdef const Problem *problem = &run.back.problem
@@ -215,8 +259,8 @@ cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     run.back.w_hh = take_panels(space, P, N)
     if run.dx != NULL:
         run.w_ih = take_panels(space, I, N)
-    if problem.tokens != NULL:
-        run.sums.dw_ih = take(space, I * N)
+    if run.in_one_call:
+        lay_out_sums(call, space)
     run.back.zeros = take(space, max(max(problem.time.B * P, I), problem.H))
     if problem.w_hr != NULL:
         run.back.w_hr = take_panels(space, problem.H, P)
@@ -225,8 +269,16 @@ cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
     run.da_h = run.da + problem.reset_after * da_size
     run.starts = take_indices(space, in_use * (run.held_rows + 1) if problem.time.first != NULL else 0)
-    run.group_sums = take(space, run.groups * sums_size(problem) if run.groups > 1 else 0)
     run.scratch = take(space, gradient_scratch(run.back.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
+
+
+cdef void lay_out_sums(void *call, Space *space) noexcept nogil:
+    """Those that are not collected in the results."""
+    cdef Gradients *run = <Gradients *>call
+    cdef const Problem *problem = &run.back.problem
+    if problem.tokens != NULL:
+        run.sums.dw_ih = take(space, problem.I * problem.N)
+    run.group_sums = take(space, run.groups * sums_size(problem) if run.groups > 1 else 0)
 
 
 cdef void prepare_backward(Gradients *run) noexcept nogil:
@@ -235,7 +287,7 @@ cdef void prepare_backward(Gradients *run) noexcept nogil:
     pack_backward(run.back.w_hh, problem.w_hh, problem.N, problem.P)
     if run.dx != NULL:
         pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
-    if problem.tokens != NULL:
+    if problem.tokens != NULL and run.begins:
         memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
     if problem.w_hr != NULL:
         pack_backward(run.back.w_hr, problem.w_hr, problem.P, problem.H)

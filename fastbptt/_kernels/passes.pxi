@@ -22,10 +22,9 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
                              view_or_null(&views, "b_hh", b_hh, 1, READ))
         elif not weights.fit(problem):
             raise ValueError("weights: packed for another layer, or for other inputs")
-        run.weights = &weights.at
+        prepare_forward(&run, &weights.at)
         if problem.w_hr != NULL:
             room = make_room(lay_out_shown, &run)
-        run.sharing.threads = thread_limit()
         with nogil:
             run_forward(&run)
         raise_if_interrupted(&run.watch)
@@ -33,12 +32,33 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
         release(&views)
 
 
+def recompute(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, PackedWeights weights not None, w_hr=None):
+    """Fill c behind slot 0, a and m once more, from x or tokens, slot 0 of c and all of h, which the forward pass has left."""
+    cdef Recompute again
+    cdef Block room
+    cdef const Problem *problem = &again.run.problem
+    cdef Views views
+    views.count = 0
+    memset(&again, 0, sizeof(Recompute))
+    try:
+        bind(&again.run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE, READ)
+        if not weights.fit(problem):
+            raise ValueError("weights: packed for another layer, or for other inputs")
+        prepare_forward(&again.run, &weights.at)
+        room = make_room(lay_out_recompute, &again)
+        with nogil:
+            recompute_all(&again)
+        raise_if_interrupted(&again.run.watch)
+    finally:
+        release(&views)
+
+
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
-             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None):
+             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None):
     """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
-    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s.
+    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls.
     """
     cdef Gradients run
     cdef Block room
@@ -49,6 +69,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
     try:
         bind(&run.back.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
         bind_cotangents(&run.back, &views, d_out, dh, dc)
+        run.begins = run.in_one_call = run.quiet = reached is None
         run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
         run.back.carry = view_or_null(&views, "carry", carry, 2, READ)
         run.dx = view_or_null(&views, "dx", dx, 3, WRITE)
@@ -57,17 +78,84 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
         run.sums.db_ih = <real *>view(&views, "db_ih", db_ih, 1, WRITE).buf
         run.sums.db_hh = view_or_null(&views, "db_hh", db_hh, 1, WRITE)
         run.sums.dw_hr = view_or_null(&views, "dw_hr", dw_hr, 2, WRITE)
-        run.groups = row_groups(&run.back.problem)
-        run.held_rows = rows_held(&run.back.problem.time, ceil_div(run.back.problem.time.B, run.groups))
+        if reached is not None:
+            reached.go_on(&run)
+        plan_backward(&run)
+        if reached is not None:
+            reached.give_sums(&run)
         room = make_room(lay_out_backward, &run)
         with nogil:
             prepare_backward(&run)
             run_backward(&run)
-            if run.back.problem.tokens != NULL:
+            if run.back.problem.tokens != NULL and is_over(&run):
                 transpose(run.sums.dw_ih, run.back.problem.I, run.back.problem.N, sum_of_x)
         raise_if_interrupted(&run.back.watch)
+        if reached is not None:
+            reached.note(&run)
     finally:
         release(&views)
+
+
+cdef class Reached:
+    """A backward pass that is taken in several calls, the last steps first: how far it has come, and its sums.
+
+    Before each call, `start` is set to its first step; the last call's is 0. A call goes through the blocks of time that lie behind that
+    step, and afterwards `step` is where the steps begin that are done; with several groups of rows, where they are for all groups.
+    So a call's arrays hold the steps from its `start` to the `step` of the call before, behind which nothing is looked at: x or tokens, h,
+    c, a, m, carry and dx. d_out has one step more at its beginning, unless `start` is 0. Of ragged batches, the first slot of h and c has
+    the rows of the step before, and dx is 0 to begin with. dh, dc and the sums go from call to call.
+
+    `quiet` is set to whether all before `start` is known to be finite, and to have no loss: then the pass may end early, with a `step` of
+    0. What no call has seen of dx is 0, and for the caller to fill.
+    """
+    cdef Time time
+    cdef public Py_ssize_t start
+    cdef public bint quiet
+    cdef readonly Py_ssize_t step
+    cdef Py_ssize_t start_before
+    cdef bint begun
+    cdef Py_ssize_t[MAX_GROUPS] reached
+    cdef Block sums
+
+    def __cinit__(self, Py_ssize_t T, Py_ssize_t B):
+        self.time.T, self.time.B, self.step = T, B, T
+
+    cdef void go_on(self, Gradients *run) noexcept:
+        """The arrays of a call, as if they held all steps."""
+        cdef Problem *problem = &run.back.problem
+        cdef Time *time = &problem.time
+        cdef Py_ssize_t row, state
+        cdef bint h_is_a = problem.a == problem.h + time.B * problem.P
+        time.T, time.B = self.time.T, self.time.B
+        row, state = first_row(time, self.start), slot(time, self.start)
+        problem.h -= state * problem.P
+        problem.a = problem.h + time.B * problem.P if h_is_a else problem.a - row * problem.N
+        problem.c -= state * problem.H if problem.c != NULL else 0
+        problem.m -= row * problem.H if problem.m != NULL else 0
+        problem.x -= row * problem.I if problem.x != NULL else 0
+        problem.tokens -= row if problem.tokens != NULL else 0
+        run.dx -= row * problem.I if run.dx != NULL else 0
+        run.back.carry -= row if run.back.carry != NULL else 0
+        run.back.d_out -= first_row(time, max(self.start - 1, <Py_ssize_t>0)) * problem.P if run.back.d_out != NULL else 0
+        run.begins, run.quiet, run.start, run.cleared = not self.begun, self.quiet, self.start, min(self.start_before, self.step)
+        memcpy(run.reached, self.reached, sizeof(self.reached))
+
+    cdef int give_sums(self, Gradients *run) except -1:
+        cdef Space space
+        if not self.begun:
+            self.sums = make_room(lay_out_sums, run)
+        else:
+            space.free = <size_t>self.sums.at
+            lay_out_sums(run, &space)
+        return 0
+
+    cdef void note(self, const Gradients *run) noexcept:
+        """How far the call has come."""
+        cdef int group
+        memcpy(self.reached, run.reached, sizeof(self.reached))
+        self.begun, self.start_before, self.step = True, self.start, 0
+        for group in range(run.groups):
+            self.step = max(self.step, self.reached[group])
 
 
 def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot, w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, h_dot, c_dot,
@@ -147,6 +235,51 @@ def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_ou
         release(&views)
 
 
+def plan_segments(Py_ssize_t N, Py_ssize_t I, Py_ssize_t H, Py_ssize_t P, int reset_after, Py_ssize_t T, Py_ssize_t B, first, bint tokens):
+    """What a caller must know to take a pass in several calls.
+
+    First the bytes of scratch that weights, blocks and sums of both passes take, with as many threads as there may be now; then for each
+    group of rows where its blocks of time begin, the last first. Of a rectangle's groups, those of another size.
+    """
+    cdef Gradients run
+    cdef ForwardWeights packed_weights
+    cdef TimeBlock block
+    cdef Views views
+    cdef Block starts
+    cdef real any_real
+    cdef int64_t any_token
+    cdef int group
+    cdef dict blocks = {}
+    views.count = 0
+    memset(&run, 0, sizeof(Gradients))
+    memset(&packed_weights, 0, sizeof(ForwardWeights))
+    try:
+        run.back.problem.N, run.back.problem.I, run.back.problem.P, run.back.problem.H = N, I, P, H
+        run.back.problem.w_hr = &any_real if P < H else NULL
+        run.back.problem.reset_after, run.back.problem.time.T, run.back.problem.time.B = reset_after, T, B
+        if first is not None:
+            run.back.problem.time.first = <const Py_ssize_t *>view(&views, "first", first, 1, READ, INTEGER_FORMATS).buf
+        run.back.problem.tokens = &any_token if tokens else NULL
+        run.dx = &any_real if not tokens else NULL
+        run.back.sharing.threads, run.begins, run.in_one_call = thread_limit(), True, True
+        plan_backward(&run)
+        packed_weights.input.N, packed_weights.input.I, packed_weights.input.kind = N, I, TOKENS if tokens else VECTORS
+        packed_weights.H, packed_weights.P, packed_weights.reset_after = H, P, reset_after
+        packed_weights.w_hr = projection_sizes(&run.back.problem)
+        starts = Block((run.held_rows + 1) * sizeof(Py_ssize_t))
+        for group in range(run.groups):
+            block = last_block(&run.back.problem.time, first_of_group(&run, group), first_of_group(&run, group + 1), NULL, NULL,
+                               <Py_ssize_t *>starts.at)
+            key = group if first is not None else block.b1 - block.b0
+            if key not in blocks:
+                blocks[key] = [block.t0]
+                while step_back(&run.back.problem.time, &block, run.held_rows):
+                    blocks[key].append(block.t0)
+        return bytes_of(lay_out_backward, &run) + bytes_of(lay_out_forward, &packed_weights), list(blocks.values())
+    finally:
+        release(&views)
+
+
 cdef void lay_out_state_gradients(void *call, Space *space) noexcept nogil:
     cdef Backward *run = <Backward *>call
     run.w_hh = take_panels(space, run.problem.P, run.problem.N)
@@ -160,8 +293,8 @@ cdef void lay_out_state_gradients(void *call, Space *space) noexcept nogil:
 
 
 cdef int bind(Problem *problem, Views *views, int cell, int activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first,
-              int access) except -1:
-    """The problem that these arrays pose; it is 0 on entry. ``access`` is that to h, c, a and m."""
+              int access, int access_to_h=-1) except -1:
+    """The problem that these arrays pose; it is 0 on entry. ``access`` is that to h, c, a and m, unless another is given for h."""
     cdef const Py_buffer *given
     cdef bint projected = w_hr is not None
     problem.forward, problem.backward = step_of(cell, FORWARD, projected), step_of(cell, BACKWARD, projected)
@@ -169,7 +302,7 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     if problem.forward == NULL:
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     problem.activation = activation
-    given = view(views, "h", h, 3, access)
+    given = view(views, "h", h, 3, access if access_to_h < 0 else access_to_h)
     problem.h = <real *>given.buf
     problem.P = problem.H = given.shape[2]
     problem.time.T, problem.time.B = given.shape[0] - 1, given.shape[1]

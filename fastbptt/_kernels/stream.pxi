@@ -105,8 +105,7 @@ cdef class Stream:
                 self.of_vectors = weights
             else:
                 self.of_tokens = weights
-        self.run.weights = &weights.at
-        self.run.sharing.threads = thread_limit()
+        prepare_forward(&self.run, &weights.at)
         memset(&self.run.watch, 0, sizeof(Watch))
         with nogil:
             run_forward(&self.run)
