@@ -95,9 +95,12 @@ class Pieces:
         return _gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
 
     def pack_steps(self, array: Array, start: int, stop: int) -> Array:
-        """The same for the kernels' steps ``start`` to ``stop`` alone."""
+        """The same for the kernels' steps ``start`` to ``stop`` alone.
+
+        In memory of NumPy's, which is free again when it is let go: segments of time have so many sizes that `memory` would keep them all.
+        """
         rows = np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:])
-        return _gather(rows, self._padded[self.first[start] : self.first[stop]])[:, None]
+        return rows[self._padded[self.first[start] : self.first[stop]], None]
 
     def place(self, packed: Array, array: Array, start: int, stop: int) -> None:
         """The reverse, into an array (T, B, W) that is contiguous."""

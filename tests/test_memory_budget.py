@@ -226,7 +226,7 @@ def test_a_plan_says_what_is_done():
 
 
 @pytest.mark.parametrize("cell", ["rnn-tanh", "gru", "lstm"])
-@pytest.mark.parametrize("what", ["rectangle", "last_only", "lengths"])
+@pytest.mark.parametrize("what", ["rectangle", "last_only", "lengths", "resets"])
 def test_the_peak(cell, what, threads):
     """Of what Python and the kernels allocate, beyond arguments and results."""
     threads(2)
@@ -236,7 +236,9 @@ def test_the_peak(cell, what, threads):
     elif what == "lengths":
         problem = replace(problem, x=problem.x.repeat(3, 1)[:9000], d_out=problem.d_out.repeat(3, 1)[:9000])
         problem = replace(problem, state=None, d_state=None, options={"lengths": np.array([8000, 9000, 300])})
-    budget = 5_000_000
+    elif what == "resets":  # segments of many sizes
+        problem = replace(problem, options={"resets": np.random.default_rng(0).random((20_000, 1)) < 0.01})
+    budget = 5_000_000 if what != "resets" else int(1.05 * least(problem))
     assert least(problem) < budget
 
     def passes():
