@@ -156,11 +156,9 @@ def sizes_to_try(blocks: int) -> list[int]:
     return sizes
 
 
-def choose(segments: Segments, budget: int) -> tuple[Cut, Plan]:
-    """The cut that computes least once more within the budget."""
+def cuts(segments: Segments) -> Iterator[tuple[Cut, int, int]]:
+    """Those to try; of each, the bytes that it takes beside checkpoints, and those of a checkpoint."""
     tape, cell, item = segments.tape, segments.cell, segments.dtype.itemsize
-    if not segments.rows(0, segments.steps):
-        return Cut(np.zeros(1, np.intp), np.zeros(0, np.intp), 0, segments.count), Plan(0, 0, 0, 0)
     (N, I), P, states = tape._w_ih.shape, tape._w_hh.shape[1], segments.states
     sizes = N, I, segments.H, P, cell.reset_after, segments.steps, segments.count, segments.first, segments.tokens
     scratch, starts = kernels[segments.dtype].plan_segments(*sizes)
@@ -177,24 +175,39 @@ def choose(segments: Segments, budget: int) -> tuple[Cut, Plan]:
         row += item * (2 * I + P) if not segments.tokens else item * P + tape._x.itemsize
         slot += item * P
         fixed += segments.pieces.nbytes
-    best: tuple[float, int, Cut, int] | None = None
-    least = None
     for each in sizes_to_try(max(map(len, blocks)) - 1):
         tried = cut(segments, blocks, each)
-        K, before = tried.segments, state * tried.entering
-        taken = fixed + tried.rows * row + tried.entering * slot
-        least = taken + before if least is None else min(least, taken + before)
+        yield tried, fixed + tried.rows * row + tried.entering * slot, state * tried.entering
+
+
+def least(segments: Segments) -> int:
+    """Bytes, of the smallest budget."""
+    return min(taken + before for _, taken, before in cuts(segments)) if segments.rows(0, segments.steps) else 1
+
+
+def choose(segments: Segments, budget: int) -> tuple[Cut, Plan]:
+    """The cut that computes least once more within the budget."""
+    rows = segments.rows(0, segments.steps)
+    if not rows:
+        return Cut(np.zeros(1, np.intp), np.zeros(0, np.intp), 0, segments.count), Plan(0, 0, 0, 0)
+    best: tuple[float, int, Cut, int] | None = None
+    for tried, taken, before in cuts(segments):
         if taken + before > budget:
             continue
+        K = tried.segments
         checkpoints = min(K, (budget - taken) // before) if before else K
-        work = advances(K, checkpoints) * segments.rows(0, segments.steps) / K
+        work = advances(K, checkpoints) * rows / K
         if best is None or work <= best[0]:
             best = work, taken + before * checkpoints, tried, checkpoints
     if best is None:
-        raise ValueError(f"memory_budget: expected at least {least} bytes for arrays of these sizes, got {budget}")
+        raise too_small(least(segments), budget)
     _, taken, chosen, checkpoints = best
     again = recomputed(chosen, checkpoints)
-    return chosen, Plan(chosen.segments, checkpoints if state else 0, again if row else 0, taken)
+    return chosen, Plan(chosen.segments, checkpoints if segments.saved() else 0, again if segments.widths() else 0, taken)
+
+
+def too_small(least: int, budget: int) -> ValueError:
+    return ValueError(f"memory_budget: expected at least {least} bytes for arrays of these sizes, got {budget}")
 
 
 def recomputed(chosen: Cut, checkpoints: int) -> int:

@@ -332,13 +332,33 @@ class Recurrent(Layer, Generic[S]):
 
     @overload
     def forward(
-        self, x: Array[F], state: S | None = None, *, lengths: Integers | None = None, resets: Bools | None = None
+        self,
+        x: Array[F],
+        state: S | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: Bools | None = None,
+        memory_budget: Int | None = None,
     ) -> tuple[Array[F], S]: ...
     @overload
     def forward(
-        self, x: Integers, state: S | None = None, *, lengths: Integers | None = None, resets: Bools | None = None
+        self,
+        x: Integers,
+        state: S | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: Bools | None = None,
+        memory_budget: Int | None = None,
     ) -> tuple[Array, S]: ...
-    def forward(self, x: Array, state: Any = None, *, lengths: Integers | None = None, resets: Bools | None = None) -> tuple[Array, Any]:
+    def forward(
+        self,
+        x: Array,
+        state: Any = None,
+        *,
+        lengths: Integers | None = None,
+        resets: Bools | None = None,
+        memory_budget: Int | None = None,
+    ) -> tuple[Array, Any]:
         """Run the layer.
 
         Parameters
@@ -353,13 +373,24 @@ class Recurrent(Layer, Generic[S]):
         resets : bool ndarray (T, B) or None
             Where a row's state is set to zero before the step; batch first if the layer is. What lies between two resets is a sequence of
             its own: a reverse direction begins each at its own last step, from zero, and the row's last one from the given state.
+        memory_budget : int or None
+            Bytes that the call and `backward` may take beyond arguments, results and `grads`: tapes then keep checkpoints, as of
+            `rnn_forward`, and the bits are the same. It covers all layers. What goes from one to the next is kept whole; of what is left,
+            each direction is given the least that it needs, and an equal part of the rest. In evaluation mode it has no effect, since
+            nothing is kept.
 
         Returns
         -------
-        out : ndarray (T, B, D*H), read-only
-            The last layer's, of both directions side by side if there are two; 0 behind a row's end.
+        out : ndarray (T, B, D*H)
+            The last layer's, of both directions side by side if there are two; 0 behind a row's end. In training mode it may be a view of
+            the tape, and read-only then; in evaluation mode it is yours.
         state : ndarray (K, B, H), or a pair of them
             Each direction's last state: of a forward one, the initial state of the sequence's next piece.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As `rnn_forward`. The least possible memory budget, which the message tells, is that of all layers.
         """
         x = _checks.require_array("x", x)
         axes, I = "B, T" if self.batch_first else "T, B", self.input_size
@@ -370,10 +401,19 @@ class Recurrent(Layer, Generic[S]):
             if resets is not None:
                 resets = _checks.require_shape("resets", resets, x.shape[1::-1]).swapaxes(0, 1)
         state = self._without_layer_axis("state", state, x.shape[1])
+        training = self.training
+        budgets: list[int] | list[None] = [None] * len(self._directions)
+        if memory_budget is not None:
+            memory_budget = _checks.size("memory_budget", memory_budget)
+            if training:
+                from .budgets import shares
+
+                budgets = shares(self, x, lengths, resets, memory_budget)
         if self._is_stack:
-            return self._forward_through_stack(x, state, lengths, resets)
-        out, last, tape = self._run(x, state, *self.params.values(), lengths=lengths, resets=resets)
-        self._keep(tape if self.training else None)
+            return self._forward_through_stack(x, state, lengths, resets, training, budgets)
+        options = {"lengths": lengths, "resets": resets, "tape": training, "memory_budget": budgets[0]}
+        out, last, tape = self._run(x, state, *self.params.values(), **options)
+        self._keep(tape)
         return self._between_layouts(out), self._with_layer_axis(last)
 
     if TYPE_CHECKING:
@@ -487,7 +527,9 @@ class Recurrent(Layer, Generic[S]):
         dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, None, **options)
         return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
 
-    def _forward_through_stack(self, x: Array, state: Any, lengths: Any, resets: Any) -> tuple[Array, Any]:
+    def _forward_through_stack(
+        self, x: Array, state: Any, lengths: Any, resets: Any, training: bool, budgets: Sequence[int | None]
+    ) -> tuple[Array, Any]:
         out, lasts, tapes, kept = stacks.forward(
             self._directions,
             self._run,
@@ -497,9 +539,10 @@ class Recurrent(Layer, Generic[S]):
             self._drop,
             lengths,
             resets,
-            self.training,
+            training,
+            budgets,
         )
-        self._keep(Tapes(tapes, kept, stacks.scale_of(self.dropout)) if self.training else None)
+        self._keep(Tapes(tapes, kept, stacks.scale_of(self.dropout)) if training else None)
         return self._between_layouts(out), self._of_all_directions(lasts)
 
     def _through_stack(
@@ -526,6 +569,8 @@ class Recurrent(Layer, Generic[S]):
         parts = [part for part in (d_initial if isinstance(d_initial, tuple) else (d_initial,)) if part.size]
         if not parts or math.isfinite(kernels[self.dtype].total_norm(parts, math.inf)):
             return
+        if (tape[0] if self._is_stack else tape).plan is not None:
+            return  # the states that would tell have not been kept
         from .gradients.nonfinite import why_not_finite, why_stack_is_not_finite  # it is needed only when all has gone wrong
 
         n = len(CELLS[self._cell].states)
@@ -668,8 +713,8 @@ class RNN(Recurrent[Array]):
         )
         self.leak = leak
 
-    def _run(self, x: Array, h0: Array | None, *weights: Array, **ragged: Any) -> tuple[Array, Array, Tape]:
-        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak, **ragged)
+    def _run(self, x: Array, h0: Array | None, *weights: Array, **options: Any) -> tuple[Array, Array, Tape]:
+        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak, **options)
 
     _run_back = staticmethod(rnn_backward)
     _cell = "rnn"
@@ -776,10 +821,10 @@ class LSTM(Recurrent[Pair]):
             rng=rng,
         )
 
-    def _run(self, x: Array, state: Any, *weights: Array, **ragged: Any) -> tuple[Array, Any, Tape]:
+    def _run(self, x: Array, state: Any, *weights: Array, **options: Any) -> tuple[Array, Any, Tape]:
         if not self._proj_size:
-            return lstm_forward(x, state, *weights, **ragged)
-        return lstm_forward(x, state, *weights[:-1], w_hr=weights[-1], **ragged)
+            return lstm_forward(x, state, *weights, **options)
+        return lstm_forward(x, state, *weights[:-1], w_hr=weights[-1], **options)
 
     _run_back = staticmethod(lstm_backward)
     _cell = "lstm"

@@ -121,6 +121,7 @@ def forward(
     lengths: Integers | None,
     resets: Bools | None,
     keep: bool,
+    budgets: Sequence[int | None],
 ) -> tuple[Array, list[Any], list[Any], list[Bools | None]]:
     """Run all directions of a stack.
 
@@ -128,7 +129,7 @@ def forward(
     ----------
     directions : sequence of Direction
     run : callable
-        A direction's forward pass, called as ``run(x, state, *weights, lengths=, resets=)``.
+        A direction's forward pass, called as ``run(x, state, *weights, lengths=, resets=, tape=, memory_budget=)``.
     x : ndarray
         Time first.
     states : sequence
@@ -141,6 +142,8 @@ def forward(
         As for `rnn_forward`.
     keep : bool
         Whether a backward pass will follow.
+    budgets : sequence of (int or None)
+        Each direction's memory budget.
 
     Returns
     -------
@@ -151,10 +154,10 @@ def forward(
     backwards = Backwards(T, B, lengths, resets) if sides == 2 else None
 
     def of_direction(k: int, x: Array) -> tuple[Array, Any, Any]:
-        weights = parameters[k * n : (k + 1) * n]
+        weights, kept = parameters[k * n : (k + 1) * n], {"tape": keep, "memory_budget": budgets[k]}
         if backwards is None or not directions[k].reverse:
-            return run(x, states[k], *weights, lengths=lengths, resets=resets)
-        out, last, tape = run(backwards(x), states[k], *weights, lengths=lengths, resets=backwards.resets)
+            return run(x, states[k], *weights, lengths=lengths, resets=resets, **kept)
+        out, last, tape = run(backwards(x), states[k], *weights, lengths=lengths, resets=backwards.resets, **kept)
         return backwards(out), last, tape
 
     lasts: list[Any] = []

@@ -85,7 +85,7 @@ def train(x: F64, size: np.int64) -> float:
     out, (h, c) = layer(x)
     assert_type(out, F64)
     assert_type(h, NDArray[Any])
-    out, _ = layer.forward(x, (h, c))
+    out, _ = layer.forward(x, (h, c), memory_budget=10**8)
     y = readout(out)
     loss, d_y = fastbptt.mean_squared_error(y, np.zeros_like(y))
     d_out = readout.backward(d_y)
