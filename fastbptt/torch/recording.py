@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .._typing import Array
@@ -74,10 +75,11 @@ class Recording:
             initial = [history[: layout.B, 0].copy() for history in (h, c) if history is not None]
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
-        w_ih, w_hh, b_ih, b_hh = [weight.copy() for weight in weights] + [None] * (4 - len(weights))
-        shape = layout.T, layout.B, tape.h.shape[-1]
-        kept: Any = call.cell, x.copy(), w_ih, w_hh, b_ih, b_hh, None, call.nonlinearity, h, c, gates, m, shape, pieces, initial
-        self._passes[call.layer, direction == 1] = Tape(*kept), d_out, [d.copy() for d in d_state]
+        kept: dict[str, Any] = {"cell": call.cell, "nonlinearity": call.nonlinearity, "shape": (layout.T, layout.B, tape.h.shape[-1])}
+        kept |= {"x": x.copy(), "h": h, "c": c, "gates": gates, "m": m, "pieces": pieces, "initial": initial}
+        kept |= dict(zip_longest(("w_ih", "w_hh", "b_ih", "b_hh"), [weight.copy() for weight in weights]))
+        whole: Tape = Tape(**{f"_{name}": value for name, value in kept.items()})
+        self._passes[call.layer, direction == 1] = whole, d_out, [d.copy() for d in d_state]
 
 
 @contextmanager
