@@ -8,6 +8,7 @@ import pytest
 def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_recurrent.py")
     config.addinivalue_line("python_files", "bench_forward_mode.py")
+    config.addinivalue_line("python_files", "bench_ragged.py")
     config.addinivalue_line("python_files", "bench_stacks.py")
     config.addinivalue_line("python_files", "bench_torch_modules.py")
 

@@ -92,7 +92,7 @@ def build_functions(module, case, arrays):
     def forward_backward():
         out, _, tape = run_forward(x, state, *weights, **options)
         dx, d_state, *d_weights = run_backward(tape, d_out)
-        return [out, dx, *(d_state if isinstance(d_state, tuple) else (d_state,)), *d_weights]
+        return [out, dx, *(d_state if isinstance(d_state, tuple) else (d_state,)), *(d for d in d_weights if d is not None)]
 
     return Contestant(forward, forward_backward)
 

@@ -140,12 +140,12 @@ def generate(model, first, length, *, temperature=1.0, rng=None):
     ndarray (length,) of int64
     """
     rng = np.random.default_rng(rng)
-    tokens, state = np.empty(length + 1, np.int64), None
+    tokens, stream = np.empty(length + 1, np.int64), model.rnn.stream()
     tokens[0] = first
     with model.evaluating():
         for t in range(length):
-            out, state = model.rnn(tokens[t : t + 1, None], state)
-            tokens[t + 1] = _draw(model.readout(out)[0, 0], temperature, rng)
+            out = stream.step(tokens[t : t + 1])
+            tokens[t + 1] = _draw(model.readout(out)[0], temperature, rng)
     return tokens[1:]
 
 
