@@ -47,7 +47,9 @@ def errors_name(path):
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        if error.filename2 is not None:  # which is shown whatever it is set to
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        error.filename = str(path)
         raise
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ._checks import quoted
 from ._files import errors_name, write_atomically
 from ._typing import Array, FilePath
 
-HEADER_LIMIT = 1 << 20  # bytes
+HEADER_LIMIT = 100_000_000  # bytes: the format's own
 DTYPES = {
     name: np.dtype(f"<{code}") for name, code in {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "U32": "u4"}.items()
 }
@@ -46,6 +47,8 @@ def save(
     ------
     OSError
         If it cannot be written. A file that was there before is then still there.
+    ValueError
+        If there are more arrays than such a file may have.
     """
     header: dict[str, Any] = {} if not metadata else {"__metadata__": metadata}
     pieces, end = [], 0
@@ -57,6 +60,8 @@ def save(
         end += len(piece)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(f"{path}: {len(arrays):,} arrays have a header of {len(text):,} bytes, more than a safetensors file may have")
     write(path, b"".join([len(text).to_bytes(8, "little"), text, *pieces]))
 
 
@@ -128,11 +133,15 @@ def _entries(header):
     for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
         dtype, shape, (begin, stop) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise ValueError(f"{name} is of type {dtype}, none of {', '.join(DTYPES)}")
-        if not isinstance(shape, list) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"{name} has the shape {shape}")
+            raise ValueError(f"{quoted(name)} is of type {quoted(dtype)}, none of {', '.join(DTYPES)}")
+        if not isinstance(shape, list) or len(shape) > 32 or not all(type(size) is int and 0 <= size < 1 << 62 for size in shape):
+            raise ValueError(f"{quoted(name)} has the shape {quoted(shape)}")
+        if math.prod(filter(None, shape)) >= 1 << 59:  # NumPy refuses it even where another size is 0
+            raise ValueError(f"{quoted(name)} has the shape {quoted(shape)}")
         if begin != end or stop - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise ValueError(f"{name}, {dtype} of shape {shape}, does not fill the bytes from {begin} to {stop} behind the first {end}")
+            raise ValueError(
+                f"{quoted(name)}, {dtype} of shape {shape}, does not fill the bytes from {begin} to {stop} behind the first {end}"
+            )
         entries[name], end = (DTYPES[dtype], tuple(shape), begin), stop
     return entries, end
 
@@ -140,12 +149,12 @@ def _entries(header):
 def _offsets(name, entry):
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
-        raise ValueError(f"{name} has no place in the file")
+        raise ValueError(f"{quoted(name)} has no place in the file")
     return offsets
 
 
 def _unique(pairs):
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} is given twice")
     return dict(pairs)

@@ -298,7 +298,14 @@ def _recurrent(rnn: Recurrent) -> list[Array]:
 def _each_gate(matrix: Matrix, rnn: Recurrent, rng: np.random.Generator) -> Drawn:
     """Each W_hh with its new values, for each gate a matrix of its own."""
     H = rnn.hidden_size
+    _require_square(rnn)
     return [(w_hh, np.concatenate([matrix(H, rng) for _ in range(len(w_hh) // H)])) for w_hh in _recurrent(rnn)]
+
+
+def _require_square(rnn: Recurrent) -> None:
+    """A projected LSTM's state has fewer numbers than units, so that no gate's part of W_hh is a square matrix."""
+    if rnn._proj_size:
+        raise ValueError(f"rnn: expected a layer without projection, whose W_hh is square for each gate, got proj_size={rnn._proj_size}")
 
 
 def _gate_biases(rnn: Recurrent, draw: Callable[[int], Float64s], also_input: bool) -> Drawn:

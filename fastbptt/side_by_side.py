@@ -46,9 +46,13 @@ class Call:
         if self.take():
             self.run()
         self._done.acquire()
-        if self._error is not None:
-            raise self._error
-        return self._result
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame
 
 
 _calls: SimpleQueue[Call] | None = None
@@ -59,8 +63,9 @@ def both(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]
 
     If the first raises, the second may be left undone, or be ended later: its result is of no use any more.
     """
-    call = Call(second)
-    _queue().put(call)
+    call, calls = Call(second), _queue()
+    if calls is not None:
+        calls.put(call)
     try:
         result = pool.one_thread(first)
     except BaseException:
@@ -69,14 +74,17 @@ def both(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]
     return result, call.result()
 
 
-def _queue() -> SimpleQueue[Call]:
-    """Where the helper waits; it is started by the first who wants it."""
+def _queue() -> SimpleQueue[Call] | None:
+    """Where the helper waits; it is started by the first who wants it. None where no thread can be had, as when the process ends."""
     global _calls
     if _calls is None:
         from queue import SimpleQueue  # most processes have no use for it
 
         calls: SimpleQueue[Call] = SimpleQueue()
-        threading.Thread(target=_help, args=(calls,), name="fastbptt", daemon=True).start()
+        try:
+            threading.Thread(target=_help, args=(calls,), name="fastbptt", daemon=True).start()
+        except RuntimeError:
+            return None
         _calls = calls
     return _calls
 

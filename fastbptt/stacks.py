@@ -69,6 +69,9 @@ class Tapes(tuple["Tape", ...]):
         self.kept, self.scale = tuple(kept), scale
         return self
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self.kept, self.scale
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """T, B, H."""

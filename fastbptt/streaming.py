@@ -49,27 +49,36 @@ class Stream(Generic[S]):
         if layer.bidirectional:
             raise ValueError("layer: expected one direction, got a bidirectional layer, whose reverse direction begins with the last step")
         self._layer, self.batch_size = layer, _checks.axis("batch_size", batch_size)
-        B, cell, dtype = self.batch_size, CELLS[layer._cell], layer.dtype
-        widths = [*layer._widths.values()]
+        B, widths = self.batch_size, [*layer._widths.values()]
+        self._shape, self._dtype = (B, widths[0]), layer.dtype
+        with _checks.Room("batch_size", B * max(map(max, layer._shapes.values()))):
+            self._parts = [[np.zeros((2, B, width), layer.dtype) for width in widths] for _ in range(layer.num_layers)]
+            self._kernel = self._bound()
+        self._step = self._kernel.step
+        self.state = state
+
+    def _bound(self) -> Any:
+        """The kernels' stream, of all layers: each with its parameters, states and what a step leaves."""
+        layer, B, dtype = self._layer, self.batch_size, self._dtype
+        cell, leak = CELLS[layer._cell], getattr(layer, "leak", None)
         activation = NONLINEARITIES[getattr(layer, "nonlinearity", "tanh")].number
-        leak = getattr(layer, "leak", None)
-        self._shape, self._dtype = (B, widths[0]), dtype
         for name, shape in layer._shapes.items():
             _checks.array(f"params[{name!r}]", layer.params[name], shape, dtype)
         above: tuple[Any, ...] = ()
-        with _checks.Room("batch_size", B * max(map(max, layer._shapes.values()))):
-            self._parts = [[np.zeros((2, B, width), dtype) for width in widths] for _ in range(layer.num_layers)]
-            for k in reversed(range(layer.num_layers)):
-                weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
-                N, I = layer._shapes[f"weight_ih_l{k}"]
-                gates = np.empty((1, B, N), dtype) if cell.tape_gates or leak is not None else None
-                m = np.empty((1, B, layer.hidden_size), dtype) if cell.reset_after else None
-                h, c = (*self._parts[k], None)[:2]
-                x, tokens = np.zeros((1, B, I), dtype), np.zeros((1, B), np.int64)
-                stream = kernels[dtype].Stream(cell.number, activation, x, tokens, *weights, leak, h, c, gates, m, above)
-                above = (stream, *above)
-        self._step, self._refresh = stream.step, stream.refresh
-        self.state = state
+        for k in reversed(range(layer.num_layers)):
+            weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
+            N, I = layer._shapes[f"weight_ih_l{k}"]
+            gates = np.empty((1, B, N), dtype) if cell.tape_gates or leak is not None else None
+            m = np.empty((1, B, layer.hidden_size), dtype) if cell.reset_after else None
+            h, c = (*self._parts[k], None)[:2]
+            x, tokens = np.zeros((1, B, I), dtype), np.zeros((1, B), np.int64)
+            stream = kernels[dtype].Stream(cell.number, activation, x, tokens, *weights, leak, h, c, gates, m, above)
+            above = (stream, *above)
+        return stream
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has states of its own; a deep one, a layer of its own, too."""
+        return Stream, (self._layer, self.batch_size, self.state)
 
     def step(self, x_t: Array | Integers) -> Array:
         """Take one step.
@@ -90,13 +99,8 @@ class Stream(Generic[S]):
             If ``x_t`` is not what is said above. No step is made then, nor if Ctrl-C comes first.
         """
         out = np.empty(self._shape, self._dtype)
-        if type(x_t) is np.ndarray:
-            try:
-                self._step(x_t, out)
-                return out
-            except (ValueError, BufferError):
-                pass  # of another layout, or wrong
-        self._step(self._checked(x_t), out)
+        if type(x_t) is not np.ndarray or not self._step(x_t, out):
+            self._step(self._checked(x_t), out)
         return out
 
     def _checked(self, x_t: Any) -> Array:
@@ -112,15 +116,20 @@ class Stream(Generic[S]):
     @property
     def state(self) -> S:
         """The states of all layers, (num_layers, B, H), or an LSTM's pair of them: a copy. It can be set, to ``None`` for zeros too."""
-        return CELLS[self._layer._cell].state([np.stack([slots[0] for slots in part]) for part in zip(*self._parts)])
+        states = self._kernel.undisturbed(lambda: [np.stack([slots[0] for slots in part]) for part in zip(*self._parts)])
+        return CELLS[self._layer._cell].state(states)
 
     @state.setter
     def state(self, state: Any) -> None:
         layer = self._layer
         given = layer._of_each_direction(layer._without_layer_axis("state", state, self.batch_size))
-        for parts, values in zip(self._parts, given):
-            for part, value in zip(parts, values if isinstance(values, tuple) else (values,) * (1 if values is not None else len(parts))):
-                part[0] = 0 if value is None else value
+
+        def put() -> None:
+            for parts, values in zip(self._parts, given):
+                for part, value in zip(parts, values if isinstance(values, tuple) else [values] * len(parts)):
+                    part[0] = 0 if value is None else value
+
+        self._kernel.undisturbed(put)
 
     def reset(self, rows: Bools | Integers | Sequence[Int] | Int | None = None) -> None:
         """Set states to zero.
@@ -131,9 +140,13 @@ class Stream(Generic[S]):
             Which sequences begin anew; ``None`` means all.
         """
         index = slice(None) if rows is None else self._numbers(rows)
-        for parts in self._parts:
-            for part in parts:
-                part[0, index] = 0
+
+        def put() -> None:
+            for parts in self._parts:
+                for part in parts:
+                    part[0, index] = 0
+
+        self._kernel.undisturbed(put)
 
     def _numbers(self, rows: Any) -> Any:
         """The rows, as an index."""
@@ -147,5 +160,9 @@ class Stream(Generic[S]):
         return _checks.integers("rows", rows, rows.shape, B, "numbers of rows")
 
     def refresh(self) -> None:
-        """Read the layer's parameters anew, which have changed. They are read, too, by the first step, and by the first one of tokens."""
-        self._refresh()
+        """Read the layer's parameters anew, which have changed, and an RNN's leak and nonlinearity.
+
+        Parameters are read by the first step that needs them, and again by the first of another kind, vectors or tokens.
+        """
+        self._kernel = self._kernel.undisturbed(self._bound)
+        self._step = self._kernel.step

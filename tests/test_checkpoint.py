@@ -113,7 +113,12 @@ def test_what_other_tools_wrote_can_be_read(tmp_path):
         (content_of(OURS | {"a": entry(0, 2**60, (2**57,))}, bytes(8)), "damaged checkpoint"),
         (content_of(OURS | {"a": entry(0, 8, (2**40, 2**40))}, bytes(8)), "damaged checkpoint"),
         (content_of(OURS | {"a": entry(0, 8, (-1,))}, bytes(8)), "damaged checkpoint"),
-        (content_of(OURS | {"a": entry(0, 8, (4,), "BF16")}, bytes(8)), "damaged checkpoint: a is of type BF16"),
+        (content_of(OURS | {"a": entry(0, 0, (2**61, 2**61, 0))}), "damaged checkpoint: 'a' has the shape"),
+        (
+            content_of(OURS | {"\x1b[1m" + "a" * 10_000: entry(0, 8, (-1,))}, bytes(8)),
+            r"damaged checkpoint: '\\x1b\[1maaa.* has the shape \[-1\]$",
+        ),
+        (content_of(OURS | {"a": entry(0, 8, (4,), "BF16")}, bytes(8)), "damaged checkpoint: 'a' is of type 'BF16'"),
         (content_of(OURS | {"a": entry(0, 8, dtype=["F64"])}, bytes(8)), "damaged checkpoint"),
         (content_of(OURS | {"a": entry(0, 8, (True,))}, bytes(8)), "damaged checkpoint"),
         (content_of(OURS | {"a": entry(0, 8, (1.0,))}, bytes(8)), "damaged checkpoint"),

@@ -320,6 +320,20 @@ def test_the_losses_of_a_task(tmp_path):
     assert np.isneginf(flow.log10_contributions[:-1]).all()
 
 
+def test_a_net_with_dropout_is_looked_at_whole(text, tmp_path):
+    """Also while it reads what stands before the steps that are recorded."""
+    train = ["train", str(text), "--layers", "2", "--dropout", "0.5", *TRAIN, "--out", str(tmp_path)]
+    assert cli.main(train) == 0
+    net = load_net(tmp_path / "checkpoint.safetensors")
+    tokens = net.tokens()[0]
+    losses = [net.flow(tokens, batch=2)[1] for _ in range(3)]
+    with net.model.evaluating():
+        at = np.arange(20)[:, None] + (len(tokens) - 1) // 2 * np.arange(2)
+        out, _ = net.model.rnn(tokens[at])
+        expected, _ = fastbptt.softmax_cross_entropy(net.model.readout(out[10:]), tokens[at[10:] + 1])
+    assert losses == pytest.approx([expected] * 3, rel=1e-12)
+
+
 @pytest.mark.parametrize("length", [0, 5, 100, 2000, -1])
 def test_truncated_checkpoints(run, copy, length):
     copy.write_bytes(copy.read_bytes()[:length])

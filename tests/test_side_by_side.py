@@ -109,6 +109,22 @@ assert [thread.name for thread in threading.enumerate()].count("fastbptt") == 1
 
 @pytest.mark.one_level
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_where_no_thread_can_be_had(threads, monkeypatch):
+    """Nor when the process ends: from Python 3.12 on, none can be started then."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    layer, x = of_some_work()
+    threads(1)
+    expected = passes(layer, x)
+    threads(2)
+    monkeypatch.setattr(side_by_side, "_calls", None)
+    monkeypatch.setattr(side_by_side.threading, "Thread", refuse)
+    for got, value in zip(passes(layer, x), expected, strict=True):
+        assert_same_bits("a result", got, value)
+
+
 def test_after_a_fork():
     run_python(IN_A_CHILD)
 

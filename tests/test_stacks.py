@@ -1,6 +1,7 @@
 """Several layers, and layers of two directions: against the reference put together by hand, PyTorch, and what is promised of all layers."""
 
 import copy
+import os
 import pickle
 import re
 
@@ -509,6 +510,37 @@ def test_saved_to_a_file_and_loaded(tmp_path):
     with pytest.raises(FileNotFoundError):
         other.save(tmp_path / "missing" / "file")
     np.testing.assert_array_equal(other.flat_params, before)
+
+
+def test_any_number_of_layers_is_saved(tmp_path):
+    layer, other = fastbptt.RNN(1, 1, 4000, rng=0), fastbptt.RNN(1, 1, 4000, rng=1)
+    layer.save(tmp_path / "file")
+    other.load(tmp_path / "file")
+    assert_same_bits("parameters", other.flat_params, layer.flat_params)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        fastbptt.GRU(2, 3).save(tmp_path / "nowhere" / "file")
+    assert str(error.value).endswith(f"nowhere{os.sep}file'")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda tapes: pickle.loads(pickle.dumps(tapes))])
+def test_the_tapes_of_a_stack_can_be_copied(copied):
+    layer = fastbptt.GRU(2, 3, 2, dropout=0.5, rng=0)
+    out, _ = layer(np.ones((4, 2, 2)))
+    tapes = layer.take_tape()
+    expected, got = (layer.gradients_through(each, np.ones_like(out)) for each in (tapes, copied(tapes)))
+    assert_same_bits("dx", got.x, expected.x)
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "gaussian", "sparse"])
+def test_starts_with_square_matrices_refuse_a_projection(start):
+    layer = fastbptt.LSTM(5, 7, proj_size=3, rng=0)
+    before = layer.flat_params.copy()
+    with pytest.raises(ValueError, match="rnn: expected a layer without projection, whose W_hh is square for each gate, got proj_size=3"):
+        fastbptt.init.STARTS[start].draw(layer, None, np.random.default_rng(0))
+    assert_same_bits("parameters", layer.flat_params, before)
 
 
 def test_a_readout_is_saved_too(tmp_path):

@@ -1,6 +1,9 @@
 """One step at a time: the bits of the whole call, states that can be set and reset, bad input, threads."""
 
+import copy
+import pickle
 import re
+import signal
 import sys
 import threading
 
@@ -97,6 +100,65 @@ def test_parameters_are_read_again_when_asked():
     stream.refresh()
     stream.reset()
     assert_same_bits("out", stream.step(x), layer(x[None])[0][0])
+
+
+def test_leak_and_nonlinearity_are_read_again_too():
+    layer, x = make("leaky"), np.ones((3, 1, 5))
+    stream = layer.stream()
+    layer.leak, layer.nonlinearity = 0.9, "relu"
+    stream.refresh()
+    assert_same_bits("out", np.array([stream.step(x_t) for x_t in x]), layer(x)[0])
+    layer.leak = None
+    stream.refresh()
+    stream.reset()
+    assert_same_bits("out", np.array([stream.step(x_t) for x_t in x]), layer(x)[0])
+
+
+@pytest.mark.parametrize("first", ["vectors", "tokens"])
+def test_all_layers_have_parameters_of_one_moment(first):
+    """Also where vectors and tokens are first seen at different times, between which the layer has learned."""
+    layer, inputs = make("gru", L=2), {"vectors": np.ones((2, 1, 5)), "tokens": np.array([[1], [2]])}
+    stream = layer.stream()
+    stream.step(inputs[first][0])
+    layer.flat_params *= 0.5
+    for kind in ("tokens", "vectors") if first == "vectors" else ("vectors", "tokens"):
+        stream.reset()
+        assert_same_bits("out", np.array([stream.step(x_t) for x_t in inputs[kind]]), layer(inputs[kind])[0])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_copies_go_on_by_themselves(copied):
+    stream, x = make("lstm", L=2).stream(2), np.ones((2, 5))
+    stream.step(x)
+    before, other = stream.state, copied(stream)
+    out = other.step(x)
+    assert_same_states(stream.state, before)
+    assert_same_bits("out", stream.step(x), out)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX")
+def test_a_handler_that_raises_a_value_error_is_heard():
+    class Alarm(ValueError):
+        pass
+
+    def handler(*_):
+        raise Alarm
+
+    stream, x, heard = make("gru").stream(), np.ones((1, 5)), 0
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for n in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 + 1e-6 * n, 1)  # once more, if the first is raised where Python ignores it
+                while True:
+                    stream.step(x)
+            except Alarm:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                heard += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert heard == 300
 
 
 def test_nothing_is_dropped_and_nothing_kept():
@@ -226,7 +288,7 @@ def test_two_threads_at_one_stream(threads):
     finally:
         sys.setswitchinterval(interval)
     assert len(made) + len(refused) == 180 and made
-    assert set(refused) <= {"stream: another thread is at a step; a stream serves one thread at a time"}
+    assert set(refused) <= {"stream: a step is under way, in another thread or below a signal's handler; it serves one at a time"}
     again = make("lstm", 40, 300, 2).stream(4)
     expected = [again.step(x) for _ in made]
     assert_same_states(stream.state, again.state)

@@ -4,7 +4,7 @@ cdef class Stream:
     """A layer at work on B sequences without an end, of vectors or of tokens, and whatever layers are ``above`` it.
 
     ``x`` (1, B, I) and ``tokens`` (1, B) are where a step's input is copied to; slot 0 of ``h`` (2, B, P) and of ``c`` (2, B, H) is the
-    state. Weights are packed when a step first needs them, those of vectors apart from those of tokens, and kept until `refresh`.
+    state. Weights are packed when a step first needs them, those of vectors apart from those of tokens, and kept.
     """
     cdef Forward run
     cdef Views views
@@ -37,27 +37,31 @@ cdef class Stream:
     def __dealloc__(self):
         release(&self.views)
 
-    def refresh(self):
-        """The weights are to be packed anew, also those above."""
-        cdef Stream layer
-        for layer in (self, *self.above):
-            layer.of_vectors = layer.of_tokens = None
+    def undisturbed(self, call):
+        """The result of ``call()``, during which no step is made."""
+        self._begin()
+        try:
+            return call()
+        finally:
+            self.busy = False
 
     def step(self, x, out):
-        """Take a step's input, (B, I) or (B,), and put the last layer's new h into ``out``. After an error the states are as before."""
+        """Take a step's input, (B, I) or (B,), and put the last layer's new h into ``out``. False if x is of another layout or shape.
+
+        Then, and after an error, the states are as before.
+        """
         cdef Stream layer, last = self.above[len(self.above) - 1] if self.above else self
         cdef const real *shown
         cdef Views views
         cdef const Py_buffer *given
-        if self.busy:
-            raise RuntimeError("stream: another thread is at a step; a stream serves one thread at a time")
         views.count = 0
-        self.busy = True
+        self._begin()
         try:
             given = view(&views, "out", out, 2, WRITE)
             if given.shape[0] != last.run.problem.time.B or given.shape[1] != last.run.problem.P:
                 raise ValueError(f"out: expected shape ({last.run.problem.time.B}, {last.run.problem.P})")
-            self._take(x)
+            if not self._take(x):
+                return False
             shown = self._go()
             for layer in self.above:
                 layer._read(shown)
@@ -66,16 +70,28 @@ cdef class Stream:
             self._keep()
             for layer in self.above:
                 layer._keep()
+            return True
         finally:
             self.busy = False
             release(&views)
 
+    cdef int _begin(self) except -1:
+        if not self.views.count:
+            raise TypeError("a stream of a layer is made by the layer")
+        if self.busy:
+            raise RuntimeError("stream: a step is under way, in another thread or below a signal's handler; it serves one at a time")
+        self.busy = True
+        return 0
+
     cdef int _take(self, x) except -1:
-        """Copy the input, which may change meanwhile, to where it is read."""
+        """Copy the input, which may change meanwhile, to where it is read; 0 if it is not as it is read."""
         cdef Problem *problem = &self.run.problem
         cdef Py_ssize_t B = problem.time.B, b
         cdef Py_buffer given
-        PyObject_GetBuffer(x, &given, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        try:
+            PyObject_GetBuffer(x, &given, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        except (BufferError, ValueError):
+            return 0
         try:
             if given.ndim == 2 and given.shape[0] == B and given.shape[1] == problem.I and strcmp(given.format, REAL_FORMAT) == 0:
                 self._read(<const real *>given.buf)
@@ -86,10 +102,10 @@ cdef class Stream:
                     if not 0 <= self.tokens[b] < problem.I:
                         raise IndexError(f"x_t: expected tokens from 0 to {problem.I - 1}, got {self.tokens[b]}")
             else:
-                raise ValueError(f"x_t: expected shape ({B}, {problem.I}), or tokens ({B},)")
+                return 0
         finally:
             PyBuffer_Release(&given)
-        return 0
+        return 1
 
     cdef void _read(self, const real *x) noexcept:
         self.run.problem.x, self.run.problem.tokens = self.x, NULL
@@ -100,17 +116,28 @@ cdef class Stream:
         cdef const Problem *problem = &self.run.problem
         cdef PackedWeights weights = self.of_vectors if problem.x != NULL else self.of_tokens
         if weights is None:
-            weights = packed(problem, VECTORS if problem.x != NULL else TOKENS, self.b_ih, self.b_hh)
-            if problem.x != NULL:
-                self.of_vectors = weights
-            else:
-                self.of_tokens = weights
+            weights = self._pack(problem.x != NULL)
         prepare_forward(&self.run, &weights.at)
         memset(&self.run.watch, 0, sizeof(Watch))
         with nogil:
             run_forward(&self.run)
         raise_if_interrupted(&self.run.watch)
         return problem.h + problem.time.B * problem.P
+
+    cdef PackedWeights _pack(self, bint vectors):
+        """The weights for one kind of input; once there have been both, for both, and those above, that all are of one moment."""
+        cdef const Problem *problem = &self.run.problem
+        cdef Stream layer
+        if self.of_vectors is not None or self.of_tokens is not None:
+            for layer in self.above:
+                layer.of_vectors = None
+            self.of_vectors = packed(problem, VECTORS, self.b_ih, self.b_hh)
+            self.of_tokens = packed(problem, TOKENS, self.b_ih, self.b_hh)
+        elif vectors:
+            self.of_vectors = packed(problem, VECTORS, self.b_ih, self.b_hh)
+        else:
+            self.of_tokens = packed(problem, TOKENS, self.b_ih, self.b_hh)
+        return self.of_vectors if vectors else self.of_tokens
 
     cdef void _keep(self) noexcept:
         """What slot 1 has is the state."""

@@ -36,6 +36,7 @@ class SavedNet:
     def __init__(self, saved, inputs, outputs):
         self.path, self.settings, self.description = saved.path, saved.settings, saved.description
         self.model = saved.model(inputs, outputs)
+        self.model.rnn.dropout = 0.0  # what is looked at is the net itself
 
     def __str__(self):
         rnn = self.model.rnn
@@ -45,7 +46,6 @@ class SavedNet:
 
     def _flow(self, x, state, loss, targets):
         """The flow, in the last layer, of ``loss(outputs, targets)``, which looks at as many of the last steps as there are targets; the loss."""
-        self.model.rnn.dropout = 0.0
         out, _ = self.model.rnn(x, state)
         tape = self.model.rnn.take_tape()
         if isinstance(tape, tuple):
