@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_LAYERS = 1 << 16
 # When two directions run side by side. With more rows, or threads, each does better to have them all; the work, in multiply-adds, is between
 # what a thread is woken for and what Ctrl-C may wait for.
-FEW_ROWS, MANY_THREADS, LEAST_WORK, MOST_WORK = 8, 4, 1e6, 1e9
+FEW_ROWS, MANY_THREADS, LEAST_WORK, MOST_WORK = 8, 4, 8e6, 1e9
 
 
 class Direction(NamedTuple):
