@@ -33,7 +33,8 @@ class Call:
     nonlinearity: str
     states: int  # 1, or 2: h and c
     directions: int
-    per_direction: int  # weights: 2, or 4 with biases
+    per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
+    bias: bool
     layout: Rectangle | Packed
     batch_sizes: torch.Tensor | None  # of a PackedSequence
     clip: tuple[int, float]
@@ -59,9 +60,9 @@ def forward(
         out = outs[0]
         last = [np.array(layout.ends(history)).reshape(1, layout.B, -1) for history in directions[0][: call.states]]
     else:
-        H = outs[0].shape[-1]
-        out = memory.empty((*layout.rows, 2 * H), outs[0].dtype)
-        out[..., :H], out[..., H:] = outs[0], layout.turned(outs[1])
+        P = outs[0].shape[-1]
+        out = memory.empty((*layout.rows, 2 * P), outs[0].dtype)
+        out[..., :P], out[..., P:] = outs[0], layout.turned(outs[1])
         last = [np.stack([layout.ends(history) for history in both]) for both in zip(*(d[: call.states] for d in directions))]
     if call.batch_sizes is not None:
         out = out.reshape(-1, out.shape[-1])
@@ -79,7 +80,7 @@ def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Te
         for d in range(call.directions):
             along = np.ascontiguousarray(call.layout.turned(values)) if d else values
             own = [None if state is None else state[d] for state in initial]
-            mine = arrays[d * call.per_direction : (d + 1) * call.per_direction]
+            mine = passes.by_name(arrays[d * call.per_direction : (d + 1) * call.per_direction], call.bias)
             directions.append(passes.forward(call.cell, call.nonlinearity, call.layout, along, own, mine))
     finally:
         pool.cap_threads(0)
@@ -104,8 +105,11 @@ class Layer(torch.autograd.Function):
         # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.
         ctx.weights, ctx.versions = weights, [weight._version for weight in weights]
         needs_dx, needs_d_state = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + call.states])
-        needed = needs_dx, needs_d_state or call.layout.T > 1, False, False
-        kept = [weight if needed[i % call.per_direction] else None for i, weight in enumerate(weights)]
+        needed = passes.Weights(needs_dx, needs_d_state or call.layout.T > 1, False, False, True)
+        kept = []
+        for d in range(call.directions):
+            mine = passes.by_name(weights[d * call.per_direction : (d + 1) * call.per_direction], call.bias)
+            kept += [weight if need else None for weight, need in zip(mine, needed)]
         tapes = [None if part is None else torch.from_numpy(part) for direction in directions for part in direction]
         ctx.save_for_backward(x, *states, *kept, *tapes)
         ctx.out_version = None
@@ -121,7 +125,7 @@ class Layer(torch.autograd.Function):
         call: Call = ctx.call
         x, *saved = ctx.saved_tensors
         states, saved = saved[: call.states], saved[call.states :]
-        weights, saved = saved[: len(ctx.weights)], saved[len(ctx.weights) :]
+        weights, saved = saved[: 5 * call.directions], saved[5 * call.directions :]
         reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
         if reason is None and not all(d is None or gate.plain(d, x.dtype) for d in d_results):
             reason = "a gradient that is no plain tensor"
@@ -139,10 +143,11 @@ class Layer(torch.autograd.Function):
 def backward(
     ctx: Any, x: torch.Tensor, weights: Tensors, directions: list[passes.Direction], d_results: Tensors
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of what `Layer.forward` took, None where they are not needed."""
+    """The gradients of what `Layer.forward` took, None where they are not needed; ``weights`` are five of each direction, None if not kept."""
     call: Call = ctx.call
     needed = ctx.needs_input_grad
-    layout, H, values = call.layout, directions[0].h.shape[-1], rows_of(call, x)
+    layout, values, widths = call.layout, rows_of(call, x), [history.shape[-1] for history in directions[0][: call.states]]
+    P = widths[0]
     d_out, *d_last = d_results
     d_rows = None if d_out is None else rows_of(call, d_out)
     d_ends = [None if d is None else d.detach().numpy() for d in d_last]
@@ -151,26 +156,28 @@ def backward(
     pool.cap_threads(torch.get_num_threads())
     try:
         for d, tape in enumerate(directions):
-            w_ih, w_hh = (None if w is None else array(w) for w in weights[d * call.per_direction :][:2])
+            kept = passes.Weights(*(None if weight is None else array(weight) for weight in weights[5 * d : 5 * d + 5]))
             along, d_along = values, d_rows
             if call.directions == 2 and d_rows is not None:
-                d_along = d_rows[..., d * H : (d + 1) * H]
+                d_along = d_rows[..., d * P : (d + 1) * P]
             if d:
                 along = np.ascontiguousarray(layout.turned(values))
                 d_along = None if d_along is None else layout.turned(d_along)
             d_along = None if d_along is None else np.ascontiguousarray(d_along)
-            d_state = [np.zeros((layout.B, H), values.dtype) if end is None else np.array(end[d], order="C") for end in d_ends]
+            d_state = [
+                np.zeros((layout.B, width), values.dtype) if end is None else np.array(end[d], order="C")
+                for end, width in zip(d_ends, widths)
+            ]
             if call.recording is not None:
-                mine = [array(weight) for weight in current(ctx)[d * call.per_direction :][: call.per_direction]]
-                call.recording.add(call, d, along, mine, tape, d_along, d_state)
+                mine = [array(weight) for weight in current(ctx)[d * call.per_direction : (d + 1) * call.per_direction]]
+                call.recording.add(call, d, along, passes.by_name(mine, call.bias), tape, d_along, d_state)
             d_in, grads = passes.backward(
                 call.cell,
                 call.nonlinearity,
                 layout,
                 along,
-                w_ih,
-                w_hh,
-                call.per_direction == 4,
+                kept,
+                call.bias,
                 tape,
                 d_along,
                 d_state,
@@ -189,7 +196,7 @@ def backward(
         dx = dx.reshape(x.shape)
     of_states: list[Any] = [None] * call.states
     if any(needed[2 : 2 + call.states]):
-        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, H) for both in zip(*d_states)]
+        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, -1) for both in zip(*d_states)]
     grads = [dx, *of_states, *d_weights]
     return (None, *(torch.from_numpy(grad) if grad is not None and need else None for grad, need in zip(grads, needed[1:])))
 
@@ -228,11 +235,11 @@ def through_torch(ctx: Any, x: torch.Tensor, states: Tensors, d_results: Tensors
 
 def native(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The layer's output and last states by PyTorch's own path."""
-    H = weights[1].shape[1]
-    states = [x.new_zeros(call.directions, call.layout.B, H) if state is None else state for state in states]
+    widths = weights[1].shape[1], len(weights[0]) // 4  # the second of c
+    states = [x.new_zeros(call.directions, call.layout.B, width) if state is None else state for state, width in zip(states, widths)]
     hx = states[0] if call.states == 1 else tuple(states)
     function = getattr(torch._VF, VF_NAMES[call.nonlinearity] if call.cell == "rnn" else call.cell)
     both = call.directions == 2
     if call.batch_sizes is None:
-        return function(x, hx, weights, call.per_direction == 4, 1, 0.0, False, both, False)
-    return function(x, call.batch_sizes, hx, weights, call.per_direction == 4, 1, 0.0, False, both)
+        return function(x, hx, weights, call.bias, 1, 0.0, False, both, False)
+    return function(x, call.batch_sizes, hx, weights, call.bias, 1, 0.0, False, both)

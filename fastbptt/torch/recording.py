@@ -11,7 +11,7 @@ from ..gradients.flow import GradientFlow, gradient_flow
 from ..ragged import cut
 from ..tape import Tape
 from .layout import Packed
-from .passes import Direction
+from .passes import Direction, Weights
 
 if TYPE_CHECKING:
     from .function import Call
@@ -63,9 +63,7 @@ class Recording:
             raise ValueError(f"row: expected one of the {tape.shape[1]} rows, since they differ in length, got None")
         return gradient_flow(tape, d_out, d_state[0] if len(d_state) == 1 else tuple(d_state))
 
-    def add(
-        self, call: Call, direction: int, x: Array, weights: list[Array], tape: Direction, d_out: Any, d_state: Sequence[Array]
-    ) -> None:
+    def add(self, call: Call, direction: int, x: Array, weights: Weights, tape: Direction, d_out: Any, d_state: Sequence[Array]) -> None:
         """Keep copies of what one backward pass started from."""
         layout, (h, c, gates, m) = call.layout, [part if part is None else part.copy() for part in tape]
         pieces, initial = None, []
@@ -74,9 +72,9 @@ class Recording:
             initial = [history[: layout.B, 0].copy() for history in (h, c) if history is not None]
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
-        w_ih, w_hh, b_ih, b_hh = [weight.copy() for weight in weights] + [None] * (4 - len(weights))
-        shape = layout.T, layout.B, tape.h.shape[-1]
-        kept: Any = call.cell, x.copy(), w_ih, w_hh, b_ih, b_hh, None, call.nonlinearity, h, c, gates, m, shape, pieces, initial
+        *four, w_hr = [None if weight is None else weight.copy() for weight in weights]
+        shape = layout.T, layout.B, (h if c is None else c).shape[-1]
+        kept: Any = call.cell, x.copy(), *four, None, call.nonlinearity, h, c, gates, m, shape, w_hr, pieces, initial
         self._passes[call.layer, direction == 1] = Tape(*kept), d_out, [d.copy() for d in d_state]
 
 
