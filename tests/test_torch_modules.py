@@ -1,6 +1,7 @@
 """`fastbptt.torch`: outputs, gradients and errors are PyTorch's, and it is our kernels that run wherever nothing stands against it."""
 
 import copy
+import gc
 import io
 import itertools
 import pickle
@@ -20,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
+from fastbptt._kernels.borrowed import Borrowed  # noqa: E402
 from fastbptt.torch import function, gate, modules  # noqa: E402
 
 pytestmark = [
@@ -497,6 +499,20 @@ def test_what_needs_no_gradient_gets_none():
         for module in (mine, theirs):
             module.requires_grad_(False)
         both(mine, theirs, lambda module, x: module(x), torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True))
+
+
+def test_borrowed_memory():
+    """Held as long as somebody looks; any tensor as it is, unless it has gaps or is not aligned."""
+    values = np.asarray(function.borrow(torch.arange(24.0).view(2, 3, 4)))
+    gc.collect()
+    assert values.dtype == np.float32 and values.flags.carray and np.array_equal(values.ravel(), np.arange(24))
+    tensor = torch.randn(3, 5, dtype=torch.float64)
+    assert np.shares_memory(function.array(tensor), tensor.numpy())
+    for odd in (tensor.T, tensor[:, ::2], tensor[:0]):
+        assert np.array_equal(function.array(odd), odd.numpy())
+    for shape, itemsize in (((1,) * 5, 4), ((3,), 2)):
+        with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions of 4 or 8 bytes"):
+            Borrowed(None, 0, shape, itemsize)
 
 
 def test_an_expanded_state():

@@ -57,7 +57,8 @@ class Recurrent(torch.nn.RNNBase):
     @property
     def fallbacks(self) -> Counter[str]:
         """How often, and why, calls of this module took PyTorch's own path."""
-        return self.__dict__.setdefault("_fallbacks", Counter())
+        own = self.__dict__
+        return own["_fallbacks"] if "_fallbacks" in own else own.setdefault("_fallbacks", Counter())
 
     @property
     def clip_step(self) -> tuple[str, float] | None:
@@ -196,7 +197,7 @@ def through_layers(
         call = function.Call(
             plan.cell,
             plan.nonlinearity,
-            plan.states,
+            plan.widths,
             D,
             plan.per_direction,
             module.bias,

@@ -73,7 +73,7 @@ class Recording:
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
         *four, w_hr = [None if weight is None else weight.copy() for weight in weights]
-        shape = layout.T, layout.B, (h if c is None else c).shape[-1]
+        shape = layout.T, layout.B, call.widths[-1]
         kept: Any = call.cell, x.copy(), *four, None, call.nonlinearity, h, c, gates, m, shape, w_hr, pieces, initial
         self._passes[call.layer, direction == 1] = Tape(*kept), d_out, [d.copy() for d in d_state]
 
