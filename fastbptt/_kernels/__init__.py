@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from . import pool as pool
 try:
     if not TYPE_CHECKING:
-        names = "borrowed", "cpu", "chunks", "memory", "pool"
-        borrowed, cpu, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in names)
+        names = "cpu", "borrowed", "chunks", "memory", "pool"
+        cpu, borrowed, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in names)
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
