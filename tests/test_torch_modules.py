@@ -154,6 +154,22 @@ def test_without_gradients(kind, options, dtype):
     assert not mine.fallbacks
 
 
+def test_where_torch_is_faster():
+    """Calls without gradients of the sizes in the table, and no others, are left to PyTorch, unless that is turned off."""
+    x, small = torch.randn(100, 16, 2), torch.randn(100, 15, 2)
+    mine, theirs = pair("LSTM", 2, 32, dtype=torch.float32)
+    mine(x)
+    with torch.no_grad():
+        mine(small), mine(pack_padded_sequence(x, [100] * 16)), ours.GRU(2, 32)(x), ours.LSTM(2, 31)(x)
+        assert not mine.fallbacks
+        assert torch.equal(mine(x)[0], theirs(x)[0]) and mine.fallbacks == {"PyTorch is faster": 1}
+        mine.yields = False
+        torch.testing.assert_close(mine(x)[0], theirs(x)[0])
+    assert mine.fallbacks == {"PyTorch is faster": 1}
+    ours.restore(mine)
+    assert "yields" not in vars(mine)
+
+
 def test_larger_and_many_steps():
     for kind in KINDS:
         mine, theirs = pair(kind, 16, 33, 2)

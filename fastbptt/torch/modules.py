@@ -54,6 +54,8 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
 class Recurrent(torch.nn.RNNBase):
     """What `RNN`, `GRU` and `LSTM` have in common; stands before PyTorch's class."""
 
+    yields = True  # whether calls take PyTorch's own path where that was measured to be faster
+
     @property
     def fallbacks(self) -> Counter[str]:
         """How often, and why, calls of this module took PyTorch's own path."""
@@ -166,6 +168,9 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
         return MISFIT
     if dims == 2 and not packed:
         states = [state.unsqueeze(1) for state in states]
+    could_yield = module.yields and not packed and not module.proj_size and not wants_gradient(x, states, weights)
+    if could_yield and gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
+        return "PyTorch is faster"
     out, last = through_layers(module, plan, layout, x, states, weights, sizes if packed else None)
     if packed:
         out = PackedSequence(out, sizes, input.sorted_indices, input.unsorted_indices)
@@ -175,6 +180,10 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
     elif module.batch_first:
         out = out.transpose(0, 1)
     return out, last[0] if plan.states == 1 else last
+
+
+def wants_gradient(x: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
 
 
 def through_layers(
@@ -190,7 +199,7 @@ def through_layers(
     layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
     clip = module.__dict__.get("_clip_step")
     numbers = (0, 0.0) if clip is None else check_clip_step(clip)
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
+    recorded = wants_gradient(x, states, weights)
     recording = module.__dict__.get("_recording")
     every = []
     for layer in range(layers):
