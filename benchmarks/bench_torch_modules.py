@@ -25,6 +25,14 @@ def module_call(modules, case):
     return peers.build_torch(case, case.arrays(), modules).forward_backward
 
 
+def forward_calls(case):
+    """Forward alone, in inference mode; ours also where it would yield to PyTorch."""
+    contestants = {
+        name: peers.build_torch(case, case.arrays(), modules) for name, modules in (("ours", fastbptt.torch), ("PyTorch", torch.nn))
+    }
+    return {name: contestant.forward for name, contestant in contestants.items()}
+
+
 def calls(case):
     return {
         "ours": module_call(fastbptt.torch, case),
@@ -69,6 +77,7 @@ def main():
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--packed", action="store_true", help="PackedSequences, of lengths from 1 to the number of steps")
+    parser.add_argument("--forward", action="store_true", help="forward alone")
     parser.add_argument("--overhead", action="store_true", help="microseconds of a call at T=1, B=1, H=4, beyond the bare functions'")
     options = parser.parse_args()
     cases = [(cell, dtype, B, H) for cell in options.cells for dtype in options.dtypes for B in options.batches for H in options.widths]
@@ -78,9 +87,11 @@ def main():
             more = median(a - b for a, b in zip(samples["ours"], samples["functions"]))
             print(f"{cell}: {1e6 * more:.0f} us more than the functions, {1e6 * median(samples['PyTorch']):.0f} us PyTorch's own")
         return
+    fastbptt.torch.RNN.yields = fastbptt.torch.GRU.yields = fastbptt.torch.LSTM.yields = False
+    contestants = packed_calls if options.packed else forward_calls if options.forward else calls
     for cell, dtype, B, H in cases:
         case = Case(cell, dtype, options.steps, B, H, H)
-        samples = alternate(packed_calls(case) if options.packed else calls(case), options.rounds)
+        samples = alternate(contestants(case), options.rounds)
         ratios = {name: median(a / b for a, b in zip(samples[name], samples["ours"])) for name in samples if name != "ours"}
         print(f"{case}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
 

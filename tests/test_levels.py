@@ -102,7 +102,15 @@ def test_only_the_chosen_level_is_imported():
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu", "chunks", "memory", "pool", *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])]
+    "name",
+    [
+        "borrowed",
+        "cpu",
+        "chunks",
+        "memory",
+        "pool",
+        *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"]),
+    ],
 )
 def test_no_avx_where_an_old_processor_comes_by(name):
     if CONFIG["isa_levels"].get("x86-64-v3") != "usable":

@@ -1,6 +1,7 @@
 """`fastbptt.torch`: outputs, gradients and errors are PyTorch's, and it is our kernels that run wherever nothing stands against it."""
 
 import copy
+import gc
 import io
 import itertools
 import pickle
@@ -20,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
+from fastbptt._kernels.borrowed import Borrowed  # noqa: E402
 from fastbptt.torch import function, gate, modules  # noqa: E402
 
 pytestmark = [
@@ -28,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 KINDS = "RNN", "GRU", "LSTM"
-CELLS = [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("LSTM", {})]
+CELLS = [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("LSTM", {}), ("LSTM", {"proj_size": 2})]
 
 
 @pytest.fixture(autouse=True)
@@ -108,15 +110,13 @@ def random_case(number):
     }
     if options["num_layers"] > 1 and rng.random() < 0.5:
         options["dropout"] = 0.4
-    if kind == "LSTM" and rng.random() < 0.25:
-        options["proj_size"] = 2
     I, H, T, B = rng.randint(1, 6), rng.randint(3, 9), rng.randint(1, 7), rng.randint(1, 5)
     return rng, kind, shape, I, H, T, B, options
 
 
 @pytest.mark.parametrize("start", range(0, 360, 40))
 def test_random_configurations(start):
-    """Nothing falls back but projections."""
+    """Nothing falls back."""
     for number in range(start, start + 40):
         rng, kind, shape, I, H, T, B, options = random_case(number)
         torch.manual_seed(number)
@@ -138,7 +138,7 @@ def test_random_configurations(start):
             return module(x, (states if kind == "LSTM" else states[0]) if states else None)  # noqa: B023
 
         both(mine, theirs, call, x, *states, seed=number)
-        assert set(mine.fallbacks) <= {"proj_size"} and bool(mine.fallbacks) == ("proj_size" in options), number
+        assert not mine.fallbacks, number
 
 
 @pytest.mark.parametrize(("kind", "options"), CELLS)
@@ -152,6 +152,22 @@ def test_without_gradients(kind, options, dtype):
         assert_equal(got, expected, dtype)
         assert [t.is_inference() for t in got] == [t.is_inference() for t in expected]
     assert not mine.fallbacks
+
+
+def test_where_torch_is_faster():
+    """Calls without gradients of the sizes in the table, and no others, are left to PyTorch, unless that is turned off."""
+    x, small = torch.randn(100, 16, 2), torch.randn(100, 15, 2)
+    mine, theirs = pair("LSTM", 2, 32, dtype=torch.float32)
+    mine(x)
+    with torch.no_grad():
+        mine(small), mine(pack_padded_sequence(x, [100] * 16)), ours.GRU(2, 32)(x), ours.LSTM(2, 31)(x)
+        assert not mine.fallbacks
+        assert torch.equal(mine(x)[0], theirs(x)[0]) and mine.fallbacks == {"PyTorch is faster": 1}
+        mine.yields = False
+        torch.testing.assert_close(mine(x)[0], theirs(x)[0])
+    assert mine.fallbacks == {"PyTorch is faster": 1}
+    ours.restore(mine)
+    assert "yields" not in vars(mine)
 
 
 def test_larger_and_many_steps():
@@ -341,7 +357,7 @@ def test_torchs_own_samples_and_error_inputs():
                 return module(*arguments, **options)
 
             both(mine, theirs, call, *tensors)
-            assert set(mine.fallbacks) <= {"proj_size"}
+            assert not mine.fallbacks
             samples += 1
         for error in info.module_error_inputs_func(info, **options):
             made, given = error.module_error_input.constructor_input, error.module_error_input.forward_input
@@ -361,9 +377,9 @@ def test_gradcheck_and_gradgradcheck(kind, options, what):
     torch.manual_seed(1)
     module = getattr(ours, kind)(2, 3, dtype=torch.float64, bidirectional=what == "both directions", **options)
     names = [name for name, _ in module.named_parameters()]
-    states = 2 if kind == "LSTM" else 1
-    D = 2 if what == "both directions" else 1
-    inputs = [torch.randn(3, 2, 2, dtype=torch.float64), *(torch.randn(D, 2, 3, dtype=torch.float64) for _ in range(states))]
+    widths = [options.get("proj_size", 3), 3][: 2 if kind == "LSTM" else 1]
+    states, D = len(widths), 2 if what == "both directions" else 1
+    inputs = [torch.randn(3, 2, 2, dtype=torch.float64), *(torch.randn(D, 2, width, dtype=torch.float64) for width in widths)]
     inputs = [each.requires_grad_() for each in (*inputs, *(p.detach().clone() for p in module.parameters()))]
 
     def call(x, *rest):
@@ -404,12 +420,13 @@ def test_a_state_made_of_the_input():
     both(mine, theirs, call, torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_changed_in_place(kind):
+@pytest.mark.parametrize(("kind", "options"), CELLS)
+def test_weights_changed_in_place(kind, options):
     x = torch.randn(5, 3, 4, dtype=torch.float64)
-    for name, needs_dx in itertools.product(["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"], [False, True]):
+    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", *["weight_hr_l0"] * ("proj_size" in options)]
+    for name, needs_dx in itertools.product(names, [False, True]):
         outcomes = []
-        for module in pair(kind, 4, 6):
+        for module in pair(kind, 4, 6, **options):
             given = x.clone().requires_grad_(needs_dx)
             loss = loss_of(module(given))
             with torch.no_grad():
@@ -440,8 +457,10 @@ def test_a_weight_changed_that_one_step_does_not_need():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"proj_size": 2}], ids=str)
 def test_output_changed_in_place(kind, options):
+    if "proj_size" in options and kind != "LSTM":
+        pytest.skip("of LSTMs alone")
     mine, theirs = pair(kind, 4, 6, **options)
 
     def call(module, x):
@@ -496,6 +515,20 @@ def test_what_needs_no_gradient_gets_none():
         for module in (mine, theirs):
             module.requires_grad_(False)
         both(mine, theirs, lambda module, x: module(x), torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True))
+
+
+def test_borrowed_memory():
+    """Held as long as somebody looks; any tensor as it is, unless it has gaps or is not aligned."""
+    values = np.asarray(function.borrow(torch.arange(24.0).view(2, 3, 4)))
+    gc.collect()
+    assert values.dtype == np.float32 and values.flags.carray and np.array_equal(values.ravel(), np.arange(24))
+    tensor = torch.randn(3, 5, dtype=torch.float64)
+    assert np.shares_memory(function.array(tensor), tensor.numpy())
+    for odd in (tensor.T, tensor[:, ::2], tensor[:0]):
+        assert np.array_equal(function.array(odd), odd.numpy())
+    for shape, itemsize in (((1,) * 5, 4), ((3,), 2)):
+        with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions of 4 or 8 bytes"):
+            Borrowed(None, 0, shape, itemsize)
 
 
 def test_an_expanded_state():
@@ -995,10 +1028,10 @@ def test_clip_step_is_never_left_out_in_silence():
         torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_flow_of_a_module(kind):
-    module = getattr(ours, kind)(4, 6, 2, bidirectional=True, dtype=torch.float64)
-    x, d_out = torch.randn(9, 3, 4, dtype=torch.float64), torch.randn(9, 3, 12, dtype=torch.float64)
+@pytest.mark.parametrize(("kind", "options"), CELLS)
+def test_gradient_flow_of_a_module(kind, options):
+    module = getattr(ours, kind)(4, 6, 2, bidirectional=True, dtype=torch.float64, **options)
+    x, d_out = torch.randn(9, 3, 4, dtype=torch.float64), torch.randn(9, 3, 2 * options.get("proj_size", 6), dtype=torch.float64)
     with ours.record(module) as recording:
         (module(x)[0] * d_out).sum().backward()
     with torch.no_grad():

@@ -60,17 +60,19 @@ kernels: dict[np.dtype[Any], Any]
 level: str | None
 reason: str | None
 if TYPE_CHECKING:
+    from . import borrowed as borrowed
     from . import chunks as chunks
     from . import cpu as cpu
     from . import memory as memory
     from . import pool as pool
 try:
     if not TYPE_CHECKING:
-        cpu, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in ("cpu", "chunks", "memory", "pool"))
+        names = "cpu", "borrowed", "chunks", "memory", "pool"
+        cpu, borrowed, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in names)
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
     level = reason = None
     if not TYPE_CHECKING:
-        cpu = chunks = memory = pool = _NotBuilt()
+        borrowed = cpu = chunks = memory = pool = _NotBuilt()
     kernels = dict.fromkeys(DTYPES, _NotBuilt())

@@ -113,7 +113,7 @@ def restore(model: torch.nn.Module) -> Changed:
     for _, module in _modules(model):
         if isinstance(module, Recurrent):
             module.__class__ = _on(type(module), native_class)
-            for name in (*OURS, "_clip_step"):
+            for name in (*OURS, "_clip_step", "yields"):
                 module.__dict__.pop(name, None)
             count += 1
     return Changed(count, {})

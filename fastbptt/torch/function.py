@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from .._kernels import memory, pool
+from .._kernels import borrowed, memory, pool
 from .._typing import Array
 from . import gate, passes
 from .layout import Packed, Rectangle
 
 if TYPE_CHECKING:
+    from .._kernels.borrowed import Borrowed
     from .recording import Recording
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 
 with torch.inference_mode(False):
     NO_MEMORY = torch.empty(0, device="cpu")  # whatever mode or device is the default when this is imported
+NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 VF_NAMES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}  # in torch._VF, of a vanilla RNN
 
 
@@ -31,9 +33,10 @@ class Call:
 
     cell: str
     nonlinearity: str
-    states: int  # 1, or 2: h and c
+    widths: tuple[int, ...]  # of the states: of h, or of h and c
     directions: int
-    per_direction: int  # weights: 2, or 4 with biases
+    per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
+    bias: bool
     layout: Rectangle | Packed
     batch_sizes: torch.Tensor | None  # of a PackedSequence
     clip: tuple[int, float]
@@ -41,55 +44,67 @@ class Call:
     recording: Recording | None
     layer: int
 
+    @property
+    def states(self) -> int:
+        return len(self.widths)
+
+    @property
+    def parts(self) -> passes.Parts:
+        return passes.parts_of(self.cell, self.layout.rows, self.layout.slots, self.widths[0], self.widths[-1])
+
+
+def borrow(tensor: torch.Tensor, shape: Sequence[int] | None = None) -> Borrowed:
+    """The tensor's numbers, contiguous and aligned, as the kernels take an array; copied only if they are not."""
+    if not tensor.is_contiguous() or tensor.data_ptr() % tensor.itemsize:
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return borrowed.Borrowed(tensor, tensor.data_ptr(), tensor.shape if shape is None else shape, tensor.itemsize)
+
 
 def array(tensor: torch.Tensor) -> Array:
-    """The tensor's numbers, contiguous and aligned; copied only if they are not."""
-    values = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
-    return values if values.flags.carray else np.array(values, order="C")
+    """`borrow`, for NumPy."""
+    return np.asarray(borrow(tensor))
 
 
-def forward(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[passes.Direction]]:
-    """The layer's output and last states, and each direction's tape. Of one direction, the output is a view of the tape's h."""
-    directions = run(call, x, states, weights)
-    layout = call.layout
+def forward(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[Array]]:
+    """The layer's output and last states, and the memory of each direction's tape. Of one direction, the output is a view of the tape's h."""
+    memories = run(call, x, states, weights)
+    directions, layout = [call.parts.cut(numbers) for numbers in memories], call.layout
     outs = [layout.after(tape.h) for tape in directions]
     if call.directions == 1:
         out = outs[0]
         last = [np.array(layout.ends(history)).reshape(1, layout.B, -1) for history in directions[0][: call.states]]
     else:
-        H = outs[0].shape[-1]
-        out = memory.empty((*layout.rows, 2 * H), outs[0].dtype)
-        out[..., :H], out[..., H:] = outs[0], layout.turned(outs[1])
+        P = outs[0].shape[-1]
+        out = memory.empty((*layout.rows, 2 * P), outs[0].dtype)
+        out[..., :P], out[..., P:] = outs[0], layout.turned(outs[1])
         last = [np.stack([layout.ends(history) for history in both]) for both in zip(*(d[: call.states] for d in directions))]
     if call.batch_sizes is not None:
         out = out.reshape(-1, out.shape[-1])
-    return [torch.from_numpy(each) for each in (out, *last)], directions
+    return [torch.from_numpy(each) for each in (out, *last)], memories
 
 
-def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> list[passes.Direction]:
-    """Each direction's forward pass."""
+def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> list[Array]:
+    """Each direction's forward pass: what `Call.parts` cuts."""
     values = rows_of(call, x)
-    initial = [None if state is None else state.detach().numpy() for state in states]
-    arrays = [array(weight) for weight in weights]
-    directions = []
+    initial = [None if state is None else array(state) for state in states]
+    arrays = [borrow(weight) for weight in weights]
+    parts, dtype, memories = call.parts, NUMPY_DTYPES[x.dtype], []
     pool.cap_threads(torch.get_num_threads())
     try:
         for d in range(call.directions):
-            along = np.ascontiguousarray(call.layout.turned(values)) if d else values
+            along = np.ascontiguousarray(call.layout.turned(np.asarray(values))) if d else values
             own = [None if state is None else state[d] for state in initial]
-            mine = arrays[d * call.per_direction : (d + 1) * call.per_direction]
-            directions.append(passes.forward(call.cell, call.nonlinearity, call.layout, along, own, mine))
+            mine = passes.by_name(arrays[d * call.per_direction : (d + 1) * call.per_direction], call.bias)
+            memories.append(memory.empty((parts.size,), dtype))
+            passes.forward(call.cell, call.nonlinearity, call.layout, along, own, mine, parts.cut(memories[d]))
     finally:
         pool.cap_threads(0)
-    return directions
+    return memories
 
 
-def rows_of(call: Call, tensor: torch.Tensor) -> Array:
+def rows_of(call: Call, tensor: torch.Tensor) -> Borrowed:
     """As the kernels take what is (T, B, W), or (R, W) of a PackedSequence."""
-    values = array(tensor)
-    return values if call.batch_sizes is None else values.reshape(*call.layout.rows, -1)
+    return borrow(tensor, None if call.batch_sizes is None else (*call.layout.rows, tensor.shape[-1]))
 
 
 class Layer(torch.autograd.Function):
@@ -98,16 +113,18 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
         states, weights = rest[: call.states], rest[call.states :]
-        results, directions = forward(call, x, states, weights)
+        results, memories = forward(call, x, states, weights)
         ctx.set_materialize_grads(False)
         ctx.call = call
         # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.
         ctx.weights, ctx.versions = weights, [weight._version for weight in weights]
         needs_dx, needs_d_state = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + call.states])
-        needed = needs_dx, needs_d_state or call.layout.T > 1, False, False
-        kept = [weight if needed[i % call.per_direction] else None for i, weight in enumerate(weights)]
-        tapes = [None if part is None else torch.from_numpy(part) for direction in directions for part in direction]
-        ctx.save_for_backward(x, *states, *kept, *tapes)
+        needed = passes.Weights(needs_dx, needs_d_state or call.layout.T > 1, False, False, True)
+        kept = []
+        for d in range(call.directions):
+            mine = passes.by_name(weights[d * call.per_direction : (d + 1) * call.per_direction], call.bias)
+            kept += [weight if need else None for weight, need in zip(mine, needed)]
+        ctx.save_for_backward(x, *states, *kept, *map(torch.from_numpy, memories))
         ctx.out_version = None
         if call.directions == 1:
             # The output is the tape's h, yet may be changed in place. This tensor has no memory, but the output's count of changes.
@@ -121,7 +138,7 @@ class Layer(torch.autograd.Function):
         call: Call = ctx.call
         x, *saved = ctx.saved_tensors
         states, saved = saved[: call.states], saved[call.states :]
-        weights, saved = saved[: len(ctx.weights)], saved[len(ctx.weights) :]
+        weights, saved = saved[: 5 * call.directions], saved[5 * call.directions :]
         reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
         if reason is None and not all(d is None or gate.plain(d, x.dtype) for d in d_results):
             reason = "a gradient that is no plain tensor"
@@ -129,48 +146,52 @@ class Layer(torch.autograd.Function):
             call.fallbacks[reason] += 1
             return through_torch(ctx, x, states, d_results)
         if ctx.out_version is not None and ctx.changes._version != ctx.out_version:
-            directions = run(call, x, states, current(ctx))
+            memories = run(call, x, states, current(ctx))
         else:
-            parts = [None if part is None else part.numpy() for part in saved]
-            directions = [passes.Direction(*parts[4 * d : 4 * d + 4]) for d in range(call.directions)]
-        return backward(ctx, x, weights, directions, d_results)
+            memories = [array(tape) for tape in saved]
+        return backward(ctx, x, weights, [call.parts.cut(numbers) for numbers in memories], d_results)
 
 
 def backward(
     ctx: Any, x: torch.Tensor, weights: Tensors, directions: list[passes.Direction], d_results: Tensors
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of what `Layer.forward` took, None where they are not needed."""
+    """The gradients of what `Layer.forward` took, None where they are not needed; ``weights`` are five of each direction, None if not kept."""
     call: Call = ctx.call
     needed = ctx.needs_input_grad
-    layout, H, values = call.layout, directions[0].h.shape[-1], rows_of(call, x)
+    layout, values, P, dtype = call.layout, rows_of(call, x), call.widths[0], NUMPY_DTYPES[x.dtype]
     d_out, *d_last = d_results
     d_rows = None if d_out is None else rows_of(call, d_out)
-    d_ends = [None if d is None else d.detach().numpy() for d in d_last]
+    d_ends = [None if d is None else array(d) for d in d_last]
     dx: Any = None
     d_states, d_weights = [], []
     pool.cap_threads(torch.get_num_threads())
     try:
         for d, tape in enumerate(directions):
-            w_ih, w_hh = (None if w is None else array(w) for w in weights[d * call.per_direction :][:2])
-            along, d_along = values, d_rows
+            kept = passes.Weights(*(None if weight is None else borrow(weight) for weight in weights[5 * d : 5 * d + 5]))
+            along: Any = values
+            d_along: Any = d_rows
             if call.directions == 2 and d_rows is not None:
-                d_along = d_rows[..., d * H : (d + 1) * H]
+                d_along = np.asarray(d_rows)[..., d * P : (d + 1) * P]
             if d:
-                along = np.ascontiguousarray(layout.turned(values))
+                along = np.ascontiguousarray(layout.turned(np.asarray(values)))
                 d_along = None if d_along is None else layout.turned(d_along)
-            d_along = None if d_along is None else np.ascontiguousarray(d_along)
-            d_state = [np.zeros((layout.B, H), values.dtype) if end is None else np.array(end[d], order="C") for end in d_ends]
+            if call.directions == 2 and d_along is not None:
+                d_along = np.ascontiguousarray(d_along)
+            d_state = [
+                np.zeros((layout.B, width), dtype) if end is None else np.array(end[d], order="C")
+                for end, width in zip(d_ends, call.widths)
+            ]
             if call.recording is not None:
-                mine = [array(weight) for weight in current(ctx)[d * call.per_direction :][: call.per_direction]]
-                call.recording.add(call, d, along, mine, tape, d_along, d_state)
+                mine = [array(weight) for weight in current(ctx)[d * call.per_direction : (d + 1) * call.per_direction]]
+                seen = None if d_along is None else np.asarray(d_along)
+                call.recording.add(call, d, np.asarray(along), passes.by_name(mine, call.bias), tape, seen, d_state)
             d_in, grads = passes.backward(
                 call.cell,
                 call.nonlinearity,
                 layout,
                 along,
-                w_ih,
-                w_hh,
-                call.per_direction == 4,
+                kept,
+                call.bias,
                 tape,
                 d_along,
                 d_state,
@@ -189,7 +210,7 @@ def backward(
         dx = dx.reshape(x.shape)
     of_states: list[Any] = [None] * call.states
     if any(needed[2 : 2 + call.states]):
-        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, H) for both in zip(*d_states)]
+        of_states = [np.stack(both) if len(both) == 2 else both[0].reshape(1, layout.B, -1) for both in zip(*d_states)]
     grads = [dx, *of_states, *d_weights]
     return (None, *(torch.from_numpy(grad) if grad is not None and need else None for grad, need in zip(grads, needed[1:])))
 
@@ -228,11 +249,11 @@ def through_torch(ctx: Any, x: torch.Tensor, states: Tensors, d_results: Tensors
 
 def native(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The layer's output and last states by PyTorch's own path."""
-    H = weights[1].shape[1]
-    states = [x.new_zeros(call.directions, call.layout.B, H) if state is None else state for state in states]
+    widths = weights[1].shape[1], len(weights[0]) // 4  # the second of c
+    states = [x.new_zeros(call.directions, call.layout.B, width) if state is None else state for state, width in zip(states, widths)]
     hx = states[0] if call.states == 1 else tuple(states)
     function = getattr(torch._VF, VF_NAMES[call.nonlinearity] if call.cell == "rnn" else call.cell)
     both = call.directions == 2
     if call.batch_sizes is None:
-        return function(x, hx, weights, call.per_direction == 4, 1, 0.0, False, both, False)
-    return function(x, call.batch_sizes, hx, weights, call.per_direction == 4, 1, 0.0, False, both)
+        return function(x, hx, weights, call.bias, 1, 0.0, False, both, False)
+    return function(x, call.batch_sizes, hx, weights, call.bias, 1, 0.0, False, both)

@@ -32,28 +32,35 @@ class Plan(NamedTuple):
     states: int
     directions: int
     per_direction: int
+    widths: tuple[int, ...]  # of the states
     shapes: list[tuple[int, ...]]  # of all weights
 
 
 @lru_cache(maxsize=256)
-def plan_of(mode: str, I: int, H: int, layers: int, bias: bool, bidirectional: bool) -> Plan | None:
-    if mode not in MODES:
+def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirectional: bool) -> Plan | None:
+    """``P`` is `proj_size`, 0 without a projection."""
+    if mode not in MODES or not 0 <= P < H or (P and mode != "LSTM"):
         return None
     cell, nonlinearity = MODES[mode]
     N, directions = len(CELLS[cell].gates) * H, 2 if bidirectional else 1
+    widths = (P or H, H)[: len(CELLS[cell].states)]
     shapes = []
     for layer in range(layers):
-        shapes += [(N, I if layer == 0 else directions * H), (N, H), *[(N,), (N,)] * bias] * directions
-    return Plan(cell, nonlinearity, len(CELLS[cell].states), directions, 4 if bias else 2, shapes)
+        width = I if layer == 0 else directions * widths[0]
+        shapes += [(N, width), (N, widths[0]), *[(N,), (N,)] * bias, *[(P, H)] * bool(P)] * directions
+    return Plan(cell, nonlinearity, len(widths), directions, 2 + 2 * bias + bool(P), widths, shapes)
 
 
 class Recurrent(torch.nn.RNNBase):
     """What `RNN`, `GRU` and `LSTM` have in common; stands before PyTorch's class."""
 
+    yields = True  # whether calls take PyTorch's own path where that was measured to be faster
+
     @property
     def fallbacks(self) -> Counter[str]:
         """How often, and why, calls of this module took PyTorch's own path."""
-        return self.__dict__.setdefault("_fallbacks", Counter())
+        own = self.__dict__
+        return own["_fallbacks"] if "_fallbacks" in own else own.setdefault("_fallbacks", Counter())
 
     @property
     def clip_step(self) -> tuple[str, float] | None:
@@ -122,10 +129,9 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
     """The module's results from our kernels, or in a few words why they are not for this call."""
     packed = isinstance(input, PackedSequence)
     x, weights = input.data if packed else input, current_weights(module)
-    if module.proj_size:
-        return "proj_size"
-    plan = plan_of(module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias, module.bidirectional)
-    dtype, layers, I, H = getattr(x, "dtype", None), module.num_layers, module.input_size, module.hidden_size
+    I, layers = module.input_size, module.num_layers
+    plan = plan_of(module.mode, I, module.hidden_size, module.proj_size, layers, module.bias, module.bidirectional)
+    dtype = getattr(x, "dtype", None)
     if dtype not in gate.DTYPES or not gate.plain(x, dtype):
         return "an input that is no plain float tensor on the CPU"
     if plan is None or len(weights) != len(plan.shapes):
@@ -157,11 +163,14 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
         elif module.batch_first:
             x = x.transpose(0, 1)
         layout = Rectangle(*x.shape[:2])
-    shape = (layers * plan.directions, layout.B, H)
-    if any(state.shape != (shape if dims == 3 or packed else shape[::2]) for state in states):
+    rows = (layers * plan.directions, layout.B) if dims == 3 or packed else (layers * plan.directions,)
+    if any(state.shape != (*rows, width) for state, width in zip(states, plan.widths)):
         return MISFIT
     if dims == 2 and not packed:
         states = [state.unsqueeze(1) for state in states]
+    could_yield = module.yields and not packed and not module.proj_size and not wants_gradient(x, states, weights)
+    if could_yield and gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
+        return "PyTorch is faster"
     out, last = through_layers(module, plan, layout, x, states, weights, sizes if packed else None)
     if packed:
         out = PackedSequence(out, sizes, input.sorted_indices, input.unsorted_indices)
@@ -171,6 +180,10 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
     elif module.batch_first:
         out = out.transpose(0, 1)
     return out, last[0] if plan.states == 1 else last
+
+
+def wants_gradient(x: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
 
 
 def through_layers(
@@ -186,12 +199,23 @@ def through_layers(
     layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
     clip = module.__dict__.get("_clip_step")
     numbers = (0, 0.0) if clip is None else check_clip_step(clip)
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
+    recorded = wants_gradient(x, states, weights)
     recording = module.__dict__.get("_recording")
     every = []
     for layer in range(layers):
         call = function.Call(
-            plan.cell, plan.nonlinearity, plan.states, D, plan.per_direction, layout, sizes, numbers, module.fallbacks, recording, layer
+            plan.cell,
+            plan.nonlinearity,
+            plan.widths,
+            D,
+            plan.per_direction,
+            module.bias,
+            layout,
+            sizes,
+            numbers,
+            module.fallbacks,
+            recording,
+            layer,
         )
         own = [None] * plan.states if not states else states if layers == 1 else [state[layer * D : (layer + 1) * D] for state in states]
         mine = weights[layer * K : (layer + 1) * K]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,27 @@ from .._kernels import kernels, memory
 from .._typing import Array
 from ..cells import CELLS, NONLINEARITIES
 from .layout import Packed, Rectangle
+
+if TYPE_CHECKING:
+    from .._kernels.borrowed import Borrowed
+
+ALIGNED = 16  # numbers, and so whole cache lines
+
+
+class Weights(NamedTuple):
+    """One direction's: None are biases and a projection that it has not."""
+
+    w_ih: Any
+    w_hh: Any
+    b_ih: Any = None
+    b_hh: Any = None
+    w_hr: Any = None
+
+
+def by_name(weights: Sequence[Any], bias: bool) -> Weights:
+    """Of one direction, from PyTorch's order: two matrices, perhaps two biases, perhaps a projection."""
+    w_ih, w_hh, *rest = weights
+    return Weights(w_ih, w_hh, *rest) if bias else Weights(w_ih, w_hh, None, None, *rest)
 
 
 class Direction(NamedTuple):
@@ -22,56 +45,85 @@ class Direction(NamedTuple):
     m: Any
 
 
+class Parts(NamedTuple):
+    """How one array is cut into the histories: for PyTorch that is one tensor to keep, which takes a quarter of the time of four."""
+
+    size: int
+    parts: tuple[tuple[slice, tuple[int, ...]] | None, ...]  # where h, c, gates and m stand, and their shapes
+
+    def cut(self, numbers: Array) -> Direction:
+        return Direction(*(None if part is None else numbers[part[0]].reshape(part[1]) for part in self.parts))
+
+
+@lru_cache(maxsize=256)
+def parts_of(cell: str, rows: tuple[int, int], slots: tuple[int, int], P: int, H: int) -> Parts:
+    row = CELLS[cell]
+    shapes = (
+        (*slots, P),
+        (*slots, H) if len(row.states) == 2 else None,
+        (*rows, len(row.gates) * H) if row.tape_gates else None,
+        (*rows, H) if row.reset_after else None,
+    )
+    parts: list[tuple[slice, tuple[int, ...]] | None] = []
+    start = 0
+    for shape in shapes:
+        if shape is None:
+            parts.append(None)
+        else:
+            stop = start + prod(shape)
+            parts.append((slice(start, stop), shape))
+            start = -(-stop // ALIGNED) * ALIGNED
+    return Parts(start, tuple(parts))
+
+
 def forward(
-    cell: str, nonlinearity: str, layout: Rectangle | Packed, x: Array, initial: Sequence[Array | None], weights: Sequence[Array]
-) -> Direction:
-    """``initial`` has states (B, H), ``weights`` w_ih, w_hh and, unless there are none, two biases."""
-    row, dtype = CELLS[cell], x.dtype
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:] or (None, None)
-    N, H = w_hh.shape
-    histories = [memory.empty((*layout.slots, H), dtype) for _ in row.states]
-    for history, state in zip(histories, initial):
-        history.reshape(-1, H)[: layout.B] = 0 if state is None else state
-    gates = memory.empty((*layout.rows, N), dtype) if row.tape_gates else None
-    m = memory.empty((*layout.rows, H), dtype) if row.reset_after else None
-    h, c = histories[0], histories[1] if len(histories) == 2 else None
+    cell: str,
+    nonlinearity: str,
+    layout: Rectangle | Packed,
+    x: Borrowed | Array,
+    initial: Sequence[Array | None],
+    weights: Weights,
+    tape: Direction,
+) -> None:
+    """Fills ``tape``. ``initial`` has states (B, H), h (B, P) if there is a projection."""
+    row, (w_ih, w_hh, b_ih, b_hh, w_hr) = CELLS[cell], weights
+    for history, state in zip(tape, initial):
+        history.reshape(-1, history.shape[-1])[: layout.B] = 0 if state is None else state
     number, activation = row.number, NONLINEARITIES[nonlinearity].number
-    kernels[dtype].forward(number, activation, x, None, w_ih, w_hh, b_ih, b_hh, None, h, c, gates, m, layout.first)
-    return Direction(h, c, gates, m)
+    kernels[tape.h.dtype].forward(number, activation, x, None, w_ih, w_hh, b_ih, b_hh, None, *tape, layout.first, None, w_hr)
 
 
 def backward(
     cell: str,
     nonlinearity: str,
     layout: Rectangle | Packed,
-    x: Array,
-    w_ih: Array | None,
-    w_hh: Array | None,
+    x: Borrowed | Array,
+    weights: Weights,
     bias: bool,
     tape: Direction,
-    d_out: Array | None,
+    d_out: Borrowed | Array | None,
     d_state: Sequence[Array],
     clip: tuple[int, float],
     need_dx: bool,
 ) -> tuple[Array | None, list[Array]]:
-    """dx and the gradients of the weights; those of the initial states take the place of ``d_state``, (B, H) each.
+    """dx and the gradients of the weights, in PyTorch's order; those of the initial states take the place of ``d_state``.
 
-    ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step.
+    ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step. The biases
+    are not read.
     """
-    row, dtype, H = CELLS[cell], x.dtype, tape.h.shape[-1]
-    N = len(row.gates) * H
+    row, dtype, P, (w_ih, w_hh, _, _, w_hr) = CELLS[cell], tape.h.dtype, tape.h.shape[-1], weights
+    N = len(row.gates) * (P if w_hr is None else w_hr.shape[1])
     dx = memory.empty(x.shape, dtype) if need_dx else None
-    dw_ih, dw_hh = memory.zeros((N, x.shape[-1]), dtype), memory.zeros((N, H), dtype)
+    dw_ih, dw_hh = memory.zeros((N, x.shape[-1]), dtype), memory.zeros((N, P), dtype)
     db_ih = np.zeros(N, dtype)
     db_hh = np.zeros(N, dtype) if row.reset_after else None
+    dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
     w_ih = np.zeros(dw_ih.shape, dtype) if w_ih is None else w_ih
     w_hh = np.zeros(dw_hh.shape, dtype) if w_hh is None else w_hh
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
-    number, activation = row.number, NONLINEARITIES[nonlinearity].number
+    number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
     kernels[dtype].backward(
-        number, activation, x, None, w_ih, w_hh, None, *tape, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, layout.first, *clip
+        number, activation, x, None, w_ih, w_hh, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr
     )
-    if not bias:
-        return dx, [dw_ih, dw_hh]
-    return dx, [dw_ih, dw_hh, db_ih, db_ih.copy() if db_hh is None else db_hh]
+    grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
+    return dx, grads

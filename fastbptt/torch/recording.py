@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .._typing import Array
@@ -12,7 +11,7 @@ from ..gradients.flow import GradientFlow, gradient_flow
 from ..ragged import cut
 from ..tape import Tape
 from .layout import Packed
-from .passes import Direction
+from .passes import Direction, Weights
 
 if TYPE_CHECKING:
     from .function import Call
@@ -64,9 +63,7 @@ class Recording:
             raise ValueError(f"row: expected one of the {tape.shape[1]} rows, since they differ in length, got None")
         return gradient_flow(tape, d_out, d_state[0] if len(d_state) == 1 else tuple(d_state))
 
-    def add(
-        self, call: Call, direction: int, x: Array, weights: list[Array], tape: Direction, d_out: Any, d_state: Sequence[Array]
-    ) -> None:
+    def add(self, call: Call, direction: int, x: Array, weights: Weights, tape: Direction, d_out: Any, d_state: Sequence[Array]) -> None:
         """Keep copies of what one backward pass started from."""
         layout, (h, c, gates, m) = call.layout, [part if part is None else part.copy() for part in tape]
         pieces, initial = None, []
@@ -75,9 +72,10 @@ class Recording:
             initial = [history[: layout.B, 0].copy() for history in (h, c) if history is not None]
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
-        kept: dict[str, Any] = {"cell": call.cell, "nonlinearity": call.nonlinearity, "shape": (layout.T, layout.B, tape.h.shape[-1])}
-        kept |= {"x": x.copy(), "h": h, "c": c, "gates": gates, "m": m, "pieces": pieces, "initial": initial}
-        kept |= dict(zip_longest(("w_ih", "w_hh", "b_ih", "b_hh"), [weight.copy() for weight in weights]))
+        kept: dict[str, Any] = {"cell": call.cell, "nonlinearity": call.nonlinearity, "leak": None}
+        kept |= {"shape": (layout.T, layout.B, call.widths[-1]), "x": x.copy(), "h": h, "c": c, "gates": gates, "m": m, "pieces": pieces, "initial": initial}
+        copies = [None if weight is None else weight.copy() for weight in weights]
+        kept |= dict(zip(("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), copies, strict=True))
         whole: Tape = Tape(**{f"_{name}": value for name, value in kept.items()})
         self._passes[call.layer, direction == 1] = whole, d_out, [d.copy() for d in d_state]
 

@@ -1,0 +1,1 @@
+"""Adapters for packages that train recurrent nets. Nothing here is imported by `import fastbptt`."""
