@@ -1058,7 +1058,7 @@ def test_gradient_flow_of_a_packed_batch():
         assert np.array_equal(got.log10_state_norm, expected.log10_state_norm) and np.array_equal(got.by_lag, expected.by_lag)
     with pytest.raises(ValueError, match="row: expected one of the 3 rows"):
         recording.gradient_flow()
-    with pytest.raises(IndexError, match="b: expected a row"):
+    with pytest.raises(IndexError, match=r"^row: expected a row"):
         recording.gradient_flow(row=3)
 
 
@@ -1167,3 +1167,43 @@ else:
     raise AssertionError
 """
     )
+
+
+# --- Contexts, copies and options that overlap ---------------------------------------------------------------------------
+
+
+def test_patches_that_overlap_end_with_the_last():
+    one, two = fastbptt.torch.patch(), fastbptt.torch.patch()
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert isinstance(torch.nn.GRU(2, 2), fastbptt.torch.GRU)
+    two.__exit__(None, None, None)
+    assert type(torch.nn.GRU(2, 2)) is torch.nn.GRU
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda changed: pickle.loads(pickle.dumps(changed))])
+def test_what_was_changed_can_be_copied(copied):
+    changed = copied(fastbptt.torch.accelerate(torch.nn.ModuleList([torch.nn.GRU(2, 2)])))
+    assert changed == 1 and changed.skipped == {}
+
+
+def test_clipping_stays_in_copies_but_not_in_pickles():
+    module = fastbptt.torch.GRU(3, 4)
+    module.clip_step = "norm", 1e-3
+    assert copy.deepcopy(module).clip_step == ("norm", 1e-3)
+    other = pickle.loads(pickle.dumps(module))
+    fastbptt.torch.accelerate(other)
+    assert other.clip_step is None
+
+
+def test_a_record_within_another():
+    module, x = fastbptt.torch.GRU(3, 8), torch.randn(5, 2, 3)
+    with fastbptt.torch.record(module) as outer:
+        with fastbptt.torch.record(module) as inner:
+            module(x)[0].sum().backward()
+        module(x)[0].sum().backward()
+    assert inner.gradient_flow().by_lag.shape == outer.gradient_flow().by_lag.shape
+    for row, error in ((2, IndexError), (-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match=r"^row: expected"):
+            outer.gradient_flow(row=row)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
 
-from .modules import GRU, LSTM, OURS, RNN, Recurrent, native_class
+from .modules import GRU, LSTM, OPTIONS, OURS, RNN, Recurrent, native_class
 
 KINDS = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
 _made: dict[type, type] = {}  # ours, by the user's class
+_unpatched = torch.nn.RNNBase.__init__
+_patches, _lock = 0, Lock()  # how many contexts of `patch` there are
 
 
 class Changed(int):
@@ -31,6 +34,9 @@ class Changed(int):
         changed = super().__new__(cls, count)
         changed.skipped = skipped
         return changed
+
+    def __getnewargs__(self) -> tuple[int, dict[str, str]]:  # type: ignore[override]  # int itself has one argument
+        return int(self), self.skipped
 
     def __repr__(self) -> str:
         modules = f"{int(self)} module{'' if self == 1 else 's'} changed"
@@ -113,7 +119,7 @@ def restore(model: torch.nn.Module) -> Changed:
     for _, module in _modules(model):
         if isinstance(module, Recurrent):
             module.__class__ = _on(type(module), native_class)
-            for name in (*OURS, "_clip_step", "yields"):
+            for name in (*OURS, *OPTIONS):
                 module.__dict__.pop(name, None)
             count += 1
     return Changed(count, {})
@@ -133,17 +139,24 @@ def patch() -> Iterator[None]:
     >>> isinstance(model[0], fastbptt.torch.GRU)
     True
     """
-    before = torch.nn.RNNBase.__init__
-
-    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
-        before(self, *arguments, **options)
-        accelerate(self)
-
-    torch.nn.RNNBase.__init__ = __init__
+    _count_patches(1)
     try:
         yield
     finally:
-        torch.nn.RNNBase.__init__ = before
+        _count_patches(-1)
+
+
+def _count_patches(change: int) -> None:
+    """The first context that is entered patches the constructor, and the last one that is left, which need not be the same, restores it."""
+    global _patches
+    with _lock:
+        _patches += change
+        torch.nn.RNNBase.__init__ = _patched if _patches else _unpatched
+
+
+def _patched(self: Any, *arguments: Any, **options: Any) -> None:
+    _unpatched(self, *arguments, **options)
+    accelerate(self)
 
 
 def _modules(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

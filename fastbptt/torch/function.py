@@ -89,8 +89,8 @@ def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Te
     initial = [None if state is None else array(state) for state in states]
     arrays = [borrow(weight) for weight in weights]
     parts, dtype, memories = call.parts, NUMPY_DTYPES[x.dtype], []
-    pool.cap_threads(torch.get_num_threads())
     try:
+        pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
         for d in range(call.directions):
             along = np.ascontiguousarray(call.layout.turned(np.asarray(values))) if d else values
             own = [None if state is None else state[d] for state in initial]
@@ -164,8 +164,8 @@ def backward(
     d_ends = [None if d is None else array(d) for d in d_last]
     dx: Any = None
     d_states, d_weights = [], []
-    pool.cap_threads(torch.get_num_threads())
     try:
+        pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
         for d, tape in enumerate(directions):
             kept = passes.Weights(*(None if weight is None else borrow(weight) for weight in weights[5 * d : 5 * d + 5]))
             along: Any = values

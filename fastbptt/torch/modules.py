@@ -85,7 +85,7 @@ class Recurrent(torch.nn.RNNBase):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as PyTorch's own, which loads where fastbptt is not installed."""
         state: Any = self.__getstate__()
-        return _reconstructor, (native_class(type(self)), object, None), without_ours(state)
+        return _reconstructor, (native_class(type(self)), object, None), without_ours(state, OPTIONS)
 
     def __copy__(self) -> Self:
         replica = type(self).__new__(type(self))
@@ -104,15 +104,16 @@ class Recurrent(torch.nn.RNNBase):
         """For torch.jit.script: PyTorch's own module, with the same parameters."""
         kind = native_class(type(self))
         twin = kind.__new__(kind)
-        twin.__dict__.update(without_ours(self.__dict__))
+        twin.__dict__.update(without_ours(self.__dict__, OPTIONS))
         return twin
 
 
-OURS = "_fallbacks", "_recording"
+OURS = "_fallbacks", "_recording"  # of one module alone, which its copies have not
+OPTIONS = "_clip_step", "yields"  # which PyTorch's own module could not heed
 
 
-def without_ours(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in attributes.items() if key not in OURS}
+def without_ours(attributes: dict[str, Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key not in OURS and key not in also}
 
 
 def current_weights(module: Recurrent) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .. import _checks
 from .._typing import Array
 from ..gradients.flow import GradientFlow, gradient_flow
 from ..ragged import cut
@@ -47,7 +48,7 @@ class Recording:
             If no backward pass of ours went through that layer.
         ValueError
             If rows differ in length and ``row`` is None.
-        IndexError
+        TypeError, IndexError
             If there is no such row.
         """
         try:
@@ -57,6 +58,9 @@ class Recording:
             why = f"; PyTorch's own path was taken, by reason: {dict(self._module.fallbacks)}" if self._module.fallbacks else ""
             raise RuntimeError(f"layer {layer}{way}: no backward pass has been recorded{why}") from None
         if row is not None:
+            B = tape.shape[1]
+            if not 0 <= _checks.size("row", row, 0) < B:
+                raise IndexError(f"row: expected a row from 0 to {B - 1}, got {_checks.quoted(row)}")
             tape, d_state = tape.row(row), [d[row : row + 1] for d in d_state]
             d_out = None if d_out is None else d_out[: len(tape), row : row + 1]
         elif tape.ragged:
@@ -73,7 +77,16 @@ class Recording:
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
         kept: dict[str, Any] = {"cell": call.cell, "nonlinearity": call.nonlinearity, "leak": None}
-        kept |= {"shape": (layout.T, layout.B, call.widths[-1]), "x": x.copy(), "h": h, "c": c, "gates": gates, "m": m, "pieces": pieces, "initial": initial}
+        kept |= {
+            "shape": (layout.T, layout.B, call.widths[-1]),
+            "x": x.copy(),
+            "h": h,
+            "c": c,
+            "gates": gates,
+            "m": m,
+            "pieces": pieces,
+            "initial": initial,
+        }
         copies = [None if weight is None else weight.copy() for weight in weights]
         kept |= dict(zip(("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), copies, strict=True))
         whole: Tape = Tape(**{f"_{name}": value for name, value in kept.items()})
@@ -107,8 +120,12 @@ def record(module: Recurrent) -> Iterator[Recording]:
 
     if not isinstance(module, Recurrent):
         raise TypeError(f"module: expected a recurrent module of fastbptt.torch, got {type(module).__name__}; accelerate() makes it one")
-    recording = module.__dict__["_recording"] = Recording(module)
+    outer, recording = module.__dict__.get("_recording"), Recording(module)
+    module.__dict__["_recording"] = recording
     try:
         yield recording
     finally:
-        module.__dict__.pop("_recording", None)
+        if outer is None:
+            module.__dict__.pop("_recording", None)
+        else:
+            module.__dict__["_recording"] = outer
