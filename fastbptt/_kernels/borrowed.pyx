@@ -1,7 +1,7 @@
 """Another library's memory, as the kernels take an array.
 
-PyTorch takes some 3 us to make a NumPy array of a tensor, and 0.1 to say where its numbers are. A small forward and backward pass has a dozen
-tensors.
+PyTorch takes some 3 us to make a NumPy array of a tensor, and 0.1 to say where its numbers are. A small forward and backward pass has a
+dozen tensors.
 """
 
 cdef enum:
