@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import torch as modules  # isort: skip  # first, since it says what to install
+
 import torch
 from torch.nn.utils.rnn import PackedSequence
-
-from .. import torch as modules
 
 
 def accelerate(model: Any) -> modules.Changed:
