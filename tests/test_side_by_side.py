@@ -13,6 +13,12 @@ from fastbptt import side_by_side, stacks
 from fastbptt.layers import LAYERS
 
 
+@pytest.fixture(autouse=True)
+def little_work_is_shared_too(monkeypatch):
+    """That these tests take little time."""
+    monkeypatch.setattr(stacks, "LEAST_WORK", 1e6)
+
+
 def passes(layer, x, **ragged):
     layer.zero_grad()
     out, state = layer(x, **ragged)
@@ -92,7 +98,9 @@ IN_A_CHILD = """
 import os, sys, threading
 import fastbptt, numpy as np
 sys.path.insert(0, '.')
+from fastbptt import stacks
 from test_side_by_side import of_some_work, passes
+stacks.LEAST_WORK = 1e6
 fastbptt.set_num_threads(2)
 layer, x = of_some_work()
 expected = passes(layer, x)
@@ -133,7 +141,9 @@ SIGNALS = """
 import signal, sys, time
 import fastbptt, numpy as np
 sys.path.insert(0, '.')
+from fastbptt import stacks
 from test_side_by_side import of_some_work, passes
+stacks.LEAST_WORK = 1e6
 class Alarm(Exception): pass
 def handler(*_): raise Alarm
 signal.signal(signal.SIGALRM, handler)
