@@ -462,8 +462,8 @@ def _backward(
         if tape._last_only:
             raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
         d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
-    parts = zip(d_state.items(), (P, H))
-    d_last = [np.zeros((B, width), dtype) if d is None else _checks.array(key, d, (B, width), dtype) for (key, d), width in parts]
+    given = state_arrays(d_state, B, (P, H), dtype)
+    d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in zip(given, (P, H))]
     if pieces is not None and tape._checkpoints is None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
