@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -233,9 +234,10 @@ def tests_without_sources(source, folder):
 
 
 def run_tests(name, environment, folder, short, log):
-    where = [f"tests/{file}" for file in SHORT_TESTS] if short else ["tests", environment.package()]
+    everywhere = f"testpaths=tests {shlex.quote(str(environment.package()))}"
+    chosen = [f"tests/{file}" for file in SHORT_TESTS] if short else ["-o", everywhere]
     with log.open("w") as file:
-        command = [environment.python, "-m", "pytest", "-q", "-ra", "-o", "testpaths=", *where]
+        command = [environment.python, "-m", "pytest", "-q", "-ra", *chosen]
         status = subprocess.run(
             [*map(str, command)], cwd=folder, env=environment.variables, stdout=file, stderr=subprocess.STDOUT
         ).returncode

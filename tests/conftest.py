@@ -1,9 +1,8 @@
-"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`, `other_levels`."""
+"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
 
 import functools
 import signal
 
-import other_levels as levels
 import pytest
 from commands import Run
 from problems import CELLS, ONE_OF_EACH
@@ -31,23 +30,6 @@ def usual_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
-@pytest.fixture(scope="session")
-def other_levels(tmp_path_factory):
-    with levels.runs(tmp_path_factory.mktemp("levels")) as runs:
-        yield runs
-
-
-@pytest.fixture(scope="session", autouse=True)
-def begin_with_what_lasts(request):
-    """Whatever is waited for in the end runs beside the other tests."""
-    if any("other_levels" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("other_levels")
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: "other_levels" in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture
 def run(capsys):
     """The command in this process: ``run("train", ...)`` is a `Run`."""
@@ -62,6 +44,20 @@ def torch():
     return module
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite is shared out to a process for each core, by pytest-xdist; what is chosen runs in this one, unless -n says otherwise."""
+    chosen = config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr
+    is_free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb
+    if is_free and not chosen and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = "logical", "worksteal"
+
+
+def pytest_collection_modifyitems(items):
+    """What lasts comes first, so that in the end no process has it left to do while the others have nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_itemcollected(item):
     """At the other levels the kernels' tests take one cell of each kind: test_levels.py has a smoke test that takes all."""
     cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")
@@ -70,5 +66,5 @@ def pytest_itemcollected(item):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes several seconds")
+    config.addinivalue_line("markers", "slow: takes a minute or more, and comes first")
     config.addinivalue_line("markers", "one_level: takes PyTorch, or long: run at one instruction-set level only, see test_levels.py")

@@ -279,7 +279,7 @@ def test_batch_first_tokens_and_evaluation(make):
         ({"probability": np.empty(0)}, ValueError, "probability: expected a number, or a one-dimensional array"),
         ({"rng": -1}, ValueError, "rng: expected an integer of at least 0, got -1"),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if isinstance(value, type) else "".join(value),
 )
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"^{message}"):

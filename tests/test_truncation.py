@@ -317,7 +317,7 @@ def test_windows_that_are_only_read_are_let_go_too(make, h, h_prime, window, kep
             assert_close(name, g, cut.grads[name], 1e-12)
 
 
-@pytest.mark.parametrize("layer", [None, fastbptt.Linear(3, 4), 5, "RNN", fastbptt.RNN, np.ones(3)], ids=str)
+@pytest.mark.parametrize("layer", [None, fastbptt.Linear(3, 4), 5, "RNN", fastbptt.RNN, np.ones(3)], ids=lambda v: type(v).__name__)
 def test_what_is_no_recurrent_layer(layer):
     with pytest.raises(TypeError, match=f"^layer: expected one of {', '.join(kind.__name__ for kind in layers.LAYERS.values())}, got "):
         fastbptt.TruncatedBPTT(layer, 5)
