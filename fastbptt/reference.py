@@ -94,8 +94,8 @@ def gru_forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets
     h, gates, recurrent = [state], [], []
     for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
         before = rows.enter(t, state)
-        a_r, a_z, a_n = np.split(x_t @ w_ih.T + bias_x, 3, axis=1)
-        m_r, m_z, m_n = np.split(before @ w_hh.T + bias_h, 3, axis=1)
+        a_r, a_z, a_n = parts(x_t @ w_ih.T + bias_x, 3)
+        m_r, m_z, m_n = parts(before @ w_hh.T + bias_h, 3)
         r, z = sigmoid(a_r + m_r), sigmoid(a_z + m_z)
         n = np.tanh(a_n + r * m_n)
         after = (1 - z) * n + z * before
@@ -115,7 +115,7 @@ def gru_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, car
     for t in reversed(range(len(h) - 1)):
         before, dh = rows.enter(t, h[t]), d_end if d_out is None else d_end + d_out[t]
         (dh,) = clipped(clip_step, dh)
-        r, z, n = np.split(tape.gates[t], 3, axis=1)
+        r, z, n = parts(tape.gates[t], 3)
         # h_t = (1 - z) n + z h_{t-1}
         da_z = dh * (before - n) * z * (1 - z)
         da_n = dh * (1 - z) * (1 - n**2)
@@ -140,7 +140,7 @@ def lstm_forward(
     h, c, gates = [h_t], [c_t], []
     for t, x_t in enumerate(one_hot(rows.inputs, w_ih)):
         h_before, c_before = rows.enter(t, h_t), rows.enter(t, c_t)
-        a_i, a_f, a_g, a_o = np.split(x_t @ w_ih.T + bias_x + h_before @ w_hh.T + bias_h, 4, axis=1)
+        a_i, a_f, a_g, a_o = parts(x_t @ w_ih.T + bias_x + h_before @ w_hh.T + bias_h, 4)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c_after = f * c_before + i * g
         h_after = projected(w_hr, o * np.tanh(c_after))
@@ -160,7 +160,7 @@ def lstm_backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, ca
     for t in reversed(range(len(h) - 1)):
         h_before, c_before = rows.enter(t, h[t]), rows.enter(t, c[t])
         dh, dc = clipped(clip_step, dh_end if d_out is None else dh_end + d_out[t], dc_end)
-        i, f, g, o = np.split(tape.gates[t], 4, axis=1)
+        i, f, g, o = parts(tape.gates[t], 4)
         shown, d_shown = o * np.tanh(c[t + 1]), dh
         if tape.w_hr is not None:
             # h_t = W_hr shown
@@ -187,22 +187,28 @@ class Rows:
     """
 
     def __init__(self, x, lengths, resets):
-        T, B = x.shape[:2]
-        self.there = np.arange(T)[:, None] < np.full(B, T if lengths is None else lengths)
-        self.reset = np.zeros((T, B), bool) if resets is None else resets
-        self.inputs = np.where(self.there if x.ndim == 2 else self.there[..., None], x, 0)  # whatever stands behind a row's end
+        self.there = None if lengths is None else np.arange(len(x))[:, None] < lengths
+        self.reset = resets
+        # whatever stands behind a row's end
+        self.inputs = x if lengths is None else np.where(self.there if x.ndim == 2 else self.there[..., None], x, 0)
 
     def enter(self, t, state):
         """The state that step t starts from."""
-        return np.where(self.reset[t][:, None], 0, state)
+        return state if self.reset is None else np.where(self.reset[t][:, None], 0, state)
 
     def leave(self, t, new, old):
         """What step t makes of the rows that have it; of the others, what they had before."""
-        return np.where(self.there[t][:, None], new, old)
+        return new if self.there is None else np.where(self.there[t][:, None], new, old)
 
     def back(self, t, d_before, d_after):
         """The gradient of the state before step t; none comes through a reset, and a row without this step keeps what it has."""
         return self.leave(t, self.enter(t, d_before), d_after)
+
+
+def parts(a, gates):
+    """Of rows that have the gates side by side, one gate after the other."""
+    H = a.shape[1] // gates
+    return [a[:, k * H : (k + 1) * H] for k in range(gates)]
 
 
 def kept(out, state, whole, tape, last_only):
@@ -254,10 +260,10 @@ def gru_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=N
     """As `rnn_jvp`, by the product rule."""
     rows, h_dot, out_dot = tape.rows, zeros_if_none(state, tape.h[0]), np.zeros_like(tape.h[1:])
     for t in range(len(out_dot)):
-        r, z, n = np.split(tape.gates[t], 3, axis=1)
+        r, z, n = parts(tape.gates[t], 3)
         h, before = rows.enter(t, tape.h[t]), rows.enter(t, h_dot)
         a_x, a_h = tangents_of_halves(tape, t, before, x, w_ih, w_hh, b_ih, b_hh)
-        (r_x, z_x, n_x), (r_h, z_h, m_dot) = np.split(a_x, 3, axis=1), np.split(a_h, 3, axis=1)
+        (r_x, z_x, n_x), (r_h, z_h, m_dot) = parts(a_x, 3), parts(a_h, 3)
         r_dot, z_dot = r * (1 - r) * (r_x + r_h), z * (1 - z) * (z_x + z_h)
         # n = tanh(a_n + r m_n)
         n_dot = (1 - n**2) * (n_x + r_dot * tape.m[t] + r * m_dot)
@@ -272,9 +278,9 @@ def lstm_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=
     h_dot, c_dot = map(zeros_if_none, (None, None) if state is None else state, (tape.h[0], tape.c[0]))
     rows, c, out_dot = tape.rows, tape.c, np.zeros_like(tape.h[1:])
     for t in range(len(out_dot)):
-        i, f, g, o = np.split(tape.gates[t], 4, axis=1)
+        i, f, g, o = parts(tape.gates[t], 4)
         h_before, c_before = rows.enter(t, h_dot), rows.enter(t, c_dot)
-        i_dot, f_dot, g_dot, o_dot = np.split(sum(tangents_of_halves(tape, t, h_before, x, w_ih, w_hh, b_ih, b_hh)), 4, axis=1)
+        i_dot, f_dot, g_dot, o_dot = parts(sum(tangents_of_halves(tape, t, h_before, x, w_ih, w_hh, b_ih, b_hh)), 4)
         i_dot, f_dot, g_dot, o_dot = i * (1 - i) * i_dot, f * (1 - f) * f_dot, (1 - g**2) * g_dot, o * (1 - o) * o_dot
         # c_t = f c_{t-1} + i g
         c_after = f * c_before + f_dot * rows.enter(t, c[t]) + i * g_dot + i_dot * g
