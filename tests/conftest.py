@@ -1,7 +1,11 @@
 """Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
 
 import functools
+import gc
+import os
 import signal
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for NumPy's products, all small here: its threads would wait for each other where cores are busy
 
 import pytest
 from commands import Run
@@ -42,6 +46,11 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+def pytest_collection_finish():
+    """What there is by now stays to the end: no garbage collection needs to look through it again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
