@@ -77,6 +77,18 @@ CELLS = {
 PLAIN = [next(key for key, row in CELLS.items() if row.prefix == name) for name in cells.CELLS]
 GATED = [key for key in PLAIN if cells.CELLS[CELLS[key].prefix].gated]
 ONE_OF_EACH = [key for key in CELLS if key in PLAIN or key == "leaky-relu-units"]
+
+
+def cells_and_shapes(shapes):
+    """Each cell at each shape (T, B, I, H), but one cell of each kind where there are many steps or products: those are the same for all."""
+    few = [shape for shape in shapes if is_small(*shape)]
+    return [(cell, shape) for cell in CELLS for shape in (shapes if cell in ONE_OF_EACH else few)]
+
+
+def is_small(T, B, I, H):
+    return T <= 500 and T * B * H * (I + H) <= 2e6
+
+
 LEAK = float(np.float32(0.3))  # the same number in every precision
 
 

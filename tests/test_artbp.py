@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, arrays_of, assert_results_same_bits, random_problem
+from problems import CELLS, ONE_OF_EACH, arrays_of, assert_results_same_bits, cells_and_shapes, random_problem
 from test_gradients import AWKWARD, assert_right
 from test_truncation import EACH_LAYER, fresh_like, random_run, read, scalar_layer
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits
@@ -28,8 +28,7 @@ def factors(problem, chance=0.2):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("shape", AWKWARD, ids=lambda shape: "-".join(map(str, shape)))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "shape"), cells_and_shapes(AWKWARD), ids=str)
 def test_factors_against_the_reference(cell, shape, dtype):
     problem = random_problem(cell, *shape, dtype=dtype)
     for part in (problem, replace(problem, d_out=None)):

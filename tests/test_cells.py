@@ -329,7 +329,7 @@ def check_the_kernels(folder):
             problem = random_problem("mgu", *shape, tokens=tokens)
             expected = problem.astype(np.longdouble).results(reference)
             problems.assert_results_close(problem.results(fastbptt), expected, bound("float64", problem.K, shape[0]))
-            test_jvp.assert_right(problem, test_jvp.tangents_of(problem), fastbptt.set_num_threads)
+            test_jvp.assert_right(problem, [test_jvp.tangents_of(problem)], fastbptt.set_num_threads)
     problem = random_problem("mgu")
     _, _, tape = problem.forward(fastbptt)
     grads = problem.backward(fastbptt, tape)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, ONE_OF_EACH, arrays_of, assert_results_close, assert_results_same_bits, random_problem
+from problems import CELLS, ONE_OF_EACH, arrays_of, assert_results_close, assert_results_same_bits, cells_and_shapes, random_problem
 from test_early_stop import EACH_NET, only_at, without_the_stop
 from test_gradients import AWKWARD, assert_right
 from tolerances import DTYPES, TOLERANCES, assert_same_bits
@@ -65,8 +65,7 @@ def test_the_reference_clips_what_goes_into_each_step(cell, kind):
 
 @EACH_DTYPE
 @EACH_KIND
-@pytest.mark.parametrize("shape", AWKWARD, ids=lambda shape: "-".join(map(str, shape)))
-@EACH_CELL
+@pytest.mark.parametrize(("cell", "shape"), cells_and_shapes(AWKWARD), ids=str)
 def test_against_reference(cell, shape, kind, dtype):
     problem = random_problem(cell, *shape, dtype=dtype)
     clip_step = limit_in_the_middle(problem, kind)

@@ -18,6 +18,7 @@ from problems import (
     arrays_of,
     assert_results_close,
     assert_results_same_bits,
+    cells_and_shapes,
     histories,
     random_problem,
 )
@@ -81,8 +82,7 @@ def assert_right(problem, got, **options):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("shape", AWKWARD, ids=lambda shape: "-".join(map(str, shape)))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "shape"), cells_and_shapes(AWKWARD), ids=str)
 def test_against_reference(cell, shape, dtype):
     problem = random_problem(cell, *shape, dtype=dtype)
     got = problem.results(fastbptt)
@@ -142,7 +142,7 @@ def test_a_long_sequence_of_one_unit(cell, T):
 @pytest.mark.one_level
 @EACH_DTYPE
 @pytest.mark.parametrize("spread", [0.0, 0.02])
-@pytest.mark.parametrize("shape", [(100, 64, 1, 1), (2000, 64, 3, 5), (20_000, 8, 2, 40), (3000, 2, 40, 300), (1, 5000, 3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(100, 64, 1, 1), (2000, 64, 3, 5), (20_000, 8, 2, 40), (3000, 2, 40, 160), (1, 5000, 3, 5)], ids=str)
 def test_long_sums_of_one_sign(shape, spread, dtype):
     """Rounding errors of one sign must not accumulate. The sums are known, since the net is linear."""
     T, B, I, H = shape

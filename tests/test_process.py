@@ -226,23 +226,24 @@ def long_call(): optimiser.step(grads)
 """,
 }
 INTERRUPTED = """
-import fastbptt, numpy as np, sys, time
+import fastbptt, numpy as np, signal, time
 from problems import random_problem
-fastbptt.set_num_threads(int(sys.argv[1]))
+signal.alarm(120)  # the end of a process that hangs
 problem = random_problem("rnn-tanh", 20, 5, 6, 7)
 expected = problem.results(fastbptt)
 rng = np.random.default_rng(0)
 %s
-print("ready", flush=True)
-try:
-    long_call()  # Python 3.11 looks for the handler of what comes at a loop's jump one instruction before the loop
-    while True: long_call()
-except KeyboardInterrupt:
-    print("interrupted", time.process_time())
-again = problem.results(fastbptt)
-assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
+for threads in (1, 2):
+    fastbptt.set_num_threads(threads)
+    print("ready", flush=True)
+    try:
+        long_call()  # Python 3.11 looks for the handler of what comes at a loop's jump one instruction before the loop
+        while True: long_call()
+    except KeyboardInterrupt:
+        print(time.process_time(), flush=True)
+    again = problem.results(fastbptt)
+    assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
 big = random_problem("rnn-tanh", 100, 20, 30, 65)
-fastbptt.set_num_threads(2)
 assert np.isfinite(big.results(fastbptt)["d_w_hh"]).all()
 print("and on")
 """
@@ -255,32 +256,33 @@ def processor_time(pid):
 
 
 @linux
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", LONG_CALLS)
-def test_ctrl_c_within_half_a_second(name, threads):
+def test_ctrl_c_within_half_a_second(name):
     """Half a second of processor time for each thread, whatever else the machine does. The process is stopped to send the signal."""
     child = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED % LONG_CALLS[name], str(threads)],
+        [sys.executable, "-c", INTERRUPTED % LONG_CALLS[name]],
         env=environment(**current_level()),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:
-        assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
-        time.sleep(0.15)
-        child.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        sent = processor_time(child.pid)
-        child.send_signal(signal.SIGINT)
-        child.send_signal(signal.SIGCONT)
+        for threads in (1, 2):
+            assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
+            time.sleep(0.15)
+            child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            sent = processor_time(child.pid)
+            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGCONT)
+            interrupted = child.stdout.readline()
+            assert interrupted, child.stderr.read()[-3000:]
+            assert float(interrupted) - sent <= 0.5 * threads, f"{threads} threads"
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 0, out + err[-3000:]
-    (_, when), goodbye = (line.split() for line in out.splitlines())
-    assert float(when) - sent <= 0.5 * threads
-    assert goodbye == ["and", "on"]
+    assert out == "and on\n"
 
 
 CLIPS_AND_SIGNALS = """

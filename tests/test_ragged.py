@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, assert_results_close, assert_results_same_bits, histories, random_problem
+from problems import CELLS, assert_results_close, assert_results_same_bits, cells_and_shapes, histories, random_problem
 from test_gradients import oracle
 from test_jvp import in_dtype, run, tangents_of
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
@@ -17,7 +17,7 @@ EACH_CELL = pytest.mark.parametrize("cell", CELLS)
 
 # T, B, I, H: a few numbers; nothing; one row; several blocks of time; more rows than a thread's; units shared by threads.
 SHAPES = [(6, 4, 3, 7), (0, 3, 2, 5), (1, 1, 1, 1), (9, 1, 4, 17), (700, 3, 2, 9), (40, 37, 5, 16), (30, 5, 4, 150), (90, 16, 6, 12)]
-EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
+EACH_CELL_AND_SHAPE = pytest.mark.parametrize(("cell", "shape"), cells_and_shapes(SHAPES), ids=str)
 
 
 def ragged(cell, T, B, I, H, *, what="both", seed=0, often=0.2, **options):
@@ -31,8 +31,7 @@ def ragged(cell, T, B, I, H, *, what="both", seed=0, often=0.2, **options):
 
 @EACH_DTYPE
 @pytest.mark.parametrize("what", ["lengths", "resets", "both"])
-@EACH_SHAPE
-@EACH_CELL
+@EACH_CELL_AND_SHAPE
 def test_against_the_reference(cell, shape, what, dtype, threads):
     problem = ragged(cell, *shape, what=what, dtype=dtype)
     first = None
@@ -325,8 +324,7 @@ def test_clip_step(cell, clip_step, dtype, threads):
 
 @EACH_DTYPE
 @pytest.mark.parametrize("what", ["lengths", "resets", "both"])
-@EACH_SHAPE
-@EACH_CELL
+@EACH_CELL_AND_SHAPE
 def test_forward_mode(cell, shape, what, dtype, threads):
     """Tangents of ragged batches: the reference's, and nothing behind a row's end is looked at."""
     problem = ragged(cell, *shape, what=what, dtype=dtype)
