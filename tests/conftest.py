@@ -55,11 +55,11 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """The whole suite is shared out to a process for each core, by pytest-xdist; what is chosen runs in this one, unless -n says otherwise."""
+    """The whole suite is shared out by pytest-xdist to a process for each core, up to eight; what is chosen runs in this one, or as -n says."""
     chosen = config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr
-    is_free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb
-    if is_free and not chosen and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.dist = "logical", "worksteal"
+    undecided = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb
+    if undecided and not chosen and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.maxprocesses, config.option.dist = "logical", 8, "worksteal"
 
 
 def pytest_collection_modifyitems(items):
