@@ -34,6 +34,7 @@ BASELINE = (
     "cpu",
     "chunks",
     "memory",
+    "pieces",
     "pool",
     "_scalar_",
     "_baseline_",

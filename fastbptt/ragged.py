@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _checks
-from ._kernels import kernels, memory
+from ._kernels import kernels, memory, pieces
 from ._typing import Array, Bools, Integers
 
 
@@ -57,27 +57,15 @@ class Pieces:
         How many pieces there are.
     first : intp ndarray (S+1,)
         Where each of the S steps of the longest piece begins among the packed rows, R in all.
-    there : bool ndarray (T, B)
-        Which steps of which rows there are.
     """
 
     def __init__(self, T: int, lengths: Integers, resets: Bools | None) -> None:
         self.T, self.B, self.lengths, self.resets = T, len(lengths), lengths, resets
-        self.there = np.arange(T)[:, None] < lengths
-        begins = np.zeros_like(self.there) if resets is None else resets & self.there
-        begins[:1] |= self.there[:1]
-        row, start = np.nonzero(begins.T)
-        end = np.where(np.append(row[1:], -1) == row, np.append(start[1:], 0), lengths[row])
-        order = np.argsort(start - end, kind="stable")
-        row, start, length = row[order], start[order], (end - start)[order]
+        found = pieces.find(lengths, None if resets is None else resets.view(np.uint8))
+        row, start, length = found
         self.count = len(row)
-        counts = len(row) - np.cumsum(np.bincount(length))[:-1]  # of the pieces that have a step 0, 1, ...
-        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
-        step = np.repeat(np.arange(len(counts)), counts)
-        piece = np.arange(len(step)) - self.first[step]
-        self._padded = (start[piece] + step) * self.B + row[piece]  # where a packed row stands in the caller's arrays
-        self._packed = np.full(T * self.B, -1)  # and the other way
-        self._packed[self._padded] = np.arange(len(step))
+        # where a packed row stands in the caller's arrays, and the other way
+        self.first, self._padded, self._packed = pieces.lay_out(found, T, self.B)
         # pieces that the row's state enters and leaves, and those rows; in a history, the slot in which each row's last piece ends
         enters, leaves = start == 0, start + length == lengths[row]
         if resets is not None:
@@ -85,6 +73,11 @@ class Pieces:
         self._entered, self._enters = row[enters], np.flatnonzero(enters)
         self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
         self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
+
+    @property
+    def there(self) -> Bools:
+        """Which steps of which rows there are, (T, B)."""
+        return np.arange(self.T)[:, None] < self.lengths
 
     @property
     def nbytes(self) -> int:

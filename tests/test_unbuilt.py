@@ -74,7 +74,7 @@ def test_nothing_is_built(tmp_path):
 
 
 names = (f"kernels_{i}" for i in itertools.count())
-COMMON = ("borrowed.py", "cpu.py", "chunks.py", "memory.py", "pool.py")
+COMMON = ("borrowed.py", "cpu.py", "chunks.py", "memory.py", "pieces.py", "pool.py")
 SUFFIX = EXTENSION_SUFFIXES[0]
 
 
@@ -106,13 +106,13 @@ def partly_built(tmp_path, monkeypatch):
         ("cpu.py", "memory.py", "_v3_float64.py", "_v3_float32.py"),
         (*COMMON, "_v3_float64.py"),
         (*COMMON, "_v3_float32.py", "_scalar_float64.py"),
-        tuple(f"{name}.cpython-30-some-other.so" for name in ("borrowed", "cpu", "chunks", "memory", "pool", "_v3_float64", "_v3_float32")),
+        tuple(f"{file[:-3]}.cpython-30-some-other.so" for file in (*COMMON, "_v3_float64.py", "_v3_float32.py")),
     ],
 )
 def test_too_little_is_built(partly_built, files):
     kernels = partly_built(*files)
     assert kernels.level is None and list(kernels.kernels) == list(kernels.DTYPES)
-    for module in (kernels.borrowed, kernels.cpu, kernels.chunks, kernels.memory, kernels.pool, *kernels.kernels.values()):
+    for module in (kernels.borrowed, kernels.cpu, kernels.chunks, kernels.memory, kernels.pieces, kernels.pool, *kernels.kernels.values()):
         with pytest.raises(ImportError, match="no kernels are built here"):
             module.whatever(1, by_name=2)
 

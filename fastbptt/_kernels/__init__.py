@@ -64,15 +64,16 @@ if TYPE_CHECKING:
     from . import chunks as chunks
     from . import cpu as cpu
     from . import memory as memory
+    from . import pieces as pieces
     from . import pool as pool
 try:
     if not TYPE_CHECKING:
-        names = "cpu", "borrowed", "chunks", "memory", "pool"
-        cpu, borrowed, chunks, memory, pool = (import_module(f"{__name__}.{name}") for name in names)
+        names = "cpu", "borrowed", "chunks", "memory", "pieces", "pool"
+        cpu, borrowed, chunks, memory, pieces, pool = (import_module(f"{__name__}.{name}") for name in names)
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
     level = reason = None
     if not TYPE_CHECKING:
-        borrowed = cpu = chunks = memory = pool = _NotBuilt()
+        borrowed = cpu = chunks = memory = pieces = pool = _NotBuilt()
     kernels = dict.fromkeys(DTYPES, _NotBuilt())

@@ -1,5 +1,7 @@
 # Rows of an array, put in another order: between a batch as its caller has it and the packed one of `time.pxi`.
 
+cdef double COPY_WORK = 8          # an element's copy costs about as much as this many multiply-adds
+
 cdef struct Gather:
     const real *source
     const int64_t *index           # the row of the source that each row of the target is; -1: of zeros
@@ -16,7 +18,7 @@ def gather(const real[:, ::1] source, const int64_t[::1] index, real[:, ::1] tar
     run.rows, run.width = target.shape[0], target.shape[1]
     run.source, run.index, run.target = &source[0, 0] if source.shape[0] else NULL, &index[0], &target[0, 0]
     with nogil:
-        run.tasks = tasks_for(thread_limit(), <double>run.rows * run.width, run.rows)
+        run.tasks = tasks_for(thread_limit(), COPY_WORK * run.rows * run.width, run.rows)
         parallel(gather_part, &run, run.tasks, run.tasks, &run.watch)
     raise_if_interrupted(&run.watch)
 
