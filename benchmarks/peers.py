@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from timing import enough_repeats, sample
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -26,8 +28,9 @@ class Contestant(NamedTuple):
     ----------
     forward : callable
         Returns ``out`` (T, B, H). No gradient will be asked for.
-    forward_backward : callable
-        Returns ``[out, dx, dh0, (dc0,) dw_ih, dw_hh, db_ih, db_hh]``, arrays that NumPy can read.
+    forward_backward : callable or None
+        Returns ``[out, dx, dh0, (dc0,) dw_ih, dw_hh, db_ih, db_hh]``, arrays that NumPy can read; of a stack, the last four for each
+        direction. None where the package has no backward pass.
     """
 
     forward: Callable
@@ -39,7 +42,7 @@ def build(name, case, arrays=None):
 
     Parameters
     ----------
-    name : {"reference", "fastbptt", "torch", "jax"}
+    name : {"reference", "fastbptt", "torch", "jax", "onnxruntime"}
     case : Case
     arrays : Arrays, optional
         The numbers, if not those of the case.
@@ -69,11 +72,36 @@ def disagreement(result, expected):
 def build_fastbptt(case, arrays):
     package = import_module("fastbptt")
     package.set_num_threads(THREADS)
-    return build_functions(package, case, arrays)
+    return build_layer(package, case, arrays) if case.is_stack else build_functions(package, case, arrays)
 
 
 def build_reference(case, arrays):
-    return build_functions(import_module("fastbptt.reference"), case, arrays)
+    return None if case.is_stack else build_functions(import_module("fastbptt.reference"), case, arrays)
+
+
+def build_layer(package, case, arrays):
+    """A layer of the package. Its gradients are set to zero at each call, so that they are fresh."""
+    cls = getattr(package, case.family.upper(), None)
+    if cls is None:
+        return None
+    options = {} if case.traits.gated else {"nonlinearity": case.cell}
+    layer = cls(case.I, case.H, case.layers, bidirectional=case.bidirectional, dtype=case.dtype, **options)
+    for parameter, value in zip(layer.params.values(), arrays.weights, strict=True):
+        parameter[...] = value
+    x, state, d_out, ragged = arrays.x, case.traits.state(arrays.state), arrays.d_out, case.ragged()
+
+    def forward():
+        layer.eval()
+        return layer(x, state, **ragged)[0]
+
+    def forward_backward():
+        layer.train()
+        layer.zero_grad()
+        out, _ = layer(x, state, **ragged)
+        dx, d_state = layer.backward(d_out)
+        return [out, dx, *(d_state if isinstance(d_state, tuple) else (d_state,)), *layer.grads.values()]
+
+    return Contestant(forward, forward_backward)
 
 
 def build_functions(module, case, arrays):
@@ -82,12 +110,12 @@ def build_functions(module, case, arrays):
     run_backward = getattr(module, f"{case.family}_backward", None)
     if run_forward is None or run_backward is None:
         return None
-    options = {} if case.traits.gated else {"nonlinearity": case.cell}
+    options = case.ragged() | ({} if case.traits.gated else {"nonlinearity": case.cell})
     x, weights, d_out = arrays.x, arrays.weights, arrays.d_out
     state = case.traits.state(arrays.state)
 
     def forward():
-        return run_forward(x, state, *weights, **options)[0]
+        return run_forward(x, state, *weights, **options, tape=False)[0]
 
     def forward_backward():
         out, _, tape = run_forward(x, state, *weights, **options)
@@ -108,7 +136,7 @@ def torch_module(modules, case, arrays):
         return None
     torch.set_num_threads(THREADS)
     options = {} if case.traits.gated else {"nonlinearity": case.cell}
-    module = layer(case.I, case.H, dtype=getattr(torch, case.dtype), **options)
+    module = layer(case.I, case.H, case.layers, bidirectional=case.bidirectional, dtype=getattr(torch, case.dtype), **options)
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), arrays.weights, strict=True):
             parameter.copy_(torch.from_numpy(value))
@@ -116,40 +144,102 @@ def torch_module(modules, case, arrays):
 
 
 def build_torch(case, arrays, modules=None):
-    """A module of torch.nn, unless others are given; gradients by torch.autograd.grad, so that each call makes fresh ones."""
+    """A module of torch.nn, unless others are given; gradients by torch.autograd.grad, so that each call makes fresh ones.
+
+    Rows that end early are packed and padded again. Where rows begin anew, the module is called from one such step to the next.
+    """
     torch = import_module("torch")
     module = torch_module(modules or torch.nn, case, arrays)
     if module is None:
         return None
     x = torch.from_numpy(arrays.x).requires_grad_()
-    states = tuple(torch.from_numpy(s)[None].requires_grad_() for s in arrays.state)
-    state = case.traits.state(states)
+    states = tuple((torch.from_numpy(s) if case.is_stack else torch.from_numpy(s)[None]).requires_grad_() for s in arrays.state)
     inputs = [x, *states, *module.parameters()]
     d_out = torch.from_numpy(arrays.d_out)
+    run = torch_loop_over_resets if case.resets else torch_call
+    call = run(case, module, x, states, **case.ragged())
+    if call is None:
+        return None
 
     @torch.inference_mode()
     def forward():
-        return module(x, state)[0]
+        return call()
 
     def forward_backward():
-        out, _ = module(x, state)
+        out = call()
         dx, *grads = torch.autograd.grad(out, inputs, d_out)
         d_states, d_weights = grads[: len(states)], grads[len(states) :]
-        return [out.detach(), dx, *(d[0] for d in d_states), *d_weights]
+        return [out.detach(), dx, *(d if case.is_stack else d[0] for d in d_states), *d_weights]
 
     return Contestant(forward, forward_backward)
+
+
+def torch_call(case, module, x, states, lengths=None):
+    state = case.traits.state(states)
+    if lengths is None:
+        return lambda: module(x, state)[0]
+    torch = import_module("torch")
+    rnn, lengths = torch.nn.utils.rnn, torch.from_numpy(lengths)
+
+    def call():
+        packed, _ = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False), state)
+        return rnn.pad_packed_sequence(packed, total_length=case.T)[0]
+
+    return call
+
+
+def torch_loop_over_resets(case, module, x, states, resets, lengths=None):
+    if lengths is not None or case.is_stack:
+        return None
+    torch = import_module("torch")
+    cuts = [0, *(t for t in range(1, case.T) if resets[t].any()), case.T]
+    keep = torch.from_numpy((~resets).astype(case.dtype))[..., None]
+
+    def call():
+        state, outs = states, []
+        for start, stop in pairwise(cuts):
+            state = tuple(part * keep[start] for part in state)
+            out, state = module(x[start:stop], case.traits.state(state))
+            state = state if isinstance(state, tuple) else (state,)
+            outs.append(out)
+        return torch.cat(outs)
+
+    return call
 
 
 # --- JAX ------------------------------------------------------------------------------------------------------------------
 
 
+UNROLLS = 1, 4  # of lax.scan: which is faster depends on the size
+
+
 def build_jax(case, arrays):
-    """A jitted lax.scan and its vjp; the input projection is one product before the scan."""
+    """A jitted lax.scan and its vjp; the input projection is one product before the scan. The faster of two, by how far it is unrolled."""
+    if case.is_stack:
+        return None
+    built = [jax_scan(case, arrays, unroll) for unroll in UNROLLS]
+    if None in built:
+        return None
+    return Contestant(*(faster([getattr(contestant, call) for contestant in built]) for call in Contestant._fields))
+
+
+def faster(calls):
+    """Of these calls the one that takes less time."""
+    for call in calls:
+        call()  # is compiled
+    samples = [(min(sample(call, enough_repeats(call, 0.02)) for _ in range(3)), call) for call in calls]
+    return min(samples, key=lambda pair: pair[0])[1]
+
+
+def jax_scan(case, arrays, unroll):
     jax, jnp = import_module("jax"), import_module("jax.numpy")
     jax.config.update("jax_enable_x64", True)
     cell = jax_cells(jax).get(case.cell)
     if cell is None:
         return None
+    ragged = case.ragged()
+    there = np.arange(case.T)[:, None] < ragged.get("lengths", np.full(case.B, case.T))
+    resets = ragged.get("resets", np.zeros_like(there))
 
     def layer(x, state, w_ih, w_hh, b_ih, b_hh):
         if case.traits.reset_after:
@@ -161,7 +251,15 @@ def build_jax(case, arrays):
             state = cell(p_t, state[0] @ w_hh.T + b, *state)
             return state, state[0]
 
-        return jax.lax.scan(step, state, p)[1]
+        def ragged_step(state, inputs):
+            p_t, there_t, reset_t = inputs
+            state = tuple(jnp.where(reset_t[:, None], 0, part) for part in state)
+            new, h = step(state, p_t)
+            return tuple(jnp.where(there_t[:, None], *both) for both in zip(new, state)), jnp.where(there_t[:, None], h, 0)
+
+        if ragged:
+            return jax.lax.scan(ragged_step, state, (p, there, resets), unroll=unroll)[1]
+        return jax.lax.scan(step, state, p, unroll=unroll)[1]
 
     @jax.jit
     def value_and_vjp(d_out, *inputs):
@@ -204,5 +302,46 @@ def jax_cells(jax):
     return {"tanh": tanh, "relu": relu, "gru": gru, "lstm": lstm}
 
 
-CONTESTANTS = {"reference": build_reference, "fastbptt": build_fastbptt, "torch": build_torch, "jax": build_jax}
-OPTIONAL = ("torch", "jax")
+# --- ONNX Runtime ---------------------------------------------------------------------------------------------------------
+
+ONNX_ORDER = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}  # of its gates, by PyTorch's
+
+
+def build_onnxruntime(case, arrays):
+    """A session of one RNN, GRU or LSTM node: the forward pass alone. It has none for other layers, for rows that are reset, or for
+    float64.
+    """
+    if find_spec("onnx") is None or case.is_stack or case.resets or case.dtype != "float32" or case.family not in ONNX_ORDER:
+        return None
+    onnx, runtime = import_module("onnx"), import_module("onnxruntime")
+    make, real, order = onnx.helper, onnx.TensorProto.FLOAT, ONNX_ORDER[case.family]
+    w_ih, w_hh, b_ih, b_hh = (np.concatenate([np.split(w, len(order))[gate] for gate in order]) for w in arrays.weights)
+    constants = {"w": w_ih[None], "r": w_hh[None], "b": np.concatenate([b_ih, b_hh])[None]}
+    fed = {"x": arrays.x} | {name: part[None] for name, part in zip(("h0", "c0"), arrays.state)}
+    lengths = case.ragged().get("lengths")
+    if lengths is not None:
+        constants["lengths"] = lengths.astype(np.int32)
+    options = {"gru": {"linear_before_reset": 1}, "lstm": {}}.get(case.family, {"activations": [case.cell.capitalize()]})
+    names = ["x", "w", "r", "b", "" if lengths is None else "lengths", *list(fed)[1:]]
+    graph = make.make_graph(
+        [make.make_node(case.family.upper(), names, ["out"], hidden_size=case.H, **options)],
+        "layer",
+        [make.make_tensor_value_info(name, real, array.shape) for name, array in fed.items()],
+        [make.make_tensor_value_info("out", real, [case.T, 1, case.B, case.H])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = THREADS
+    session = runtime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return Contestant(lambda: session.run(None, fed)[0][:, 0], None)
+
+
+CONTESTANTS = {
+    "reference": build_reference,
+    "fastbptt": build_fastbptt,
+    "torch": build_torch,
+    "jax": build_jax,
+    "onnxruntime": build_onnxruntime,
+}
+OPTIONAL = ("torch", "jax", "onnxruntime")

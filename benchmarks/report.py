@@ -19,10 +19,14 @@ from grid import PASSES
 from timing import geometric_mean
 
 HERE = Path(__file__).resolve().parent
-NAMES = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
+NAMES = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy", "onnxruntime": "ONNX Runtime"}
 
 # Colour-blind-safe (Okabe and Ito), and told apart by shape as well.
-MARKS = {"torch": {"color": "#0072B2", "marker": "o"}, "jax": {"color": "#D55E00", "marker": "s"}}
+MARKS = {
+    "torch": {"color": "#0072B2", "marker": "o"},
+    "jax": {"color": "#D55E00", "marker": "s"},
+    "onnxruntime": {"color": "#009E73", "marker": "^"},
+}
 
 
 def merged(runs):
@@ -55,7 +59,8 @@ def groups(points):
 def headline(run):
     """All of it in one sentence, losses included."""
     ratios, machine = [point["ratio"] for point in run["points"] if "ratio" in point], run["machine"]
-    better = " and ".join(NAMES[name] for name in rivals(run))
+    *others, last = (NAMES[name] for name in rivals(run))
+    better = f"{', '.join(others)} and {last}" if others else last
     return (
         f"**{geometric_mean(ratios):.1f} times as fast as the better of {better}**: the geometric mean of {len(ratios)} points, from "
         f"{min(ratios):.2f} to {max(ratios):.1f} times; slower at {sum(ratio < 1 for ratio in ratios)} of them. {machine['threads']} threads, "

@@ -71,7 +71,8 @@ def describe_machine(threads):
     """Processor, kernels, threads and versions, for the head of a report."""
     import fastbptt
 
-    versions = {"fastbptt": fastbptt.__version__} | {name: version(name) for name in ("numpy", "torch", "jax") if find_spec(name)}
+    peers = (name for name in ("numpy", "torch", "jax", "onnxruntime") if find_spec(name))
+    versions = {"fastbptt": fastbptt.__version__} | {name: version(name) for name in peers}
     isa = fastbptt.show_config(mode="dicts")["isa"]
     return {"processor": processor(), "isa": isa, "threads": threads, "python": platform.python_version(), "versions": versions}
 
