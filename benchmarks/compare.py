@@ -1,4 +1,4 @@
-"""Measure the speed of the layers against the better of their peers, at every point of the grid.
+"""Measure the speed of the layers against the best of their peers, at every point of the grid.
 
 Contestants take turns, medians count, and the machine's best matrix-product rate is measured in the same run. Before a point is
 timed, its contestants must agree on every gradient.
@@ -53,7 +53,7 @@ class Peak:
 
 
 def measure(case, which, rounds, least):
-    """One point: every contestant's seconds, the ratio to the better peer, the rate; None where fastbptt has no such layer."""
+    """One point: every contestant's seconds, the ratio to the best peer, the rate; None where fastbptt has no such layer."""
     built = {name: peers.build(name, case) for name in CONTESTANTS}
     built = {name: contestant for name, contestant in built.items() if contestant is not None}
     if "fastbptt" not in built:
@@ -78,7 +78,7 @@ def measure(case, which, rounds, least):
     }
     rivals = {name: s for name, s in seconds.items() if name != "fastbptt"}
     if rivals:
-        point["better_peer"] = min(rivals, key=rivals.get)
+        point["best_peer"] = min(rivals, key=rivals.get)
         point["ratio"] = min(rivals.values()) / seconds["fastbptt"]
     return point
 
@@ -94,12 +94,12 @@ def require_agreement(case, built):
             raise SystemExit(f"{case}: results of {name} and fastbptt differ by {error:.1e}")
 
 
-HEADINGS = f"{'point':36} {'pass':19}" + "".join(f"{name:>12}" for name in CONTESTANTS) + f"{'better peer':>13} {'ratio':>7}{'GFLOP/s':>9}"
+HEADINGS = f"{'point':36} {'pass':19}" + "".join(f"{name:>12}" for name in CONTESTANTS) + f"{'best peer':>13} {'ratio':>7}{'GFLOP/s':>9}"
 
 
 def row(case, point):
     seconds = "".join(f"{point['seconds'][name] * 1e3:12.3f}" if name in point["seconds"] else f"{'-':>12}" for name in CONTESTANTS)
-    ratio = f"{point['better_peer']:>13} {point['ratio']:6.2f}x" if "ratio" in point else f"{'-':>13} {'-':>7}"
+    ratio = f"{point['best_peer']:>13} {point['ratio']:6.2f}x" if "ratio" in point else f"{'-':>13} {'-':>7}"
     return f"{case!s:36} {PASSES[point['pass']]:19}{seconds}{ratio}{point['gflops']:9.1f}"
 
 
@@ -112,7 +112,7 @@ def summary(points, peak):
         raced = [p for p in group if "ratio" in p]
         if raced:
             mean = geometric_mean([p["ratio"] for p in raced])
-            yield f"  better peer / fastbptt: geometric mean {mean:.2f}x, " + least(raced, "ratio", "{:.2f}x")
+            yield f"  best peer / fastbptt: geometric mean {mean:.2f}x, " + least(raced, "ratio", "{:.2f}x")
         yield f"  best matrix product: {rates} GFLOP/s"
         large = [p for p in group if p["B"] >= LARGE_BATCH and p["H"] >= LARGE_WIDTH]
         if large:

@@ -59,19 +59,23 @@ def groups(points):
 def headline(run):
     """All of it in one sentence, losses included."""
     ratios, machine = [point["ratio"] for point in run["points"] if "ratio" in point], run["machine"]
-    *others, last = (NAMES[name] for name in rivals(run))
-    better = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"**{geometric_mean(ratios):.1f} times as fast as the better of {better}**: the geometric mean of {len(ratios)} points, from "
+        f"**{geometric_mean(ratios):.1f} times as fast as {best_of(run)}**: the geometric mean of {len(ratios)} points, from "
         f"{min(ratios):.2f} to {max(ratios):.1f} times; slower at {sum(ratio < 1 for ratio in ratios)} of them. {machine['threads']} threads, "
         f"{machine['processor']}."
     )
 
 
+def best_of(run):
+    """Whom a ratio is taken to, at each point."""
+    *others, last = (NAMES[name] for name in rivals(run))
+    return f"the {'best' if len(others) > 1 else 'better'} of {', '.join(others)} and {last}" if others else last
+
+
 def summary(run):
     """A row for every layer."""
     return table(
-        ["times faster than the better peer", "points", "geometric mean", "least", "most"],
+        ["times faster than the best peer", "points", "geometric mean", "least", "most"],
         [[title(*layer), str(len(group)), *map(times, spread(group))] for layer, group in groups(run["points"]).items()],
     )
 
@@ -80,7 +84,7 @@ def every_point(run):
     """Every point with what it lost or won, and how it was measured."""
     names = rivals(run)
     points = table(
-        ["milliseconds", "B", "H", "fastbptt", *(NAMES[name] for name in names), "times faster than the better", "share of peak"],
+        ["milliseconds", "B", "H", "fastbptt", *(NAMES[name] for name in names), "times faster than the best", "share of peak"],
         [
             [
                 title(*layer),
