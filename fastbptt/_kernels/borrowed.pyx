@@ -44,3 +44,18 @@ cdef class Borrowed:
         view.strides = self.strides
         view.suboffsets = NULL
         view.internal = NULL
+
+
+def borrow(tensor, shape=None):
+    """A PyTorch tensor's numbers, contiguous and aligned, in its shape or another of the same size; copied only if they are not."""
+    cdef Py_ssize_t itemsize = tensor.itemsize
+    cdef size_t address = tensor.data_ptr()
+    if address % itemsize or not tensor.is_contiguous():
+        tensor = tensor.detach().clone().contiguous()
+        address = tensor.data_ptr()
+    return Borrowed(tensor, address, tensor.shape if shape is None else shape, itemsize)
+
+
+def borrow_all(tensors):
+    """`borrow` of each; None stays."""
+    return [None if tensor is None else borrow(tensor) for tensor in tensors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -62,4 +62,5 @@ def plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
         and tensor.layout is torch.strided
         and not tensor.is_neg()
         and not is_legacy_batchedtensor(tensor)
+        and not is_functorch_wrapped_tensor(tensor)  # which has outlived its transform
     )

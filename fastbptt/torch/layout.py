@@ -12,19 +12,25 @@ from .._typing import Array, Integers
 class Rectangle:
     """T steps of B rows. Arrays are (T, B, W), histories of states (T+1, B, W)."""
 
+    __slots__ = "B", "T", "rows", "slots"
+
     first = None
 
     def __init__(self, T: int, B: int) -> None:
         self.T, self.B = T, B
         self.rows, self.slots = (T, B), (T + 1, B)
 
+    def begin(self, history: Array, state: Array | int) -> None:
+        """Put the rows' initial states (B, W) where they belong, or a number."""
+        history[0] = state
+
     def after(self, history: Array) -> Array:
         """The states after each step, as a view."""
         return history[1:]
 
     def ends(self, history: Array) -> Array:
-        """The rows' last states (B, W), as a view."""
-        return history[self.T]
+        """The rows' last states (1, B, W), an array of its own."""
+        return history[self.T :].copy()
 
     def turned(self, array: Array) -> Array:
         """Each row from its end to its start; twice is as it was."""
@@ -42,6 +48,9 @@ class Packed:
         R = int(self.first[-1])
         self.rows, self.slots = (R, 1), (self.B + R, 1)
 
+    def begin(self, history: Array, state: Array | int) -> None:
+        history[: self.B, 0] = state
+
     def after(self, history: Array) -> Array:
         return history[self.B :]
 
@@ -51,7 +60,7 @@ class Packed:
         return self.B + self.first[self.lengths - 1] + rows
 
     def ends(self, history: Array) -> Array:
-        return history[self._ends, 0]
+        return history[self._ends].reshape(1, self.B, -1)
 
     @cached_property
     def _turn(self) -> Integers:

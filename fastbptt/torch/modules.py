@@ -16,12 +16,14 @@ from ..cells import CELLS
 from ..functional import check_clip_step
 from . import function, gate
 from .layout import Packed, Rectangle, of_batch_sizes
+from .passes import Weights
 
 if TYPE_CHECKING:
     from typing import Self
 
 MODES = {"RNN_TANH": ("rnn", "tanh"), "RNN_RELU": ("rnn", "relu"), "GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
 MISFIT = "an argument that does not fit"  # PyTorch has an error to raise, or an answer of its own
+NO_STATE = "a state that is no plain tensor of the input's dtype"
 
 
 class Plan(NamedTuple):
@@ -29,11 +31,16 @@ class Plan(NamedTuple):
 
     cell: str
     nonlinearity: str
-    states: int
+    bias: bool
+    projection: bool
     directions: int
-    per_direction: int
-    widths: tuple[int, ...]  # of the states
+    per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
+    widths: tuple[int, ...]  # of the states: of h, or of h and c
     shapes: list[tuple[int, ...]]  # of all weights
+
+    def of_direction(self, weights: Sequence[Any], d: int) -> Weights:
+        """One direction's, of a layer's."""
+        return Weights.by_name(weights[d * self.per_direction : (d + 1) * self.per_direction], self.bias)
 
 
 @lru_cache(maxsize=256)
@@ -48,7 +55,7 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
     for layer in range(layers):
         width = I if layer == 0 else directions * widths[0]
         shapes += [(N, width), (N, widths[0]), *[(N,), (N,)] * bias, *[(P, H)] * bool(P)] * directions
-    return Plan(cell, nonlinearity, len(widths), directions, 2 + 2 * bias + bool(P), widths, shapes)
+    return Plan(cell, nonlinearity, bias, bool(P), directions, 2 + 2 * bias + bool(P), widths, shapes)
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -137,17 +144,26 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
         return "an input that is no plain float tensor on the CPU"
     if plan is None or len(weights) != len(plan.shapes):
         return MISFIT
+    recorded, grad_mode = False, torch.is_grad_enabled()
     for weight, shape in zip(weights, plan.shapes):
         if not gate.plain(weight, dtype) or weight.shape != shape:
             return "weights that are no plain tensors of the input's dtype"
-    states = [] if hx is None else [hx] if plan.states == 1 else hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
-    if states is None or not all(gate.plain(state, dtype) for state in states):
-        return "a state that is no plain tensor of the input's dtype"
+        recorded = recorded or (grad_mode and weight.requires_grad)
+    count = len(plan.widths)
+    states = () if hx is None else (hx,) if count == 1 else hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
+    if states is None:
+        return NO_STATE
+    for state in states:
+        if not gate.plain(state, dtype):
+            return NO_STATE
+        recorded = recorded or (grad_mode and state.requires_grad)
+    recorded = recorded or (grad_mode and x.requires_grad)
     dims = x.dim()
     if (dims != 2 and (packed or dims != 3)) or x.shape[-1] != I:
         return MISFIT
     if not x.numel():
         return "an input without rows or steps"
+    sizes = None
     if packed:
         sizes = input.batch_sizes
         if type(sizes) is not torch.Tensor or sizes.dtype is not torch.int64 or sizes.dim() != 1 or not sizes.is_cpu:
@@ -157,7 +173,7 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
             return MISFIT
         if states:
             permuted = module.permute_hidden(hx, input.sorted_indices)
-            states = [permuted] if plan.states == 1 else permuted
+            states = (permuted,) if count == 1 else permuted
     else:
         if dims == 2:
             x = x.unsqueeze(1)
@@ -165,26 +181,23 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
             x = x.transpose(0, 1)
         layout = Rectangle(*x.shape[:2])
     rows = (layers * plan.directions, layout.B) if dims == 3 or packed else (layers * plan.directions,)
-    if any(state.shape != (*rows, width) for state, width in zip(states, plan.widths)):
-        return MISFIT
+    for state, width in zip(states, plan.widths):
+        if state.shape != (*rows, width):
+            return MISFIT
     if dims == 2 and not packed:
         states = [state.unsqueeze(1) for state in states]
-    could_yield = module.yields and not packed and not module.proj_size and not wants_gradient(x, states, weights)
-    if could_yield and gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
-        return "PyTorch is faster"
-    out, last = through_layers(module, plan, layout, x, states, weights, sizes if packed else None)
+    if not recorded and not packed and module.yields and not plan.projection:
+        if gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
+            return "PyTorch is faster"
+    out, last = through_layers(module, plan, layout, x, states, weights, sizes, recorded)
     if packed:
         out = PackedSequence(out, sizes, input.sorted_indices, input.unsorted_indices)
-        return out, module.permute_hidden(last[0] if plan.states == 1 else last, input.unsorted_indices)
+        return out, module.permute_hidden(last[0] if count == 1 else last, input.unsorted_indices)
     if dims == 2:
         out, last = out.squeeze(1), tuple(each.squeeze(1) for each in last)
     elif module.batch_first:
         out = out.transpose(0, 1)
-    return out, last[0] if plan.states == 1 else last
-
-
-def wants_gradient(x: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
+    return out, last[0] if count == 1 else last
 
 
 def through_layers(
@@ -195,39 +208,29 @@ def through_layers(
     states: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     sizes: torch.Tensor | None,
+    recorded: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """The last layer's output, and the last states of all layers."""
+    """The last layer's output, and the last states of all layers; whether autograd has ``recorded`` them, and so they have a gradient."""
     layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
-    clip = module.__dict__.get("_clip_step")
+    own, fallbacks = module.__dict__, module.fallbacks
+    clip, recording = own.get("_clip_step"), own.get("_recording")
     numbers = (0, 0.0) if clip is None else check_clip_step(clip)
-    recorded = wants_gradient(x, states, weights)
-    recording = module.__dict__.get("_recording")
+    none = (None,) * len(plan.widths)
     every = []
     for layer in range(layers):
-        call = function.Call(
-            plan.cell,
-            plan.nonlinearity,
-            plan.widths,
-            D,
-            plan.per_direction,
-            module.bias,
-            layout,
-            sizes,
-            numbers,
-            module.fallbacks,
-            recording,
-            layer,
-        )
-        own = [None] * plan.states if not states else states if layers == 1 else [state[layer * D : (layer + 1) * D] for state in states]
-        mine = weights[layer * K : (layer + 1) * K]
+        call = function.Call(plan, layout, sizes, numbers, fallbacks, recording, layer)
+        initial, mine = states or none, weights
+        if layers > 1:
+            initial = [state[layer * D : (layer + 1) * D] for state in states] or none
+            mine = weights[layer * K : (layer + 1) * K]
         if recorded:
-            x, *last = function.Layer.apply(call, x, *own, *mine)
+            x, *last = function.apply(call, x, *initial, *mine)
         else:
-            (x, *last), _ = function.forward(call, x, own, mine)
+            (x, *last), _ = function.forward(call, x, initial, mine)
         every.append(last)
         if layer < layers - 1 and module.training and module.dropout:
             x = torch.dropout(x, module.dropout, True)
-    return x, tuple(every[0] if layers == 1 else (torch.cat(parts) for parts in zip(*every)))
+    return x, tuple(every[0] if layers == 1 else [torch.cat(parts) for parts in zip(*every)])
 
 
 def native_class(ours: type) -> Any:

@@ -21,19 +21,20 @@ ALIGNED = 16  # numbers, and so whole cache lines
 
 
 class Weights(NamedTuple):
-    """One direction's: None are biases and a projection that it has not."""
+    """One direction's, in the kernels' order: None are biases and a projection that it has not."""
 
     w_ih: Any
     w_hh: Any
-    b_ih: Any = None
-    b_hh: Any = None
-    w_hr: Any = None
+    b_ih: Any
+    b_hh: Any
+    w_hr: Any
 
-
-def by_name(weights: Sequence[Any], bias: bool) -> Weights:
-    """Of one direction, from PyTorch's order: two matrices, perhaps two biases, perhaps a projection."""
-    w_ih, w_hh, *rest = weights
-    return Weights(w_ih, w_hh, *rest) if bias else Weights(w_ih, w_hh, None, None, *rest)
+    @classmethod
+    def by_name(cls, weights: Sequence[Any], bias: bool) -> Weights:
+        """From PyTorch's order: two matrices, perhaps two biases, perhaps a projection."""
+        w_ih, w_hh, *rest = weights
+        b_ih, b_hh, *rest = rest if bias else (None, None, *rest)
+        return cls(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None)
 
 
 class Direction(NamedTuple):
@@ -49,10 +50,11 @@ class Parts(NamedTuple):
     """How one array is cut into the histories: for PyTorch that is one tensor to keep, which takes a quarter of the time of four."""
 
     size: int
-    parts: tuple[tuple[slice, tuple[int, ...]] | None, ...]  # where h, c, gates and m stand, and their shapes
+    parts: tuple[tuple[int, tuple[int, ...]] | None, ...]  # the number at which each of h, c, gates and m begins, and its shape
 
-    def cut(self, numbers: Array) -> Direction:
-        return Direction(*(None if part is None else numbers[part[0]].reshape(part[1]) for part in self.parts))
+    def cut(self, numbers: Any, dtype: np.dtype[Any]) -> Direction:
+        size = dtype.itemsize
+        return Direction(*[None if part is None else np.ndarray(part[1], dtype, numbers, part[0] * size) for part in self.parts])
 
 
 @lru_cache(maxsize=256)
@@ -64,15 +66,14 @@ def parts_of(cell: str, rows: tuple[int, int], slots: tuple[int, int], P: int, H
         (*rows, len(row.gates) * H) if row.tape_gates else None,
         (*rows, H) if row.reset_after else None,
     )
-    parts: list[tuple[slice, tuple[int, ...]] | None] = []
+    parts: list[tuple[int, tuple[int, ...]] | None] = []
     start = 0
     for shape in shapes:
         if shape is None:
             parts.append(None)
         else:
-            stop = start + prod(shape)
-            parts.append((slice(start, stop), shape))
-            start = -(-stop // ALIGNED) * ALIGNED
+            parts.append((start, shape))
+            start = -(-(start + prod(shape)) // ALIGNED) * ALIGNED
     return Parts(start, tuple(parts))
 
 
@@ -86,11 +87,10 @@ def forward(
     tape: Direction,
 ) -> None:
     """Fills ``tape``. ``initial`` has states (B, H), h (B, P) if there is a projection."""
-    row, (w_ih, w_hh, b_ih, b_hh, w_hr) = CELLS[cell], weights
     for history, state in zip(tape, initial):
-        history.reshape(-1, history.shape[-1])[: layout.B] = 0 if state is None else state
-    number, activation = row.number, NONLINEARITIES[nonlinearity].number
-    kernels[tape.h.dtype].forward(number, activation, x, None, w_ih, w_hh, b_ih, b_hh, None, *tape, layout.first, None, w_hr)
+        layout.begin(history, 0 if state is None else state)
+    number, activation, (*weights_and_biases, w_hr) = CELLS[cell].number, NONLINEARITIES[nonlinearity].number, weights
+    kernels[tape.h.dtype].forward(number, activation, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr)
 
 
 def backward(
@@ -98,7 +98,9 @@ def backward(
     nonlinearity: str,
     layout: Rectangle | Packed,
     x: Borrowed | Array,
-    weights: Weights,
+    w_ih: Borrowed | None,
+    w_hh: Borrowed | None,
+    w_hr: Borrowed | None,
     bias: bool,
     tape: Direction,
     d_out: Borrowed | Array | None,
@@ -108,22 +110,18 @@ def backward(
 ) -> tuple[Array | None, list[Array]]:
     """dx and the gradients of the weights, in PyTorch's order; those of the initial states take the place of ``d_state``.
 
-    ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step. The biases
-    are not read.
+    ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step.
     """
-    row, dtype, P, (w_ih, w_hh, _, _, w_hr) = CELLS[cell], tape.h.dtype, tape.h.shape[-1], weights
+    row, dtype, P = CELLS[cell], tape.h.dtype, tape.h.shape[-1]
     N = len(row.gates) * (P if w_hr is None else w_hr.shape[1])
     dx = memory.empty(x.shape, dtype) if need_dx else None
     dw_ih, dw_hh = memory.zeros((N, x.shape[-1]), dtype), memory.zeros((N, P), dtype)
     db_ih = np.zeros(N, dtype)
     db_hh = np.zeros(N, dtype) if row.reset_after else None
     dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
-    w_ih = np.zeros(dw_ih.shape, dtype) if w_ih is None else w_ih
-    w_hh = np.zeros(dw_hh.shape, dtype) if w_hh is None else w_hh
+    given = [np.zeros(dw.shape, dtype) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
     number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
-    kernels[dtype].backward(
-        number, activation, x, None, w_ih, w_hh, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr
-    )
+    kernels[dtype].backward(number, activation, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr)
     grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
     return dx, grads

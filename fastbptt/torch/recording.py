@@ -76,9 +76,9 @@ class Recording:
             initial = [history[: layout.B, 0].copy() for history in (h, c) if history is not None]
         if d_out is not None:
             d_out = d_out.copy() if pieces is None else pieces.unpack(d_out)
-        kept: dict[str, Any] = {"cell": call.cell, "nonlinearity": call.nonlinearity, "leak": None}
+        kept: dict[str, Any] = {"cell": call.plan.cell, "nonlinearity": call.plan.nonlinearity, "leak": None}
         kept |= {
-            "shape": (layout.T, layout.B, call.widths[-1]),
+            "shape": (layout.T, layout.B, call.plan.widths[-1]),
             "x": x.copy(),
             "h": h,
             "c": c,
