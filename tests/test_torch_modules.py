@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peaks import peak_of
 from processes import run_python
 
 torch = pytest.importorskip("torch")
@@ -21,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
+from fastbptt import segments  # noqa: E402
 from fastbptt._kernels.borrowed import Borrowed  # noqa: E402
 from fastbptt.torch import function, gate, modules  # noqa: E402
 
@@ -152,6 +154,27 @@ def test_without_gradients(kind, options, dtype):
         assert_equal(got, expected, dtype)
         assert [t.is_inference() for t in got] == [t.is_inference() for t in expected]
     assert not mine.fallbacks
+
+
+@pytest.mark.parametrize(("kind", "options"), CELLS)
+def test_without_gradients_nothing_is_kept(kind, options, monkeypatch):
+    """Long calls go through time in segments, to the same bits; memory beyond the output does not grow with the number of steps."""
+    monkeypatch.setattr(segments, "GATES", 1 << 12)
+    for bidirectional in (False, True):
+        mine, theirs = pair(kind, 4, 7, 2, bidirectional=bidirectional, batch_first=True, **options)
+        x = torch.randn(3, 50, 4, dtype=torch.float64)
+        with torch.no_grad():
+            got, expected = flat(mine(x)), flat(theirs(x))
+        assert_equal(got, expected, torch.float64)
+        assert all(map(torch.equal, got, flat(mine(x)))) and not mine.fallbacks
+    monkeypatch.setattr(segments, "GATES", 1 << 16)
+    peaks, module = [], getattr(ours, kind)(2, 8, dtype=torch.float64, **options)
+    for T in (2_000, 4_000):
+        x = torch.randn(T, 5, 2, dtype=torch.float64)
+        with torch.no_grad():
+            peaks.append(peak_of(lambda x=x: module(x))[1])
+    out = 2_000 * 5 * (options.get("proj_size") or 8) * 8
+    assert peaks[1] - peaks[0] < 1.1 * out + 1e4
 
 
 def test_where_torch_is_faster():
@@ -694,6 +717,20 @@ def test_default_device_is_no_reason():
     with torch.device("cpu"):
         module(torch.randn(5, 3, 4))[0].sum().backward()
     assert not module.fallbacks
+
+
+def test_what_has_outlived_its_transform():
+    """Of torch.func, say: a tensor that a function of it has put aside."""
+    mine, theirs = pair("GRU", 4, 6)
+    kept = []
+
+    def put_aside(x):
+        kept.append(x)
+        return x.sum()
+
+    torch.func.grad(put_aside)(torch.randn(5, 3, 4, dtype=torch.float64))
+    assert torch.equal(mine(kept[0])[0], theirs(kept[0])[0])
+    assert len(mine.fallbacks) == 1
 
 
 def test_subclasses_of_tensor():

@@ -450,6 +450,11 @@ def set_num_threads(n):
     wanted = count
 
 
+def threads_here():
+    """How many threads a call of this Python thread may use now: `get_num_threads`, or what `cap_threads` leaves of them."""
+    return thread_limit()
+
+
 def cap_threads(int n):
     """Let calls of this Python thread use no more than ``n`` threads, whatever `set_num_threads` says; 0 lifts that."""
     global cap_of_thread

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import from_numpy
 
+from .. import segments
 from .._kernels import memory, pool
 from .._kernels.borrowed import borrow, borrow_all
 from .._typing import Array
+from ..tape import Tape
 from . import gate, passes
 from .layout import Packed, Rectangle
 
@@ -53,19 +55,27 @@ def array(tensor: torch.Tensor) -> Array:
     return np.asarray(borrow(tensor))
 
 
-def forward(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[Array]]:
-    """The layer's output and last states, and the memory of each direction's tape. Of one direction, the output is a view of the tape's h."""
-    memories, directions = run(call, x, states, weights)
+def forward(
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor], keep: bool
+) -> tuple[list[torch.Tensor], list[Array]]:
+    """The layer's output and last states; if there will be a backward pass, ``keep``, the memory of each direction's tape.
+
+    Of one direction, the output is a view of the tape's h.
+    """
     layout, states_of = call.layout, len(call.plan.widths)
-    if len(directions) == 1:
-        out = layout.after(directions[0].h)
-        last = [layout.ends(history) for history in directions[0][:states_of]]
-    else:
+    # A small tape can just as well be kept for the time of the call, and one of rows that differ in length is.
+    if keep or call.batch_sizes is not None or call.parts.size * x.itemsize <= segments.GATES:
+        memories, directions = run(call, x, states, weights)
         outs = [layout.after(tape.h) for tape in directions]
-        P = outs[0].shape[-1]
-        out = memory.empty((*layout.rows, 2 * P), outs[0].dtype)
+        ends = [[layout.ends(history) for history in tape[:states_of]] for tape in directions]
+    else:
+        memories, (outs, ends) = [], without_tape(call, x, states, weights)
+    out, last = outs[0], ends[0]
+    if len(outs) == 2:
+        P = out.shape[-1]
+        out = memory.empty((*layout.rows, 2 * P), out.dtype)
         out[..., :P], out[..., P:] = outs[0], layout.turned(outs[1])
-        last = [np.concatenate([layout.ends(history) for history in both]) for both in zip(*(d[:states_of] for d in directions))]
+        last = [np.concatenate(both) for both in zip(*ends)]
     if call.batch_sizes is not None:
         out = out.reshape(-1, out.shape[-1])
     return [from_numpy(out), *[from_numpy(each) for each in last]], memories
@@ -74,22 +84,49 @@ def forward(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torc
 def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Array], list[passes.Direction]]:
     """Each direction's forward pass: the memory of its tape, and that as `Call.parts` cuts it."""
     plan, parts, dtype = call.plan, call.parts, NUMPY_DTYPES[x.dtype]
-    values, arrays = rows_of(call, x), borrow_all(weights)
-    initial = [None if state is None else array(state) for state in states]
     memories, directions = [], []
     try:
         pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
-        for d in range(plan.directions):
-            along = np.ascontiguousarray(call.layout.turned(np.asarray(values))) if d else values
-            own = [None if state is None else state[d] for state in initial]
+        for along, initial, mine in each_direction(call, x, states, borrow_all(weights)):
             numbers = memory.empty((parts.size,), dtype)
             tape = parts.cut(numbers, dtype)
-            passes.forward(plan.cell, plan.nonlinearity, call.layout, along, own, plan.of_direction(arrays, d), tape)
+            passes.forward(plan.cell, plan.nonlinearity, call.layout, along, initial, mine, tape)
             memories.append(numbers)
             directions.append(tape)
     finally:
         pool.cap_threads(0)
     return memories, directions
+
+
+def without_tape(
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
+) -> tuple[list[Array | None], list[list[Array]]]:
+    """Each direction's states after the steps of a rectangle, and the last ones, (1, B, W); memory beyond them does not grow with T."""
+    plan, layout = call.plan, call.layout
+    outs, ends = [], []
+    try:
+        pool.cap_threads(torch.get_num_threads())
+        for along, initial, (w_ih, w_hh, b_ih, b_hh, w_hr) in each_direction(call, x, states, [array(weight) for weight in weights]):
+            shape = layout.T, layout.B, plan.widths[-1]
+            arguments = plan.cell, np.asarray(along), w_ih, w_hh, b_ih, b_hh, None, plan.nonlinearity
+            tape: Tape = Tape(*arguments, _shape=shape, _w_hr=w_hr)  # type: ignore[arg-type]
+            out, last = segments.forward_without_tape(tape, initial, False)
+            outs.append(out)
+            ends.append([each[None] for each in last])
+    finally:
+        pool.cap_threads(0)
+    return outs, ends
+
+
+def each_direction(
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[Any]
+) -> Iterator[tuple[Borrowed | Array, list[Array | None], passes.Weights]]:
+    """What each direction's forward pass starts from: its input, its initial states and its weights."""
+    values = rows_of(call, x)
+    initial = [None if state is None else array(state) for state in states]
+    for d in range(call.plan.directions):
+        along = np.ascontiguousarray(call.layout.turned(np.asarray(values))) if d else values
+        yield along, [None if state is None else state[d] for state in initial], call.plan.of_direction(weights, d)
 
 
 def rows_of(call: Call, tensor: torch.Tensor) -> Borrowed:
@@ -105,7 +142,7 @@ class Layer(torch.autograd.Function):
         plan, needed = call.plan, ctx.needs_input_grad
         states_end = len(plan.widths)
         states, weights = rest[:states_end], rest[states_end:]
-        results, memories = forward(call, x, states, weights)
+        results, memories = forward(call, x, states, weights, True)
         ctx.set_materialize_grads(False)
         ctx.call = call
         # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.

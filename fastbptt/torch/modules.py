@@ -186,9 +186,9 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
             return MISFIT
     if dims == 2 and not packed:
         states = [state.unsqueeze(1) for state in states]
-    if not recorded and not packed and module.yields and not plan.projection:
-        if gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
-            return "PyTorch is faster"
+    could_yield = not recorded and not packed and module.yields and not plan.projection
+    if could_yield and gate.torch_is_faster(plan.cell, dtype, *layout.rows, module.hidden_size):
+        return "PyTorch is faster"
     out, last = through_layers(module, plan, layout, x, states, weights, sizes, recorded)
     if packed:
         out = PackedSequence(out, sizes, input.sorted_indices, input.unsorted_indices)
@@ -226,7 +226,7 @@ def through_layers(
         if recorded:
             x, *last = function.apply(call, x, *initial, *mine)
         else:
-            (x, *last), _ = function.forward(call, x, initial, mine)
+            (x, *last), _ = function.forward(call, x, initial, mine, False)
         every.append(last)
         if layer < layers - 1 and module.training and module.dropout:
             x = torch.dropout(x, module.dropout, True)

@@ -122,6 +122,8 @@ def backward(
     given = [np.zeros(dw.shape, dtype) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
     number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
-    kernels[dtype].backward(number, activation, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr)
+    kernels[dtype].backward(
+        number, activation, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr
+    )
     grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
     return dx, grads
