@@ -1,0 +1,128 @@
+"""Training with other people's code, on our kernels and without them: ``python benchmarks/bench_torch_clients.py CartPole-v1``.
+
+The names of environments measure RecurrentPPO (sb3-contrib) with 8 of them: sb3-contrib's loop over time, the same after
+`fastbptt.torch.accelerate`, one call of PyTorch's LSTM for a minibatch, and ours. ``darts`` is an epoch of Darts' `RNNModel` on a sine in
+float64. One thread, process CPU time, contestants in turn; what is not installed is left out with an error.
+"""
+
+import argparse
+import time
+import warnings
+from statistics import median
+
+import torch
+
+import fastbptt.torch
+
+EPOCHS, STEPS, ENVIRONMENTS = 10, 128, 8  # of a rollout; the defaults of sb3-contrib, but for the last
+
+
+def seconds(call):
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def learners(name):
+    """By name, a RecurrentPPO that has collected its first rollout."""
+    import sb3_contrib
+    from stable_baselines3.common.env_util import make_vec_env
+
+    import fastbptt.contrib.sb3 as adapter
+
+    def one_call(policy):
+        policy._process_sequence = adapter.process_sequence
+
+    ways = {
+        "loop": lambda policy: None,
+        "loop, accelerated": fastbptt.torch.accelerate,
+        "one call, PyTorch": one_call,
+        "one call, ours": adapter.accelerate,
+    }
+    models = {}
+    for way, change in ways.items():
+        environments = make_vec_env(name, ENVIRONMENTS, seed=0)
+        model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", environments, n_steps=STEPS, n_epochs=1, seed=0, device="cpu")
+        change(model.policy)
+        model._setup_learn(1, None)
+        models[way] = model
+    return models
+
+
+def collect(model):
+    model.collect_rollouts(model.env, _nothing(model), model.rollout_buffer, n_rollout_steps=STEPS)
+
+
+def _nothing(model):
+    from stable_baselines3.common.callbacks import ConvertCallback
+
+    callback = ConvertCallback(None)
+    callback.init_callback(model)
+    return callback
+
+
+def bench_ppo(name, rounds):
+    """Frames a second, from the seconds of a rollout and of one of its `EPOCHS` epochs of updates."""
+    models = learners(name)
+    rollout, update = ({way: [] for way in models} for _ in range(2))
+    for _ in range(rounds):
+        for way, model in models.items():
+            rollout[way].append(seconds(lambda m=model: collect(m)))
+            update[way].append(seconds(model.train))
+    rates = {way: [STEPS * ENVIRONMENTS / (a + EPOCHS * b) for a, b in zip(rollout[way], update[way])] for way in models}
+    for way in models:
+        seen = ", ".join(f"{median(a / b for a, b in zip(rates[way], rates[other])):.2f} of {other}" for other in models if other != way)
+        parts = f"rollout {median(rollout[way]):.2f} s, epoch {median(update[way]):.2f} s"
+        print(f"{name}, {way}: {median(rates[way]):.0f} frames/s ({parts}); {seen}", flush=True)
+
+
+def bench_darts(rounds):
+    """An epoch of training, seconds."""
+    import numpy as np
+    from darts import TimeSeries
+    from darts.models import RNNModel
+
+    series = TimeSeries.from_values(np.sin(np.arange(1000) / 8))
+    quiet = {
+        "enable_progress_bar": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+        "enable_model_summary": False,
+    }
+    for cell in ("GRU", "LSTM"):
+        took = {}
+        models = {}
+        for way in ("PyTorch", "ours"):
+            options = {"input_chunk_length": 40, "training_length": 50, "hidden_dim": 25, "batch_size": 32}
+            models[way] = RNNModel(model=cell, n_epochs=1, random_state=0, pl_trainer_kwargs=quiet, **options)
+            models[way].fit(series, epochs=1)
+            if way == "ours":
+                print(f"Darts {cell}: {fastbptt.torch.accelerate(models[way].model)!r}")
+            took[way] = []
+        for _ in range(rounds):
+            for way, model in models.items():
+                took[way].append(seconds(lambda m=model: m.fit(series, epochs=2) and None))
+        ratio = median(a / b for a, b in zip(took["PyTorch"], took["ours"]))
+        print(
+            f"Darts {cell}: an epoch {median(took['PyTorch']):.2f} s, ours {median(took['ours']):.2f} s, {ratio:.2f} times as fast",
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", metavar="ENVIRONMENT|darts")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    for what in options.what:
+        if what == "darts":
+            bench_darts(options.rounds)
+        else:
+            bench_ppo(what, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
