@@ -98,12 +98,11 @@ def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Te
     return memories, directions
 
 
-def without_tape(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
-) -> tuple[list[Array | None], list[list[Array]]]:
+def without_tape(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Array], list[list[Array]]]:
     """Each direction's states after the steps of a rectangle, and the last ones, (1, B, W); memory beyond them does not grow with T."""
     plan, layout = call.plan, call.layout
-    outs, ends = [], []
+    outs: list[Any] = []
+    ends = []
     try:
         pool.cap_threads(torch.get_num_threads())
         for along, initial, (w_ih, w_hh, b_ih, b_hh, w_hr) in each_direction(call, x, states, [array(weight) for weight in weights]):
