@@ -5,12 +5,13 @@ which part of our module's time the bare functions take. ``--overhead`` prints w
 """
 
 import argparse
+import time
 
 import numpy as np
 import peers
 import pytest
 from grid import BATCHES, CELLS, DTYPES, STEPS, WIDTHS, Case
-from timing import alternate, median
+from timing import alternate, enough_repeats, median
 
 torch = pytest.importorskip("torch")
 
@@ -68,6 +69,43 @@ def packed_calls(case):
     return {name: call(peers.torch_module(modules, case, arrays)) for name, modules in (("ours", fastbptt.torch), ("PyTorch", torch.nn))}
 
 
+def empty_function(case):
+    """Our functions in an autograd.Function, on arrays that are prepared: what no module of them could do without."""
+    arrays, name = case.arrays(), case.family
+    forward, backward = getattr(fastbptt, f"{name}_forward"), getattr(fastbptt, f"{name}_backward")
+    options = {} if case.traits.gated else {"nonlinearity": case.cell}
+    inputs = [torch.from_numpy(a.copy()).requires_grad_() for a in (arrays.x, *arrays.state, *arrays.weights)]
+    grads, d_out = [np.zeros_like(each.detach().numpy()) for each in inputs], torch.from_numpy(arrays.d_out)
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *_):
+            ctx.set_materialize_grads(False)
+            *_, ctx.tape = forward(arrays.x, case.traits.state(arrays.state), *arrays.weights, **options)
+            return tuple(map(torch.from_numpy, (arrays.d_out, *arrays.state)))
+
+        @staticmethod
+        def backward(ctx, *_):
+            backward(ctx.tape, arrays.d_out)
+            return tuple(map(torch.from_numpy, grads))
+
+    return lambda: torch.autograd.grad(Empty.apply(*inputs)[0], inputs, d_out)
+
+
+def overhead(contestants, rounds):
+    """By name, seconds of process time a call, in turn: short samples, whose differences waiting for a processor does not enter."""
+    samples = {name: [] for name in contestants}
+    repeats = {name: enough_repeats(call, 0.02) for name, call in contestants.items()}
+    for _ in range(3 * rounds):
+        for name, call in contestants.items():
+            call()
+            start = time.process_time()
+            for _ in range(repeats[name]):
+                call()
+            samples[name].append((time.process_time() - start) / repeats[name])
+    return samples
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=list(CELLS))
@@ -78,14 +116,26 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--packed", action="store_true", help="PackedSequences, of lengths from 1 to the number of steps")
     parser.add_argument("--forward", action="store_true", help="forward alone")
-    parser.add_argument("--overhead", action="store_true", help="microseconds of a call at T=1, B=1, H=4, beyond the bare functions'")
+    parser.add_argument(
+        "--overhead",
+        nargs="*",
+        type=int,
+        metavar="SIZE",
+        help="microseconds of a call beyond the bare functions', one thread; unless T, B and H are given, of 1, 1 and 4",
+    )
     options = parser.parse_args()
     cases = [(cell, dtype, B, H) for cell in options.cells for dtype in options.dtypes for B in options.batches for H in options.widths]
-    if options.overhead:
+    if options.overhead is not None:
+        T, B, H = options.overhead or (1, 1, 4)
+        options.overhead = T, B, H, H
+        peers.THREADS = 1
         for cell in options.cells:
-            samples = alternate(calls(Case(cell, "float32", 1, 1, 4, 4)), options.rounds)
-            more = median(a - b for a, b in zip(samples["ours"], samples["functions"]))
-            print(f"{cell}: {1e6 * more:.0f} us more than the functions, {1e6 * median(samples['PyTorch']):.0f} us PyTorch's own")
+            case = Case(cell, "float32", *options.overhead)
+            samples = overhead(calls(case) | {"empty": empty_function(case)}, options.rounds)
+            more = {name: 1e6 * median(a - b for a, b in zip(samples[name], samples["functions"])) for name in samples}
+            took = ", ".join(f"{name} {1e6 * min(each):.0f} us" for name, each in samples.items())
+            shown = f"beyond the functions, ours {more['ours']:.0f} us, an empty Function around them {more['empty']:.0f} us"
+            print(f"{case}: {shown}; at the least, {took}", flush=True)
         return
     fastbptt.torch.RNN.yields = fastbptt.torch.GRU.yields = fastbptt.torch.LSTM.yields = False
     contestants = packed_calls if options.packed else forward_calls if options.forward else calls
