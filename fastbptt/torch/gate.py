@@ -24,8 +24,12 @@ class Faster(NamedTuple):
     H: tuple[int, int]
 
 
-#: Forward passes alone, of one thread, on an AMD EPYC. With a backward pass, none.
-FASTER = (Faster("lstm", torch.float32, 1600, 16, (32, 256)),)  # oneDNN's: 0.91 to 0.98 of our time, but for one point
+#: Forward passes alone, of one thread. With a backward pass, none.
+FASTER = (
+    # oneDNN's. An AMD EPYC: 0.91 to 0.98 of our time up to 256 units, and as long beyond. An Intel Sapphire Rapids, when ours kept a tape:
+    # 0.78 to 0.96 up to 512.
+    Faster("lstm", torch.float32, 1600, 16, (32, 512)),
+)
 
 
 def torch_is_faster(cell: str, dtype: torch.dtype, T: int, B: int, H: int) -> bool:
