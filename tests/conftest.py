@@ -59,7 +59,8 @@ def pytest_cmdline_main(config):
     chosen = config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr
     undecided = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb
     if undecided and not chosen and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.maxprocesses, config.option.dist = "logical", 8, "worksteal"
+        config.option.numprocesses, config.option.dist = "logical", "worksteal"
+        config.option.maxprocesses = config.option.maxprocesses or 8
 
 
 def pytest_collection_modifyitems(items):
