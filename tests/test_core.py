@@ -5,6 +5,7 @@ that were packed before the call; states with more numbers than units. They are 
 import numpy as np
 import pytest
 from problems import ONE_OF_EACH, WEIGHTS, arrays_of, random_problem
+from remembered import remembered
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
 import fastbptt
@@ -87,6 +88,7 @@ class Ragged:
         alone = self.problem.rows(rows)
         return alone.steps(0, self.lengths[rows[0]], alone.state, alone.d_state)
 
+    @remembered
     def expected(self):
         """The same from the reference, for the rows of each length by themselves."""
         wide = TOLERANCES[self.problem.w_hh.dtype].oracle

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from problems import CELLS, ONE_OF_EACH, PLAIN, WEIGHTS, assert_results_close, assert_results_same_bits, random_problem
+from remembered import remembered
 from test_gradients import oracle
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
@@ -478,11 +479,16 @@ def test_negative_zeros_in_the_gradients(cell, dtype, threads):
 # --- What is not finite -----------------------------------------------------------------------------------------------
 
 
-def assert_nan_where_the_reference_has_it(problem, threads=None):
-    """Where zeros meet inf or NaN on the way back the result is NaN, as if there were no stop, with dx and without; at one thread and at two."""
+@remembered
+def gradients_of_the_reference(problem):
     with np.errstate(all="ignore"):
         wide = problem.astype(np.float64)
-        expected = named(wide.backward(fastbptt.reference, wide.forward(fastbptt.reference)[2]))
+        return named(wide.backward(fastbptt.reference, wide.forward(fastbptt.reference)[2]))
+
+
+def assert_nan_where_the_reference_has_it(problem, threads=None):
+    """Where zeros meet inf or NaN on the way back the result is NaN, as if there were no stop, with dx and without; at one thread and at two."""
+    expected = gradients_of_the_reference(problem)
     for n in (1, 2) if threads else (None,):
         if threads:
             threads(n)

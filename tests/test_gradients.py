@@ -22,6 +22,7 @@ from problems import (
     histories,
     random_problem,
 )
+from remembered import remembered
 from tolerances import DTYPES, TOLERANCES, assert_close, bound
 
 import fastbptt
@@ -71,6 +72,7 @@ AT_A_TIME = 20
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+@remembered
 def oracle(problem, **options):
     """What the reference says, in a wider type."""
     return problem.astype(TOLERANCES[problem.w_ih.dtype].oracle).results(fastbptt.reference, **options)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from problems import CELLS, ONE_OF_EACH, WEIGHTS, arrays_of, cells_and_shapes, random_problem
+from remembered import remembered
 from test_core import RAGGED, Ragged
 from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits, bound
 
@@ -110,16 +111,20 @@ def test_each_argument_alone(cell, shape, dtype, threads):
     assert_right(problem, [tangents_of(problem, only=only) for only in arguments(problem)], threads)
 
 
-def assert_right(problem, tangents_given, threads):
-    """Each of these sets of tangents alone."""
-    T, dtype = len(problem.x), problem.w_hh.dtype
-    wide = problem.astype(TOLERANCES[dtype].oracle)
-    limit = bound(dtype, problem.K, T)
+@remembered
+def oracle(problem, tangents_given):
+    """What the reference says, in a wider type, of each of these sets of tangents."""
+    wide = problem.astype(TOLERANCES[problem.w_hh.dtype].oracle)
     with np.errstate(over="ignore"):
         _, _, tape = wide.forward(fastbptt.reference)
-    for dots in tangents_given:
-        with np.errstate(over="ignore"):
-            expected = run(fastbptt.reference, wide, tape, dots)
+        return [run(fastbptt.reference, wide, tape, dots) for dots in tangents_given]
+
+
+def assert_right(problem, tangents_given, threads):
+    """Each of these sets of tangents alone."""
+    dtype = problem.w_hh.dtype
+    limit = bound(dtype, problem.K, len(problem.x))
+    for dots, expected in zip(tangents_given, oracle(problem, tangents_given)):
         assert any(e.any() for e in expected) or problem.state[0].size < 2  # a single unit may be at rest
         scale = max(np.abs(e).max(initial=0) for e in expected)
         for n in (1, 2):
