@@ -1,4 +1,4 @@
-"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`."""
+"""Fixtures for all test files. The helpers are modules beside this one: `problems`, `tolerances`, `processes`, `commands`, `remembered`."""
 
 import functools
 import gc
