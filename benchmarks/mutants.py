@@ -268,7 +268,7 @@ class Copy:
         for name in self.kernels:
             (self.folder / KERNELS / f"{name}.pyx").write_text('include "kernels.pxi"\n')
         self.modules = {
-            name: self.compile(name) for name in ("borrowed", "cpu", "chunks", "memory", "pool", *self.kernels)
+            name: self.compile(name) for name in ("borrowed", "cpu", "chunks", "memory", "pieces", "pool", *self.kernels)
         }  # name: object code
         for name in self.modules:
             self.link(name)

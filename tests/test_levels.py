@@ -147,6 +147,7 @@ def test_only_the_chosen_level_is_imported():
         "cpu",
         "chunks",
         "memory",
+        "pieces",
         "pool",
         *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"]),
     ],
