@@ -45,16 +45,7 @@ cdef double chunk_scaled_powers(void **at, Py_ssize_t n, const double *given) no
 
 
 cdef double chunk_largest(void **at, Py_ssize_t n, const double *given) noexcept nogil:
-    """The largest magnitude; a NaN stays."""
-    cdef const real *v = <const real *>at[0]
-    cdef double largest = 0
-    cdef Py_ssize_t i
-    for i in range(n):
-        if not fabs(v[i]) <= largest:
-            largest = fabs(v[i])
-            if largest != largest:
-                return largest
-    return largest
+    return largest_magnitude(<const real *>at[0], n)
 
 
 cdef double chunk_scale(void **at, Py_ssize_t n, const double *given) noexcept nogil:

@@ -51,10 +51,14 @@ cdef inline void measure_row(const real *dh, Py_ssize_t n_h, const real *dc, Py_
 
 
 cdef inline double largest_magnitude(const real *v, Py_ssize_t n) noexcept nogil:
+    """A NaN stays."""
     cdef double largest = 0
     cdef Py_ssize_t i
     for i in range(n):
-        largest = max(largest, fabs(v[i]))
+        if not fabs(v[i]) <= largest:
+            largest = fabs(v[i])
+            if largest != largest:
+                return largest
     return largest
 
 
