@@ -225,30 +225,20 @@ cdef void make_jacobian(const Tangents *run, Py_ssize_t at, int group, const Pus
 cdef void push_panel(const Made *made, int group, Py_ssize_t panel, real *v) noexcept nogil:
     """The tangents v (PANEL, N) of a panel, through the factor."""
     cdef const Tangents *run = made.run
-    cdef Py_ssize_t held = held_by(run.k, panel), i
+    cdef Py_ssize_t held = held_by(run.k, panel), N = run.N, i, j
+    cdef const real *units = made.factor.before
     cdef real *before = made.pushing.before
-    if made.factor.before == NULL:
-        memcpy(before, v, held * run.N * sizeof(real))
-    for i in range(held if made.factor.before != NULL else 0):
-        divide(v + i * run.N, made.factor.before, run.N, before + i * run.N)
+    for i in range(held):
+        for j in range(N):
+            before[i * N + j] = v[i * N + j] / units[j] if units != NULL else v[i * N + j]
     if made.factor.show != NULL:
         add_shown(made, held, v)
     else:
         apply_jacobian(made, group, held, v)
-    for i in range(held if made.factor.behind != NULL else 0):
-        multiply(v + i * run.N, made.factor.behind, run.N)
-
-
-cdef inline void divide(const real *a, const real *b, Py_ssize_t n, real *out) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = a[i] / b[i]
-
-
-cdef inline void multiply(real *a, const real *b, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        a[i] = a[i] * b[i]
+    units = made.factor.behind
+    for i in range(held if units != NULL else 0):
+        for j in range(N):
+            v[i * N + j] = v[i * N + j] * units[j]
 
 
 cdef void add_shown(const Made *made, Py_ssize_t held, real *v) noexcept nogil:
