@@ -113,12 +113,12 @@ class Segments:
         weights = tape._w_ih, tape._w_hh, tape._b_ih, tape._b_hh
         return kernels[self.dtype].pack(*weights, self.H, self.cell.reset_after, self.tokens, tape._w_hr)
 
-    def forward(self, room: Room, start: int, stop: int, weights: Any) -> None:
-        """From the states that stand before the first step."""
+    def forward(self, room: Room, start: int, stop: int, weights: Any, again: bool = False) -> None:
+        """From the states that stand before the first step; ``again`` with all of h."""
         tape, arrays = self.tape, self.arrays(room, start, stop)
         biases = tape._w_ih, tape._w_hh, tape._b_ih, tape._b_hh, tape._leak
         inputs, first = self.inputs(start, stop), self._first(start, stop)
-        kernels[self.dtype].forward(*kernel_numbers(tape), *inputs, *biases, *arrays, first, weights, tape._w_hr)
+        kernels[self.dtype].forward(*kernel_numbers(tape), *inputs, *biases, *arrays, first, weights, tape._w_hr, again)
 
     def again(self, room: Room, start: int, stop: int, weights: Any) -> None:
         """The same once more, to the same bits; where all outputs are kept, as one product."""
@@ -133,10 +133,7 @@ class Segments:
                 room["h"][:before] = self.pieces.pack_steps(self.out, start - 1, start)[:, 0]
             room["h"][before : before + self.rows(start, stop)] = self.pieces.pack_steps(self.out, start, stop)[:, 0]
         if room.keys() - {"h"}:
-            tape, arrays = self.tape, self.arrays(room, start, stop)
-            weights_and_leak = tape._w_ih, tape._w_hh, tape._leak
-            inputs, first = self.inputs(start, stop), self._first(start, stop)
-            kernels[self.dtype].recompute(*kernel_numbers(tape), *inputs, *weights_and_leak, *arrays, first, weights, tape._w_hr)
+            self.forward(room, start, stop, weights, again=True)
 
     def begin(self, room: Room, initial: Initial) -> None:
         """Put the initial states before step 0."""

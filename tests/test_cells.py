@@ -263,10 +263,10 @@ def test_the_page_offers_it(mgu):
     assert [cell for cell, nonlinearity in start["nets"].values() if nonlinearity is None] == gated
 
 
-# What is added to `_kernels/cells.pxi`: a branch in `step_of`, and the equations.
+# What is added to `_kernels/cells.pxi`: a branch in `choose_steps`, and the equations.
 BRANCH = f"""
     if cell == {ROW.number}:
-        return one_of(which, mgu_forward_row, mgu_backward_row, mgu_tangent_row)
+        problem.forward, problem.backward, problem.tangent = mgu_forward_row, mgu_backward_row, mgu_tangent_row
 """
 EQUATIONS = """
 cdef inlined mgu_forward_units(const int kind, const bint whole, const Span *s, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
@@ -358,7 +358,7 @@ def test_the_kernels(tmp_path):
         pytest.importorskip(module)
     package, kernels = tmp_path / "fastbptt", tmp_path / "fastbptt" / "_kernels"
     shutil.copytree(Path(fastbptt.__file__).parent, package, ignore=shutil.ignore_patterns("_*_float*", "*.c", "__pycache__"))
-    insert(kernels / "cells.pxi", '"""The cell\'s element-wise half of a step."""', BRANCH)
+    insert(kernels / "cells.pxi", '"""The cell\'s element-wise half of a step, in all passes; False if there is no such cell."""', BRANCH)
     with (kernels / "cells.pxi").open("a") as file:
         file.write(EQUATIONS)
     insert(kernels / "__init__.py", "DTYPES = (np.dtype(np.float64),", ")  #")

@@ -19,7 +19,7 @@ cdef struct Backward:
     Problem problem
     Panels w_hh                    # N rows, P columns
     Panels w_hr                    # P rows, H columns
-    const real *zeros              # B * P elements, or I or H if that is more
+    const real *zeros              # as many as there are in a step's states, or in any other row
     const real *d_out              # as out, or NULL
     real *dh
     real *dc
@@ -35,6 +35,28 @@ cdef enum:
     BACKWARD_ROWS = 512            # (step, row) pairs in a block, at least
 
 
+# --- Memory and weights -----------------------------------------------------------------------------------------------
+
+cdef void lay_out_weights(Backward *run, Space *space) noexcept nogil:
+    cdef const Problem *problem = &run.problem
+    run.w_hh = take_panels(space, problem.P, problem.N)
+    run.zeros = take(space, zeros_needed(problem))
+    if problem.w_hr != NULL:
+        run.w_hr = take_panels(space, problem.H, problem.P)
+
+
+cdef void prepare_weights(Backward *run) noexcept nogil:
+    cdef const Problem *problem = &run.problem
+    pack_backward(run.w_hh, problem.w_hh, problem.N, problem.P)
+    memset(<void *>run.zeros, 0, zeros_needed(problem) * sizeof(real))
+    if problem.w_hr != NULL:
+        pack_backward(run.w_hr, problem.w_hr, problem.P, problem.H)
+
+
+cdef inline Py_ssize_t zeros_needed(const Problem *problem) noexcept nogil:
+    return max(max(problem.time.B * problem.P, problem.I), problem.H)
+
+
 # --- Blocks of time ---------------------------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t rows_held(const Time *time, Py_ssize_t B) noexcept nogil:
@@ -42,19 +64,15 @@ cdef inline Py_ssize_t rows_held(const Time *time, Py_ssize_t B) noexcept nogil:
     return B * min(time.T, ceil_div(BACKWARD_ROWS, B))
 
 
-cdef inline TimeBlock last_block(const Time *time, Py_ssize_t b0, Py_ssize_t b1, real *da, real *da_h, Py_ssize_t *starts) noexcept nogil:
-    """What stands behind the last step of these rows: nothing, yet."""
-    cdef TimeBlock block
+cdef inline void go_to_end(const Time *time, TimeBlock *block, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+    """Behind the last step of these rows, where the block has no steps yet."""
     block.t0 = block.t1 = steps_of(time, b0)
     block.loss = time.T
     block.b0, block.b1 = b0, b1
-    block.da, block.da_h, block.starts = da, da_h, starts
-    block.dh = block.shown = NULL
-    return block
 
 
-cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) noexcept nogil:
-    """On to the block before, of ``held`` (step, row) pairs at most; False if there is none."""
+cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held, Py_ssize_t start) noexcept nogil:
+    """On to the block before, of ``held`` (step, row) pairs at most; False if there is none, or if it begins before step ``start``."""
     cdef Py_ssize_t t1 = block.t0, t0 = t1 - 1, t, pairs
     if t1 == 0:
         return False
@@ -65,28 +83,14 @@ cdef inline bint step_back(const Time *time, TimeBlock *block, Py_ssize_t held) 
         while t0 > 0 and pairs + rows_at(time, t0 - 1, block.b0, block.b1) <= held:
             t0 -= 1
             pairs += rows_at(time, t0, block.b0, block.b1)
+    if t0 < start:
+        return False
+    if time.first != NULL:
         block.starts[0] = 0
         for t in range(t0, t1):
             block.starts[t - t0 + 1] = block.starts[t - t0] + rows_at(time, t, block.b0, block.b1)
     block.t0, block.t1 = t0, t1
     return True
-
-
-cdef inline bint step_back_from(const Time *time, TimeBlock *block, Py_ssize_t held, Py_ssize_t start) noexcept nogil:
-    """The same, but not to a block that begins before ``start``."""
-    cdef TimeBlock before = block[0]
-    if not step_back(time, &before, held) or before.t0 < start:
-        return False
-    block[0] = before
-    return True
-
-
-cdef inline Patch whole_block(const Problem *problem, const TimeBlock *block) noexcept nogil:
-    cdef Patch patch
-    patch.b0, patch.b1 = block.b0, block.b1
-    patch.u0, patch.u1 = 0, problem.H
-    patch.p0, patch.p1 = 0, written(problem)
-    return patch
 
 
 cdef inline Py_ssize_t rows_of_block(const Time *time, const TimeBlock *block) noexcept nogil:
@@ -123,41 +127,41 @@ cdef void back_rows(void *context, int task, int worker) noexcept nogil:
 
 cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, int worker) noexcept nogil:
     """The patch's rows, through the block: fill their da."""
-    cdef Py_ssize_t t = block.t1 - 1
-    while t >= block.t0:
-        back_to_state(run, block, t, patch)
-        clip_state(run, t, patch)
-        if run.problem.w_hr == NULL:
-            step_backward(run, block, t, patch)
-        else:
-            put_state_gradient_aside(run, block, t, patch)
-            step_backward_projected(run, block, t, patch)
-        t -= 1
+    cdef Py_ssize_t t
+    cdef int stage
+    for t in range(block.t1 - 1, block.t0 - 1, -1):
+        for stage in range(stages(&run.problem)):
+            back_stage(run, block, t, stage, patch)
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
             return
     leave_block(run, block, patch)
 
 
 cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th step back, for all rows; where there is a projection, first up to it, then through it."""
+    """A part's units of the block's i-th stage back, for all rows."""
     cdef Backward *run = <Backward *>context
     cdef const TimeBlock *block = &run.block
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int projected = run.problem.w_hr != NULL
-    cdef Py_ssize_t t = block.t1 - 1 - (i >> projected)
+    cdef int each = stages(&run.problem)
+    cdef Py_ssize_t t = block.t1 - 1 - i // each
     if t < block.t0:
         leave_block(run, block, &patch)
-        return
-    if i & projected:
-        step_backward_projected(run, block, t, &patch)
     else:
-        back_to_state(run, block, t, &patch)
-        clip_state(run, t, &patch)
-        if projected:
-            put_state_gradient_aside(run, block, t, &patch)
-        else:
-            step_backward(run, block, t, &patch)
+        back_stage(run, block, t, i % each, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
+
+
+cdef inlined back_stage(Backward *run, const TimeBlock *block, Py_ssize_t t, int stage, const Patch *patch) noexcept nogil:
+    """Through step t; where there is a projection, first up to it, then through it."""
+    if stage > 0:
+        step_backward_projected(run, block, t, patch)
+        return
+    back_to_state(run, block, t, patch)
+    clip_state(run, t, patch)
+    if run.problem.w_hr == NULL:
+        step_backward(run, block, t, patch)
+    else:
+        put_state_gradient_aside(run, block, t, patch)
 
 
 cdef inline void back_to_state(Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
@@ -212,18 +216,13 @@ cdef inline void scale_row(real factor, real *v, Py_ssize_t n) noexcept nogil:
 cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """dh += d_out_t for the rows that end with step t. All others have had it from the step after it."""
     cdef const Time *time = &run.problem.time
-    cdef Py_ssize_t P = run.problem.P, b = patch.b0, p
-    cdef const real *d_out
-    cdef real *dh
+    cdef Py_ssize_t P = run.problem.P, b = patch.b0
     if run.d_out == NULL:
         return
     if t + 1 < time.T:
         b = max(b, active(time, t + 1))
     while b < min(patch.b1, active(time, t)):
-        d_out = run.d_out + (first_row(time, t) + b) * P
-        dh = run.dh + b * P
-        for p in range(patch.p0, patch.p1):
-            dh[p] += d_out[p]
+        add(run.d_out + (first_row(time, t) + b) * P + patch.p0, patch.p1 - patch.p0, run.dh + b * P + patch.p0)
         b += 1
 
 
@@ -251,11 +250,8 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
-    cdef Span span = any_span(problem, patch)
+    cdef Span span = any_span(problem, patch, &held)
     cdef const real *d_before = outputs_before(run, t)
-    if rows_touch(problem, patch):
-        span.n *= held
-        held = min(held, <Py_ssize_t>1)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0

@@ -26,21 +26,17 @@ cdef enum:
 cdef double CELL_WORK = 16         # an element's tanh costs about as much as this many multiply-adds
 
 
-cdef Step step_of(int cell, Pass which, bint projected) noexcept nogil:
-    """The cell's element-wise half of a step."""
+cdef bint choose_steps(Problem *problem, int cell, bint projected) noexcept nogil:
+    """The cell's element-wise half of a step, in all passes; False if there is no such cell."""
     if cell == RNN_CELL:
-        return one_of(which, rnn_forward_row, rnn_backward_row, rnn_tangent_row)
-    if cell == GRU_CELL:
-        return one_of(which, gru_forward_row, gru_backward_row, gru_tangent_row)
-    if cell == LSTM_CELL and projected:
-        return one_of(which, lstm_forward_row, projected_backward_row, projected_tangent_row)
-    if cell == LSTM_CELL:
-        return one_of(which, lstm_forward_row, lstm_backward_row, lstm_tangent_row)
-    return NULL
-
-
-cdef inline Step one_of(Pass which, Step forward, Step backward, Step tangent) noexcept nogil:
-    return forward if which == FORWARD else backward if which == BACKWARD else tangent
+        problem.forward, problem.backward, problem.tangent = rnn_forward_row, rnn_backward_row, rnn_tangent_row
+    elif cell == GRU_CELL:
+        problem.forward, problem.backward, problem.tangent = gru_forward_row, gru_backward_row, gru_tangent_row
+    elif cell == LSTM_CELL and projected:
+        problem.forward, problem.backward, problem.tangent = lstm_forward_row, projected_backward_row, projected_tangent_row
+    elif cell == LSTM_CELL:
+        problem.forward, problem.backward, problem.tangent = lstm_forward_row, lstm_backward_row, lstm_tangent_row
+    return problem.forward != NULL
 
 
 cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:

@@ -3,10 +3,13 @@
 cdef struct Forward:
     Problem problem
     const ForwardWeights *weights
-    real *shown                    # of a projected LSTM
+    real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
     Projection projection
     Sharing sharing
     Watch watch
+    # of a pass that is run once more (`recompute.pxi`)
+    Py_ssize_t t0, t1              # the steps at hand
+    bint by_units
 
 
 cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept:
@@ -19,6 +22,11 @@ cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept:
     run.projection.weights = weights.input
     run.projection.sharing = run.sharing
     run.projection.watch = &run.watch
+
+
+cdef void lay_out_shown(void *call, Space *space) noexcept nogil:
+    cdef Forward *run = <Forward *>call
+    run.shown = take(space, run.problem.time.B * run.problem.H)
 
 
 cdef void run_forward(Forward *run) noexcept nogil:
@@ -43,13 +51,13 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     cdef const Problem *problem = &run.problem
     cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
     cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = max(1, rows_in_block(&run.projection) // held)
+    cdef int stage
     while t < problem.time.T:
         t_end = min(problem.time.T, t + block)
         project_steps(run, t, t_end, &patch)
         while t < t_end:
-            recur(run, t, &patch)
-            if problem.w_hr != NULL:
-                project_shown(problem, &run.weights.w_hr, run.shown, t, &patch, problem.h)
+            for stage in range(stages(problem)):
+                forward_stage(run, t, stage, &patch)
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, &patch) + <double>held * problem.N * problem.I):
                 return
@@ -66,18 +74,22 @@ cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, cons
 
 
 cdef void recur_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of one step, for all rows; or of its projection."""
+    """A part's units of the i-th stage, for all rows."""
     cdef Forward *run = <Forward *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int projected = run.problem.w_hr != NULL
-    if i & projected:
-        project_shown(&run.problem, &run.weights.w_hr, run.shown, i >> 1, &patch, run.problem.h)
-    else:
-        recur(run, i >> projected, &patch)
+    cdef int each = stages(&run.problem)
+    forward_stage(run, i // each, i % each, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 
-cdef void recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
+cdef inlined forward_stage(const Forward *run, Py_ssize_t t, int stage, const Patch *patch) noexcept nogil:
+    if stage == 0:
+        recur(run, t, patch)
+    else:
+        project_shown(&run.problem, &run.weights.w_hr, run.shown, t, patch, run.problem.h)
+
+
+cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
     """a_t += h_{t-1} W_hh^T, or m_t where the reset comes after it; then the cell."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t held = rows_at(&problem.time, t, patch.b0, patch.b1)
@@ -110,14 +122,11 @@ cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_s
 cdef void step_forward(const Forward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
     """The cell's step t, for the first rows of the patch, ``held`` of them."""
     cdef const Problem *problem = &run.problem
-    cdef Span span = any_span(problem, patch)
+    cdef Span span = any_span(problem, patch, &held)
     cdef Py_ssize_t width = problem.P, b
     cdef real *h = problem.h + slot(&problem.time, t + 1) * width
-    if problem.w_hr != NULL:
+    if run.shown != NULL:
         h, width = run.shown, problem.H
-    if rows_touch(problem, patch):
-        span.n *= held
-        held = min(held, <Py_ssize_t>1)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         span.h = h + b * width + patch.u0

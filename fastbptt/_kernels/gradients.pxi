@@ -14,7 +14,7 @@ cdef enum:
 cdef struct Sums:                  # over steps and rows
     real *dw_ih                    # (N, I); of tokens: (I, N)
     real *dw_hh                    # (N, P)
-    real *db_ih                    # (N,)
+    real *db_ih                    # (N,), or NULL, of a linear layer
     real *db_hh                    # (N,), or NULL: the same as db_ih
     real *dw_hr                    # (P, H), of a projected LSTM
 
@@ -30,11 +30,7 @@ cdef struct Gradients:
     bint quiet                     # whether what stands before them is known to be finite, and to have no loss
     Py_ssize_t[MAX_GROUPS] reached  # of each group, the first step that is done; 0: the group is through
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
-    real *da                       # a block's; if rows are grouped, one for each worker
-    real *da_h
-    real *dh                       # likewise, and `shown`, of a projected LSTM
-    real *shown
-    Py_ssize_t *starts             # likewise
+    TimeBlock[MAX_GROUPS] blocks   # room for one; if rows are grouped, for one of each worker
     real *scratch                  # GRADIENT_SCRATCH for each worker
 
 
@@ -66,26 +62,21 @@ cdef void back_by_blocks(Gradients *run) noexcept nogil:
     """Block by block, for all rows, so that threads can share each block as it suits it: rows or units, then the sums."""
     cdef Backward *back = &run.back
     cdef const Time *time = &back.problem.time
-    back.block = next_blocks(run, 0, 0, time.B, 0)
-    while step_back_from(time, &back.block, run.held_rows, run.start) and not back.watch.stop:
+    back.block = next_blocks(run, 0, 0)
+    while step_back(time, &back.block, run.held_rows, run.start) and not back.watch.stop:
         back_through_block(back)
         share_gradients(&run.back.sharing, rows_of_block(time, &back.block), back.problem.N, back.problem.I, back.problem.P,
                         back.problem.x != NULL, run.dx != NULL)
         if not back.watch.stop:
             parallel(collect_part, run, run.back.sharing.tasks, run.back.sharing.workers, &back.watch)
-        if run.quiet and nothing_left(back, &back.block, run.start, run.dx != NULL):
-            clear_dx(run, &back.block)
-            back.block.t0 = 0
+        end_early(run, &back.block)
     run.reached[0] = back.block.t0
 
 
-cdef inline TimeBlock next_blocks(const Gradients *run, int group, Py_ssize_t b0, Py_ssize_t b1, int worker) noexcept nogil:
-    """What lies behind the next block of a group of rows, and the room that this worker has for blocks."""
-    cdef const Problem *problem = &run.back.problem
-    cdef Py_ssize_t at = worker * (1 + problem.reset_after) * run.held_rows * problem.N
-    cdef TimeBlock block = last_block(&problem.time, b0, b1, run.da + at, run.da_h + at, run.starts + worker * (run.held_rows + 1))
-    if problem.w_hr != NULL:
-        block.dh, block.shown = run.dh + worker * run.held_rows * problem.P, run.shown + worker * run.held_rows * problem.H
+cdef inline TimeBlock next_blocks(const Gradients *run, int group, int worker) noexcept nogil:
+    """What lies behind the next block of a group of rows, in the room that this worker has for blocks."""
+    cdef TimeBlock block = run.blocks[worker]
+    go_to_end(&run.back.problem.time, &block, first_of_group(run, group), first_of_group(run, group + 1))
     if not run.begins:
         block.t0 = run.reached[group]
     return block
@@ -99,6 +90,13 @@ cdef inline Py_ssize_t first_of_group(const Gradients *run, int group) noexcept 
 cdef void collect_part(void *context, int task, int worker) noexcept nogil:
     cdef Gradients *run = <Gradients *>context
     collect(run, &run.back.block, run.sums, task, run.back.sharing.tasks, worker)
+
+
+cdef inline void end_early(const Gradients *run, TimeBlock *block) noexcept nogil:
+    """If nothing is left before the block."""
+    if run.quiet and nothing_left(&run.back, block, run.start, run.dx != NULL):
+        clear_dx(run, block)
+        block.t0 = 0
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
@@ -130,8 +128,8 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
     """A group of rows, through all time, with sums of its own."""
     cdef Gradients *run = <Gradients *>context
     cdef const Problem *problem = &run.back.problem
-    cdef TimeBlock block = next_blocks(run, group, first_of_group(run, group), first_of_group(run, group + 1), worker)
-    cdef Patch patch = whole_block(problem, &block)
+    cdef TimeBlock block = next_blocks(run, group, worker)
+    cdef Patch patch = whole_rows(problem, block.b0, block.b1)
     cdef Sums sums = sums_of_group(run, group)
     if run.begins:
         memset(sums.dw_ih, 0, sums_size(problem) * sizeof(real))
@@ -139,32 +137,34 @@ cdef void back_through_group(void *context, int group, int worker) noexcept nogi
         block.t0 = run.cleared
         clear_dx(run, &block)
         block.t0 = 0
-    while step_back_from(&problem.time, &block, run.held_rows, run.start) and not run.back.watch.stop:
+    while step_back(&problem.time, &block, run.held_rows, run.start) and not run.back.watch.stop:
         recur_back(&run.back, &block, &patch, worker)
         if not run.back.watch.stop:
             collect(run, &block, sums, 0, 1, worker)
-        if run.quiet and nothing_left(&run.back, &block, run.start, run.dx != NULL):
-            clear_dx(run, &block)
-            block.t0 = 0
+        end_early(run, &block)
     run.reached[group] = block.t0
 
 
 cdef void add_up_groups(void *context, int task, int worker) noexcept nogil:
     """A task's share of the sums of all groups, the first group first."""
     cdef Gradients *run = <Gradients *>context
-    cdef Py_ssize_t N = run.back.problem.N, I = run.back.problem.I, P = run.back.problem.P
-    cdef Py_ssize_t n0 = N * task // run.back.sharing.tasks, n1 = N * (task + 1) // run.back.sharing.tasks
+    cdef const Problem *problem = &run.back.problem
+    cdef int tasks = run.back.sharing.tasks, group
     cdef Sums sums
-    cdef int group
     for group in range(run.groups):
         sums = sums_of_group(run, group)
-        add(sums.dw_ih + n0 * I, (n1 - n0) * I, run.sums.dw_ih + n0 * I)
-        add(sums.dw_hh + n0 * P, (n1 - n0) * P, run.sums.dw_hh + n0 * P)
-        add(sums.db_ih + n0, n1 - n0, run.sums.db_ih + n0)
+        add_share(sums.dw_ih, problem.N * problem.I, run.sums.dw_ih, task, tasks)
+        add_share(sums.dw_hh, problem.N * problem.P, run.sums.dw_hh, task, tasks)
+        add_share(sums.db_ih, problem.N, run.sums.db_ih, task, tasks)
         if run.sums.db_hh != NULL:
-            add(sums.db_hh + n0, n1 - n0, run.sums.db_hh + n0)
+            add_share(sums.db_hh, problem.N, run.sums.db_hh, task, tasks)
         if run.sums.dw_hr != NULL:
-            add_up_projection(run, sums.dw_hr, task)
+            add_share(sums.dw_hr, projection_size(problem), run.sums.dw_hr, task, tasks)
+
+
+cdef inline void add_share(const real *source, Py_ssize_t n, real *target, int task, int tasks) noexcept nogil:
+    cdef Py_ssize_t first = n * task // tasks
+    add(source + first, n * (task + 1) // tasks - first, target + first)
 
 
 cdef inline void add(const real *source, Py_ssize_t n, real *target) noexcept nogil:
@@ -219,7 +219,8 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     elif not scattered:
         add_token_gradient(block.da, N, K, problem.tokens + first, B, inner, n0, n1, sums.dw_ih)
     add_weight_gradient(block.da_h, N, K, h, P, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
-    add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
+    if sums.db_ih != NULL:
+        add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
     if sums.db_hh != NULL:
         add_column_sums(block.da_h, N, K, n0, n1, sums.db_hh)
     if problem.w_hr != NULL:
@@ -254,21 +255,23 @@ cdef inline void plan_backward(Gradients *run) noexcept nogil:
 cdef void lay_out_backward(void *call, Space *space) noexcept nogil:
     cdef Gradients *run = <Gradients *>call
     cdef const Problem *problem = &run.back.problem
-    cdef Py_ssize_t N = problem.N, I = problem.I, P = problem.P, da_size = run.held_rows * N
-    cdef int in_use = min(run.back.sharing.threads, run.groups)
-    run.back.w_hh = take_panels(space, P, N)
+    cdef Py_ssize_t N = problem.N, I = problem.I, P = problem.P, held = run.held_rows
+    cdef TimeBlock *block
+    cdef int i
+    lay_out_weights(&run.back, space)
     if run.dx != NULL:
         run.w_ih = take_panels(space, I, N)
     if run.in_one_call:
         lay_out_sums(call, space)
-    run.back.zeros = take(space, max(max(problem.time.B * P, I), problem.H))
-    if problem.w_hr != NULL:
-        run.back.w_hr = take_panels(space, problem.H, P)
-        run.dh = take(space, in_use * run.held_rows * P)
-        run.shown = take(space, in_use * run.held_rows * problem.H)
-    run.da = take(space, in_use * (1 + problem.reset_after) * da_size)
-    run.da_h = run.da + problem.reset_after * da_size
-    run.starts = take_indices(space, in_use * (run.held_rows + 1) if problem.time.first != NULL else 0)
+    for i in range(min(run.back.sharing.threads, run.groups)):
+        block = &run.blocks[i]
+        block.da = take(space, held * N)
+        block.da_h = take(space, held * N) if problem.reset_after else block.da
+        if problem.w_hr != NULL:
+            block.dh = take(space, held * P)
+            block.shown = take(space, held * problem.H)
+        if problem.time.first != NULL:
+            block.starts = take_indices(space, held + 1)
     run.scratch = take(space, gradient_scratch(run.back.sharing.threads, run.groups if run.groups > 1 else gradient_parts(I, P)))
 
 
@@ -284,11 +287,8 @@ cdef void lay_out_sums(void *call, Space *space) noexcept nogil:
 cdef void prepare_backward(Gradients *run) noexcept nogil:
     """Pack the weights, and start from zeros."""
     cdef const Problem *problem = &run.back.problem
-    pack_backward(run.back.w_hh, problem.w_hh, problem.N, problem.P)
+    prepare_weights(&run.back)
     if run.dx != NULL:
         pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
     if problem.tokens != NULL and run.begins:
         memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
-    if problem.w_hr != NULL:
-        pack_backward(run.back.w_hr, problem.w_hr, problem.P, problem.H)
-    memset(<void *>run.back.zeros, 0, max(max(problem.time.B * problem.P, problem.I), problem.H) * sizeof(real))

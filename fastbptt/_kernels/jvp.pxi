@@ -44,7 +44,7 @@ cdef inline double known_work(const Jvp *run, Py_ssize_t count) noexcept nogil:
 
 
 cdef void plan_jvp(Jvp *run) noexcept nogil:
-    """Who does what, in blocks of how many steps."""
+    """Who does what, in blocks of how many steps, and which weights are needed: where a tangent is 0, none, which are of no inputs."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t T = problem.time.T, piece = JVP_BLOCK // (problem.N * <Py_ssize_t>sizeof(real))
     run.by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
@@ -53,6 +53,16 @@ cdef void plan_jvp(Jvp *run) noexcept nogil:
         run.by_rows = run.sharing.tasks > 1 or run.sharing.threads == 1
     run.width = ceil_div(problem.time.B, run.sharing.tasks) if run.by_rows else problem.time.B
     run.steps = min(T, max(1, (piece if run.by_rows else <Py_ssize_t>JVP_ROWS) // run.width))
+    set_sizes(&run.weights, problem, VECTORS)
+    set_sizes(&run.changes, problem, kind_of_input(problem) if run.w_ih_dot != NULL else VECTORS)
+    if run.x_dot == NULL:
+        run.weights.input.I = 0
+    if run.w_ih_dot == NULL:
+        run.changes.input.I = 0
+    if run.w_hh_dot == NULL:
+        run.changes.P = 0
+    if run.w_hr_dot == NULL:
+        run.changes.w_hr.N = 0
 
 
 cdef void run_jvp(Jvp *run) noexcept nogil:
@@ -75,15 +85,14 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
     cdef Jvp *run = <Jvp *>context
     cdef const Problem *problem = &run.problem
     cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
-    cdef Py_ssize_t t = 0, t0, t1, at, held = patch.b1 - patch.b0, block = worker * run.steps * run.width
+    cdef Py_ssize_t t = 0, t0, t1, held = patch.b1 - patch.b0, block = worker * run.steps * run.width
+    cdef int stage
     while t < problem.time.T:
         t0, t1 = t, min(problem.time.T, t + run.steps)
         add_up_known(run, t0, t1, &patch, block)
         while t < t1:
-            at = block + (t - t0) * run.width
-            recur_jvp(run, t, &patch, at)
-            if problem.w_hr != NULL:
-                project_tangent(run, t, &patch)
+            for stage in range(stages(problem)):
+                jvp_stage(run, t, stage, &patch, block + (t - t0) * run.width)
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, &patch) + known_work(run, held)):
                 return
@@ -92,7 +101,7 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
 cdef void known_part(void *context, int task, int worker) noexcept nogil:
     """A task's steps of the block, for all rows, a piece at a time."""
     cdef Jvp *run = <Jvp *>context
-    cdef Patch patch = units_of_part(&run.problem, 0, 1)
+    cdef Patch patch = whole_rows(&run.problem, 0, run.problem.time.B)
     cdef Py_ssize_t steps = run.t1 - run.t0, t = run.t0 + steps * task // run.sharing.tasks, t_end, width = run.width
     cdef Py_ssize_t end = run.t0 + steps * (task + 1) // run.sharing.tasks
     cdef Py_ssize_t piece = max(1, JVP_BLOCK // (run.problem.N * <Py_ssize_t>sizeof(real) * width))
@@ -103,16 +112,20 @@ cdef void known_part(void *context, int task, int worker) noexcept nogil:
 
 
 cdef void jvp_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th step, for all rows; or of its projection."""
+    """A part's units of the block's i-th stage, for all rows."""
     cdef Jvp *run = <Jvp *>context
     cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
-    cdef int projected = run.problem.w_hr != NULL
-    cdef Py_ssize_t step = i >> projected
-    if i & projected:
-        project_tangent(run, run.t0 + step, &patch)
-    else:
-        recur_jvp(run, run.t0 + step, &patch, step * run.width)
+    cdef int each = stages(&run.problem)
+    jvp_stage(run, run.t0 + i // each, i % each, &patch, i // each * run.width)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
+
+
+cdef inlined jvp_stage(const Jvp *run, Py_ssize_t t, int stage, const Patch *patch, Py_ssize_t at) noexcept nogil:
+    """Of step t, whose first row, of the patch, is row ``at`` of a_dot."""
+    if stage == 0:
+        recur_jvp(run, t, patch, at)
+    else:
+        project_tangent(run, t, patch)
 
 
 # --- What is known before the time loop -------------------------------------------------------------------------------
@@ -137,29 +150,19 @@ cdef void add_up_steps(const Jvp *run, Py_ssize_t t, Py_ssize_t steps, Py_ssize_
     cdef Rows a = rows(run.a_dot + at * N, width * N, N), m = rows(run.m_dot + at * H, width * H, H)
     cdef Rows init = rows(run.changes.input.bias, 0, 0), m_init = rows(run.changes.m_bias, 0, 0)
     # of: a = x W_ih^T + bias
-    if run.w_ih_dot != NULL and problem.x != NULL:
-        project_vectors(&run.changes.input, problem.x + first * I, steps, B, held, init, a)
-    elif run.w_ih_dot != NULL:
+    if run.changes.input.kind != VECTORS:
         project_tokens(&run.changes.input, problem.tokens + first, steps, B, held, a)
-    elif run.x_dot == NULL:
-        put_rows(init.at, steps, held, N, a)
+    elif run.w_ih_dot != NULL or run.x_dot == NULL:
+        project_vectors(&run.changes.input, problem.x + first * run.changes.input.I, steps, B, held, init, a)
     if run.x_dot != NULL:
         project_vectors(&run.weights.input, run.x_dot + first * I, steps, B, held, a if run.w_ih_dot != NULL else init, a)
-    # of: a += h W_hh^T
-    if run.w_hh_dot == NULL:
-        if problem.reset_after:
-            put_rows(m_init.at, steps, held, H, m)
-    elif held < B and steps > held:
+    # of: a += h W_hh^T, and m = h W_hh^T + b_hh
+    if run.w_hh_dot == NULL and not problem.reset_after:
+        return
+    if held < B and steps > held:
         add_recurrent(&run.changes, held, steps, 0, H, rows(h, P, B * P), rows(a.at, N, width * N), m_init, rows(m.at, H, width * H))
     else:
         add_recurrent(&run.changes, steps, held, 0, H, rows(h, B * P, P), a, m_init, m)
-
-
-cdef void put_rows(const real *row, Py_ssize_t steps, Py_ssize_t held, Py_ssize_t n, Rows target) noexcept nogil:
-    cdef Py_ssize_t i, j
-    for i in range(steps):
-        for j in range(held):
-            memcpy(target.at + i * target.outer + j * target.inner, row, n * sizeof(real))
 
 
 # --- The time loop ----------------------------------------------------------------------------------------------------
@@ -174,14 +177,12 @@ cdef void recur_jvp(const Jvp *run, Py_ssize_t t, const Patch *patch, Py_ssize_t
     cdef real *h = problem.h + after * P
     cdef real *h_dot = run.h_dot + after * P
     cdef Py_ssize_t width = P
-    cdef Span span = any_span(problem, patch)
+    cdef Span span
     if problem.w_hr != NULL:
         h, h_dot, width = run.shown, run.shown_dot, H
     add_recurrent(&run.weights, 1, held, patch.u0, patch.u1, rows(run.h_dot + (before + patch.b0) * P, 0, P), rows(a_dot, 0, problem.N),
                   m, m)
-    if rows_touch(problem, patch):
-        span.n *= held
-        held = min(held, <Py_ssize_t>1)
+    span = any_span(problem, patch, &held)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         span.h_dot_prev = run.h_dot + (before + b) * P + patch.u0
@@ -198,40 +199,10 @@ cdef void lay_out_jvp(void *call, Space *space) noexcept nogil:
     cdef Jvp *run = <Jvp *>call
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t held = (run.sharing.workers if run.by_rows else 1) * run.steps * run.width
-    run.weights.input.N, run.weights.input.I, run.weights.input.kind = problem.N, problem.I, VECTORS
-    run.weights.H, run.weights.P, run.weights.reset_after = problem.H, problem.P, problem.reset_after
-    run.weights.w_hr = projection_sizes(problem)
-    run.changes = run.weights
-    run.changes.input.kind = kind_of_input(problem)
-    if run.x_dot != NULL:
-        lay_out_input(&run.weights.input, space)
-    lay_out_recurrent(&run.weights, space)
-    if run.w_ih_dot != NULL:
-        lay_out_input(&run.changes.input, space)
-    else:
-        run.changes.input.bias = take(space, problem.N)
-    lay_out_recurrent(&run.changes, space)
+    lay_out_forward(&run.weights, space)
+    lay_out_forward(&run.changes, space)
     run.a_dot = take(space, held * problem.N)
     run.m_dot = take(space, held * problem.reset_after * problem.H)
     if problem.w_hr != NULL:
         run.shown = take(space, problem.time.B * problem.H)
         run.shown_dot = take(space, problem.time.B * problem.H)
-
-
-cdef void prepare_jvp(Jvp *run, const real *b_ih_dot, const real *b_hh_dot) noexcept nogil:
-    """Pack the weights, and their tangents."""
-    cdef const Problem *problem = &run.problem
-    if run.x_dot != NULL:
-        pack_input(&run.weights.input, problem.w_ih, NULL)
-    pack_recurrent(&run.weights, problem.w_hh)
-    if run.w_ih_dot != NULL:
-        pack_input(&run.changes.input, run.w_ih_dot, b_ih_dot)
-    else:
-        put_bias(&run.changes.input, b_ih_dot)
-    add_recurrent_bias(&run.changes, b_ih_dot, b_hh_dot)
-    if run.w_hh_dot != NULL:
-        pack_recurrent(&run.changes, run.w_hh_dot)
-    if problem.w_hr != NULL:
-        pack_input(&run.weights.w_hr, problem.w_hr, NULL)
-    if run.w_hr_dot != NULL:
-        pack_input(&run.changes.w_hr, run.w_hr_dot, NULL)

@@ -4,10 +4,10 @@
 # With ``first`` (`time.pxi`), arrays with a row for each step and active row are (R, 1, ...), and histories of states (B + R, 1, ...).
 
 def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
-            w_hr=None):
+            w_hr=None, bint again=False):
     """Fill c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are.
 
-    ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before.
+    ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before. ``again``: all of h is there already, and is only read.
     """
     cdef Forward run
     cdef Block room
@@ -16,39 +16,22 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
     views.count = 0
     memset(&run, 0, sizeof(Forward))
     try:
-        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE)
+        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE,
+             READ if again else WRITE)
         if weights is None:
             weights = packed(problem, kind_of_input(problem), view_or_null(&views, "b_ih", b_ih, 1, READ),
                              view_or_null(&views, "b_hh", b_hh, 1, READ))
         elif not weights.fit(problem):
             raise ValueError("weights: packed for another layer, or for other inputs")
         prepare_forward(&run, &weights.at)
-        if problem.w_hr != NULL:
+        if problem.w_hr != NULL or again:
             room = make_room(lay_out_shown, &run)
         with nogil:
-            run_forward(&run)
+            if again:
+                recompute_all(&run)
+            else:
+                run_forward(&run)
         raise_if_interrupted(&run.watch)
-    finally:
-        release(&views)
-
-
-def recompute(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, first, PackedWeights weights not None, w_hr=None):
-    """Fill c behind slot 0, a and m once more, from x or tokens, slot 0 of c and all of h, which the forward pass has left."""
-    cdef Recompute again
-    cdef Block room
-    cdef const Problem *problem = &again.run.problem
-    cdef Views views
-    views.count = 0
-    memset(&again, 0, sizeof(Recompute))
-    try:
-        bind(&again.run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE, READ)
-        if not weights.fit(problem):
-            raise ValueError("weights: packed for another layer, or for other inputs")
-        prepare_forward(&again.run, &weights.at)
-        room = make_room(lay_out_recompute, &again)
-        with nogil:
-            recompute_all(&again)
-        raise_if_interrupted(&again.run.watch)
     finally:
         release(&views)
 
@@ -184,7 +167,8 @@ def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot
         plan_jvp(&run)
         room = make_room(lay_out_jvp, &run)
         with nogil:
-            prepare_jvp(&run, b_ih, b_hh)
+            pack_forward(&run.weights, run.problem.w_ih, run.problem.w_hh, run.problem.w_hr, NULL, NULL)
+            pack_forward(&run.changes, run.w_ih_dot, run.w_hh_dot, run.w_hr_dot, b_ih, b_hh)
             run_jvp(&run)
         raise_if_interrupted(&run.watch)
     finally:
@@ -220,76 +204,65 @@ def state_gradients(int cell, int activation, w_ih, w_hh, leak, h, c, a, m, d_ou
         bind(&run.problem, &views, cell, activation, None, None, w_ih, w_hh, w_hr, leak, h, c, a, m, None, READ)
         bind_cotangents(&run, &views, d_out, dh, dc)
         run.all_dh, run.all_dc = view_or_null(&views, "all_dh", all_dh, 3, WRITE), view_or_null(&views, "all_dc", all_dc, 3, WRITE)
-        run.block.da = <real *>view(&views, "da_h", da_h, 3, WRITE).buf
-        run.block = last_block(&run.problem.time, 0, run.problem.time.B, run.block.da, run.block.da, NULL)
+        run.block.da = run.block.da_h = <real *>view(&views, "da_h", da_h, 3, WRITE).buf
         room = make_room(lay_out_state_gradients, &run)
         with nogil:
-            pack_backward(run.w_hh, run.problem.w_hh, run.problem.N, run.problem.P)
-            memset(<void *>run.zeros, 0, max(run.problem.time.B * run.problem.P, run.problem.H) * sizeof(real))
-            if run.problem.w_hr != NULL:
-                pack_backward(run.w_hr, run.problem.w_hr, run.problem.P, run.problem.H)
-            step_back(&run.problem.time, &run.block, run.problem.time.T * run.problem.time.B)
+            prepare_weights(&run)
+            go_to_end(&run.problem.time, &run.block, 0, run.problem.time.B)
+            step_back(&run.problem.time, &run.block, run.problem.time.T * run.problem.time.B, 0)
             back_through_block(&run)
         raise_if_interrupted(&run.watch)
     finally:
         release(&views)
 
 
-def plan_segments(Py_ssize_t N, Py_ssize_t I, Py_ssize_t H, Py_ssize_t P, int reset_after, Py_ssize_t T, Py_ssize_t B, first, bint tokens):
+def plan_segments(Py_ssize_t N, Py_ssize_t I, Py_ssize_t H, Py_ssize_t P, int reset_after, Py_ssize_t T, Py_ssize_t B,
+                  const int64_t[::1] first, bint tokens):
     """What a caller must know to take a pass in several calls.
 
     First the bytes of scratch that weights, blocks and sums of both passes take, with as many threads as there may be now; then for each
     group of rows where its blocks of time begin, the last first. Of a rectangle's groups, those of another size.
     """
     cdef Gradients run
-    cdef ForwardWeights packed_weights
+    cdef Problem *problem = &run.back.problem
+    cdef ForwardWeights weights
     cdef TimeBlock block
-    cdef Views views
-    cdef Block starts
     cdef real any_real
     cdef int64_t any_token
     cdef int group
     cdef dict blocks = {}
-    views.count = 0
     memset(&run, 0, sizeof(Gradients))
-    memset(&packed_weights, 0, sizeof(ForwardWeights))
-    try:
-        run.back.problem.N, run.back.problem.I, run.back.problem.P, run.back.problem.H = N, I, P, H
-        run.back.problem.w_hr = &any_real if P < H else NULL
-        run.back.problem.reset_after, run.back.problem.time.T, run.back.problem.time.B = reset_after, T, B
-        if first is not None:
-            run.back.problem.time.first = <const Py_ssize_t *>view(&views, "first", first, 1, READ, INTEGER_FORMATS).buf
-        run.back.problem.tokens = &any_token if tokens else NULL
-        run.dx = &any_real if not tokens else NULL
-        run.back.sharing.threads, run.begins, run.in_one_call = thread_limit(), True, True
-        plan_backward(&run)
-        packed_weights.input.N, packed_weights.input.I, packed_weights.input.kind = N, I, TOKENS if tokens else VECTORS
-        packed_weights.H, packed_weights.P, packed_weights.reset_after = H, P, reset_after
-        packed_weights.w_hr = projection_sizes(&run.back.problem)
-        starts = Block((run.held_rows + 1) * sizeof(Py_ssize_t))
-        for group in range(run.groups):
-            block = last_block(&run.back.problem.time, first_of_group(&run, group), first_of_group(&run, group + 1), NULL, NULL,
-                               <Py_ssize_t *>starts.at)
-            key = group if first is not None else block.b1 - block.b0
-            if key not in blocks:
-                blocks[key] = [block.t0]
-                while step_back(&run.back.problem.time, &block, run.held_rows):
-                    blocks[key].append(block.t0)
-        return bytes_of(lay_out_backward, &run) + bytes_of(lay_out_forward, &packed_weights), list(blocks.values())
-    finally:
-        release(&views)
+    memset(&weights, 0, sizeof(ForwardWeights))
+    problem.N, problem.I, problem.P, problem.H, problem.reset_after = N, I, P, H, reset_after
+    problem.w_hr = &any_real if P < H else NULL
+    problem.tokens = &any_token if tokens else NULL
+    problem.time.T, problem.time.B, problem.time.first = T, B, <const Py_ssize_t *>&first[0] if first is not None else NULL
+    run.dx = &any_real if not tokens else NULL
+    run.back.sharing.threads, run.begins, run.in_one_call = thread_limit(), True, True
+    plan_backward(&run)
+    set_sizes(&weights, problem, TOKENS if tokens else VECTORS)
+    cdef Block starts = Block((run.held_rows + 1) * sizeof(Py_ssize_t))
+    run.blocks[0].starts = <Py_ssize_t *>starts.at
+    for group in range(run.groups):
+        block = next_blocks(&run, group, 0)
+        key = group if first is not None else block.b1 - block.b0
+        if key not in blocks:
+            blocks[key] = [block.t0]
+            while step_back(&problem.time, &block, run.held_rows, 0):
+                blocks[key].append(block.t0)
+    return bytes_of(lay_out_backward, &run) + bytes_of(lay_out_forward, &weights), list(blocks.values())
 
 
 cdef void lay_out_state_gradients(void *call, Space *space) noexcept nogil:
     cdef Backward *run = <Backward *>call
-    run.w_hh = take_panels(space, run.problem.P, run.problem.N)
-    run.zeros = take(space, max(run.problem.time.B * run.problem.P, run.problem.H))
-    if run.problem.w_hr != NULL:
-        run.w_hr = take_panels(space, run.problem.H, run.problem.P)
-        run.block.dh = take(space, run.problem.time.T * run.problem.time.B * run.problem.P)
-        run.block.shown = take(space, run.problem.time.T * run.problem.time.B * run.problem.H)
-    if run.problem.reset_after:
-        run.block.da = take(space, run.problem.time.T * run.problem.time.B * run.problem.N)
+    cdef const Problem *problem = &run.problem
+    cdef Py_ssize_t held = problem.time.T * problem.time.B
+    lay_out_weights(run, space)
+    if problem.w_hr != NULL:
+        run.block.dh = take(space, held * problem.P)
+        run.block.shown = take(space, held * problem.H)
+    if problem.reset_after:
+        run.block.da = take(space, held * problem.N)
 
 
 cdef int bind(Problem *problem, Views *views, int cell, int activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first,
@@ -297,9 +270,7 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     """The problem that these arrays pose; it is 0 on entry. ``access`` is that to h, c, a and m, unless another is given for h."""
     cdef const Py_buffer *given
     cdef bint projected = w_hr is not None
-    problem.forward, problem.backward = step_of(cell, FORWARD, projected), step_of(cell, BACKWARD, projected)
-    problem.tangent = step_of(cell, TANGENT, projected)
-    if problem.forward == NULL:
+    if not choose_steps(problem, cell, projected):
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     problem.activation = activation
     given = view(views, "h", h, 3, access if access_to_h < 0 else access_to_h)

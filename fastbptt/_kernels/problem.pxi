@@ -13,11 +13,6 @@
 
 ctypedef void (*Step)(const Span *span) noexcept nogil
 
-cdef enum Pass:
-    FORWARD
-    BACKWARD
-    TANGENT
-
 cdef struct Problem:
     Step forward, backward, tangent    # the cell's
     Time time
@@ -64,14 +59,17 @@ cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept
     return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
 
 
-cdef inline Span any_span(const Problem *problem, const Patch *patch) noexcept nogil:
-    """What the spans of a patch have in common."""
+cdef inline Span any_span(const Problem *problem, const Patch *patch, Py_ssize_t *held) noexcept nogil:
+    """What the spans of the patch's first rows have in common, ``held`` of them; where they touch, it becomes 1."""
     cdef Span span
     memset(&span, 0, sizeof(Span))
     span.n = patch.u1 - patch.u0
     span.H = problem.H
     span.activation = problem.activation
     span.leak = problem.leak + patch.u0 if problem.leak != NULL else NULL
+    if rows_touch(problem, patch):
+        span.n *= held[0]
+        held[0] = min(held[0], <Py_ssize_t>1)
     return span
 
 

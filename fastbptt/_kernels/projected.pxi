@@ -4,24 +4,10 @@
 #   backward       ds_t = dh_t W_hr, (rows of a block, H); the cell leaves s_t there, which it has made again for its own derivatives:
 #                  s is on no tape. For dW_hr = sum of dh_t^T s_t, a block keeps its dh_t too
 #
-# The second product needs all units of a step, and the way back all columns of dh_t. Where threads share units, a step is two stages.
+# The second product needs all units of a step, and the way back all columns of dh_t. So a step is of two stages, 0 and 1.
 
 cdef inline int stages(const Problem *problem) noexcept nogil:
     return 1 if problem.w_hr == NULL else 2
-
-
-cdef inline InputWeights projection_sizes(const Problem *sizes) noexcept nogil:
-    """Those of W_hr; of no rows if there is none."""
-    cdef InputWeights weights
-    memset(&weights, 0, sizeof(InputWeights))
-    if sizes.w_hr != NULL:
-        weights.N, weights.I, weights.kind = sizes.P, sizes.H, VECTORS
-    return weights
-
-
-cdef void lay_out_shown(void *call, Space *space) noexcept nogil:
-    cdef Forward *run = <Forward *>call
-    run.shown = take(space, run.problem.time.B * run.problem.H)
 
 
 cdef void project_shown(const Problem *problem, const InputWeights *w_hr, const real *shown, Py_ssize_t t, const Patch *patch, real *h,
@@ -49,7 +35,7 @@ cdef void step_backward_projected(const Backward *run, const TimeBlock *block, P
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t P = problem.P, H = problem.H, held = rows_at(&problem.time, t, patch.b0, patch.b1), b
     cdef Py_ssize_t row = da_row(&problem.time, block, t, patch.b0)
-    cdef Span span = any_span(problem, patch)
+    cdef Span span = any_span(problem, patch, &held)
     # reverse of: h_t = s_t W_hr^T
     product(1, held, patch.u1 - patch.u0, P, rows(block.dh + row * P, 0, P), 1, panels_from(run.w_hr, patch.u0 // LANES),
             rows(run.zeros, 0, 0), rows(block.shown + row * H + patch.u0, 0, H))
@@ -73,13 +59,6 @@ cdef void add_projection_gradient(const Problem *problem, const TimeBlock *block
     cdef Py_ssize_t P = problem.P, H = problem.H, panels = ceil_div(H, LANES)
     add_weight_gradient(block.dh, P, K, sequence(rows(block.shown, 0, H), K), H, panels * part // parts, panels * (part + 1) // parts,
                         dw_hr, scratch, watch, worker)
-
-
-cdef void add_up_projection(Gradients *run, const real *dw_hr, int task) noexcept nogil:
-    """A task's share of a group's dW_hr, to that of all."""
-    cdef Py_ssize_t size = projection_size(&run.back.problem), tasks = run.back.sharing.tasks
-    cdef Py_ssize_t first = size * task // tasks
-    add(dw_hr + first, size * (task + 1) // tasks - first, run.sums.dw_hr + first)
 
 
 cdef void project_tangent(const Jvp *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

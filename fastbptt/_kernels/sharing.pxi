@@ -49,13 +49,16 @@ cdef inline void share_rows(Sharing *sharing, const Problem *problem, double wor
     sharing.tasks = max(sharing.tasks, <int>min(longest, <double>min(B, <Py_ssize_t>MAX_THREADS)))
 
 
-cdef inline Patch rows_of_task(const Problem *problem, int task, int tasks) noexcept nogil:
+cdef inline Patch whole_rows(const Problem *problem, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef Patch patch
-    patch.b0 = problem.time.B * task // tasks
-    patch.b1 = problem.time.B * (task + 1) // tasks
+    patch.b0, patch.b1 = b0, b1
     patch.u0, patch.u1 = 0, problem.H
-    patch.p0, patch.p1 = 0, written(problem)
+    patch.p0, patch.p1 = 0, min(problem.P, problem.H)     # what units write of h
     return patch
+
+
+cdef inline Patch rows_of_task(const Problem *problem, int task, int tasks) noexcept nogil:
+    return whole_rows(problem, problem.time.B * task // tasks, problem.time.B * (task + 1) // tasks)
 
 
 cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noexcept nogil:
@@ -73,8 +76,3 @@ cdef inline void cut_panels(Py_ssize_t n, int part, int parts, Py_ssize_t *first
     cdef Py_ssize_t panels = ceil_div(n, LANES)
     first[0] = panels * part // parts * LANES
     end[0] = min(n, panels * (part + 1) // parts * LANES)
-
-
-cdef inline Py_ssize_t written(const Problem *problem) noexcept nogil:
-    """How many columns of h units write."""
-    return min(problem.P, problem.H)

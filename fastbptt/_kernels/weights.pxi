@@ -23,6 +23,14 @@ cdef struct ForwardWeights:
     real *m_bias                   # (H,): the recurrent bias of a gate whose reset comes after the product
 
 
+cdef inline void set_sizes(ForwardWeights *packed, const Problem *problem, InputKind kind) noexcept nogil:
+    """What weights and biases of this problem need room for; ``packed`` is 0 on entry."""
+    packed.input.N, packed.input.I, packed.input.kind = problem.N, problem.I, kind
+    packed.H, packed.P, packed.reset_after = problem.H, problem.P, problem.reset_after
+    if problem.w_hr != NULL:
+        packed.w_hr.N, packed.w_hr.I, packed.w_hr.kind = problem.P, problem.H, VECTORS
+
+
 cdef void lay_out_input(void *call, Space *space) noexcept nogil:
     cdef InputWeights *input = <InputWeights *>call
     input.bias = take(space, input.N)
@@ -32,15 +40,11 @@ cdef void lay_out_input(void *call, Space *space) noexcept nogil:
         input.token_weight = take(space, input.I * input.N)
 
 
-cdef inline void put_bias(InputWeights *input, const real *bias) noexcept nogil:
+cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
     if bias != NULL:
         memcpy(input.bias, bias, input.N * sizeof(real))
     else:
         memset(input.bias, 0, input.N * sizeof(real))
-
-
-cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
-    put_bias(input, bias)
     if input.kind == VECTORS:
         pack_transposed(w, input.I, input.I, input.N, input.w.at, input.w.panel)
     elif input.kind == TOKENS:
@@ -54,39 +58,27 @@ cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexc
 cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
     cdef ForwardWeights *packed = <ForwardWeights *>call
     lay_out_input(&packed.input, space)
-    lay_out_recurrent(packed, space)
-
-
-cdef void lay_out_recurrent(ForwardWeights *packed, Space *space) noexcept nogil:
     packed.w_hh = take_panels(space, packed.input.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
     packed.m_bias = take(space, packed.reset_after * packed.H)
     if packed.w_hr.N:
         lay_out_input(&packed.w_hr, space)
 
 
-cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *b_ih, const real *b_hh) noexcept nogil:
-    """The transposed weights, and both biases added up, but for a gate whose reset comes after the product."""
-    pack_input(&packed.input, w_ih, b_ih)
-    add_recurrent_bias(packed, b_ih, b_hh)
-    pack_recurrent(packed, w_hh)
-
-
-cdef void add_recurrent_bias(ForwardWeights *packed, const real *b_ih, const real *b_hh) noexcept nogil:
-    """To the input's bias, which is b_ih, or 0 where that is NULL."""
-    cdef Py_ssize_t H = packed.H, n, summed = packed.input.N - packed.reset_after * H
+cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *w_hr, const real *b_ih,
+                       const real *b_hh) noexcept nogil:
+    """The transposed weights, and both biases added up, but for a gate whose reset comes after the product. A NULL bias is 0."""
+    cdef Py_ssize_t H = packed.H, P = packed.P, gate, n, summed = packed.input.N - packed.reset_after * H
     cdef real *bias = packed.input.bias
+    pack_input(&packed.input, w_ih, b_ih)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
     if b_hh != NULL:
         for n in range(summed):
             bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
         memcpy(packed.m_bias, b_hh + summed, packed.reset_after * H * sizeof(real))
-
-
-cdef void pack_recurrent(ForwardWeights *packed, const real *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = packed.H, gate
     for gate in range(packed.input.N // H):
-        pack_transposed(w_hh + gate * H * packed.P, packed.P, packed.P, H,
-                        panels_from(packed.w_hh, gate * ceil_div(H, LANES)).at, packed.w_hh.panel)
+        pack_transposed(w_hh + gate * H * P, P, P, H, panels_from(packed.w_hh, gate * ceil_div(H, LANES)).at, packed.w_hh.panel)
+    if packed.w_hr.N:
+        pack_input(&packed.w_hr, w_hr, NULL)
 
 
 cdef inline InputKind kind_of_input(const Problem *problem) noexcept nogil:
@@ -107,18 +99,13 @@ cdef class PackedWeights:
                 and (at.input.kind == VECTORS) == (problem.x != NULL))
 
 
-cdef PackedWeights packed(const Problem *sizes, InputKind kind, const real *b_ih, const real *b_hh):
+cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):
     """The weights of a problem, of which sizes and weights alone must be known."""
     cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
-    cdef ForwardWeights *at = &weights.at
-    at.input.N, at.input.I, at.input.kind = sizes.N, sizes.I, kind
-    at.H, at.P, at.reset_after = sizes.H, sizes.P, sizes.reset_after
-    at.w_hr = projection_sizes(sizes)
-    weights.block = make_room(lay_out_forward, at)
+    set_sizes(&weights.at, problem, kind)
+    weights.block = make_room(lay_out_forward, &weights.at)
     with nogil:
-        pack_forward(at, sizes.w_ih, sizes.w_hh, b_ih, b_hh)
-        if sizes.w_hr != NULL:
-            pack_input(&at.w_hr, sizes.w_hr, NULL)
+        pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh)
     return weights
 
 
