@@ -34,8 +34,7 @@ cdef inline Sequence sequence(Rows source, Py_ssize_t inner) noexcept nogil:
 
 cdef inline Sequence ragged_sequence(const real *at, Py_ssize_t width, const Time *time, Py_ssize_t t, Py_ssize_t b0, Py_ssize_t b1,
                                      bint states) noexcept nogil:
-    cdef Sequence S
-    S.rows = rows(at, 0, width)
+    cdef Sequence S = sequence(rows(at, 0, width), 1)
     S.time, S.t, S.b0, S.b1, S.states = time, t, b0, b1, states
     return S
 
