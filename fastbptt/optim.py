@@ -27,6 +27,13 @@ def two_decays(name: str, value: Any) -> tuple[float, float]:
     return first, second
 
 
+def items_of(given: Any) -> list[tuple[Any, Any]]:
+    """What is to be updated, and the keys that it is known by."""
+    if isinstance(given, dict):
+        return list(given.items())
+    return list(enumerate(given)) if isinstance(given, (list, tuple)) else [(0, given)]
+
+
 class Optimiser:
     """What the optimisers share: the parameter arrays, their gradients, and the state arrays that an algorithm asks for.
 
@@ -59,12 +66,7 @@ class Optimiser:
         self.lr, self.weight_decay = lr, weight_decay
         self._steps = 0
         given = layers_or_params
-        if isinstance(given, dict):
-            items = list(given.items())
-        elif isinstance(given, (list, tuple)):
-            items = list(enumerate(given))
-        else:
-            items = [(0, given)]
+        items = items_of(given)
         if not items:
             raise ValueError("layers_or_params: expected at least one layer or array, got none")
         self._layers = [item for _, item in items] if all(hasattr(item, "flat_params") for _, item in items) else None
@@ -121,7 +123,7 @@ class Optimiser:
         by_dtype: dict[np.dtype[Any], list[Array | None]] = {}
         for p, g, state in zip(self._params, gradients, slots):
             by_dtype.setdefault(p.dtype, []).extend((p, g, *[None if name is None else state.get(name) for name in names]))
-        updates = [self._plan(kernels[dtype], arrays, used) for dtype, arrays in by_dtype.items()]
+        updates = [plan for dtype, arrays in by_dtype.items() for plan in self._plans(kernels[dtype], arrays, used)]
         chunks.carry_out(updates, self, _wanted=wanted, _slots=slots, _steps=self._steps + 1)
 
     def state_dict(self) -> dict[str, Array]:
@@ -160,9 +162,12 @@ class Optimiser:
         """Those of the optional state arrays that the options of now ask for."""
         return ()
 
-    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
+    def _plans(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> list[chunks.Arrays]:
         """What one step does to these arrays: in turn a parameter, its gradient and its state; ``used`` are the state arrays that have
         been used before."""
+        return [self._plan(kernel, arrays, used, self._lr)]
+
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str], lr: float) -> chunks.Arrays:
         raise NotImplementedError
 
     def _state_arrays(self, wanted: tuple[str, ...]) -> list[dict[str, Array]]:
@@ -254,9 +259,9 @@ class SGD(Optimiser):
             raise ValueError("nesterov: expected momentum above 0 and no dampening to go with it")
         return ("momentum_buffer",) if self.momentum else ()
 
-    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str], lr: float) -> chunks.Arrays:
         first = "momentum_buffer" not in used
-        return kernel.sgd(arrays, self._lr, self._momentum, self._dampening, self._weight_decay, self._nesterov, first)
+        return kernel.sgd(arrays, lr, self._momentum, self._dampening, self._weight_decay, self._nesterov, first)
 
 
 class RMSprop(Optimiser):
@@ -310,8 +315,8 @@ class RMSprop(Optimiser):
     def _wants(self) -> tuple[str, ...]:
         return ("grad_avg",) * self.centered + ("momentum_buffer",) * (self.momentum > 0)
 
-    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
-        return kernel.rmsprop(arrays, self._lr, self._alpha, self._eps, self._weight_decay, self._momentum)
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str], lr: float) -> chunks.Arrays:
+        return kernel.rmsprop(arrays, lr, self._alpha, self._eps, self._weight_decay, self._momentum)
 
 
 class Adam(Optimiser):
@@ -360,5 +365,5 @@ class Adam(Optimiser):
     def _wants(self) -> tuple[str, ...]:
         return ("max_exp_avg_sq",) * self.amsgrad
 
-    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> chunks.Arrays:
-        return kernel.adam(arrays, self._steps + 1, self._lr, *self._betas, self._eps, self._weight_decay)
+    def _plan(self, kernel: Any, arrays: list[Array | None], used: Collection[str], lr: float) -> chunks.Arrays:
+        return kernel.adam(arrays, self._steps + 1, lr, *self._betas, self._eps, self._weight_decay)

@@ -12,7 +12,7 @@ cdef struct Forward:
     bint by_units
 
 
-cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept:
+cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept nogil:
     """Once the problem is bound."""
     cdef const Problem *problem = &run.problem
     run.weights = weights

@@ -6,6 +6,7 @@ ctypedef void (*Part)(void *context, Py_ssize_t step, int part, int worker) noex
 cdef struct Watch:
     int stop      # set once Ctrl-C has come: tasks return early
     double work   # multiply-adds since signals were last looked at
+    const Watch *above    # that of the call which this one is a part of, or NULL
 
 cdef enum:
     MAX_THREADS = 256

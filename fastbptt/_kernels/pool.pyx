@@ -377,6 +377,8 @@ cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil:
             watch.work = 0
             if PyThread_get_thread_ident() == main_thread:
                 look_at_signals(watch)
+    if watch.above != NULL and watch.above.stop:
+        watch.stop = 1
     return watch.stop
 
 

@@ -1,0 +1,349 @@
+# Nets of a fleet, one after the other: a task is a net, which one thread takes through all time, with the passes of `forward.pxi` and
+# `gradients.pxi`, and so with their bits. If there are fewer nets than threads, and these are long, the threads share each.
+#
+# Nets whose rows end early are packed, as ragged batches are (`time.pxi`), though there is room for the rectangle; the caller's arrays are
+# not, and rows are sorted here.
+
+cdef struct Order:                 # a net's rows, the longest first: those that have steps, and for how long
+    Py_ssize_t *row                # (B,)
+    Py_ssize_t *first              # (T + 1,), as `Time` has it
+    Py_ssize_t *next               # (T + 1,), scratch
+    Py_ssize_t count, T
+    bint ragged                    # or else all have all steps, and nothing is packed
+
+cdef struct NetForward:
+    const Fleet *fleet
+    Forward run
+    ForwardWeights weights
+    Order order
+    real *x
+    int64_t *tokens
+
+cdef struct NetBackward:
+    const Fleet *fleet
+    Gradients run
+    Order order
+    real *x
+    int64_t *tokens
+    real *d_out
+    real *dx
+    real *dh
+    real *dc
+
+
+# --- One net ----------------------------------------------------------------------------------------------------------
+
+cdef Problem problem_of_net(const Fleet *fleet, Py_ssize_t k) noexcept nogil:
+    cdef Problem net = fleet.net
+    cdef Py_ssize_t N = net.N, I = net.I, P = net.P, H = net.H, T = net.time.T, B = net.time.B
+    net.w_ih += k * N * I
+    net.w_hh += k * N * P
+    net.w_hr += k * P * H if net.w_hr != NULL else 0
+    net.leak += k * H if net.leak != NULL else 0
+    net.x += k * T * B * I if net.x != NULL and not fleet.one_x else 0
+    net.tokens += k * T * B if net.tokens != NULL and not fleet.one_x else 0
+    net.h += k * (T + 1) * B * P if net.h != NULL else 0
+    net.c += k * (T + 1) * B * H if net.c != NULL else 0
+    net.a += k * T * B * N if net.a != NULL else 0
+    net.m += k * T * B * H if net.m != NULL else 0
+    return net
+
+
+cdef inline const int64_t *lengths_of_net(const Fleet *fleet, Py_ssize_t k) noexcept nogil:
+    return fleet.lengths + (0 if fleet.one_lengths else k * fleet.net.time.B)
+
+
+cdef inline bint has_gates(const Problem *net) noexcept nogil:
+    """Whether a is an array of its own, and not h."""
+    return net.gates > 1 or net.leak != NULL
+
+
+cdef inline double work_of_net(const Problem *net) noexcept nogil:
+    """Multiply-adds forward."""
+    return <double>net.time.T * net.time.B * net.N * (net.I + net.P + CELL_WORK)
+
+
+cdef void sort_rows_of_net(Order *order, const int64_t *lengths, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
+    """Rows of one length stay in their order."""
+    cdef Py_ssize_t t, b, longer = 0, same
+    memset(order.next, 0, (T + 1) * sizeof(Py_ssize_t))
+    for b in range(B):
+        order.next[lengths[b]] += 1
+    order.ragged = order.next[T] < B
+    t = T
+    while t >= 0:                  # next[t]: where the first row of length t stands
+        same, order.next[t] = order.next[t], longer
+        longer += same
+        t -= 1
+    order.count, order.T, order.first[0] = 0 if T == 0 else order.next[0], 0, 0
+    for t in range(T):             # next[t] is also how many rows are longer, and so the number of those that have a step t
+        order.first[t + 1] = order.first[t] + order.next[t]
+        order.T += order.next[t] > 0
+    for b in range(B):
+        order.row[order.next[lengths[b]]] = b
+        order.next[lengths[b]] += 1
+
+
+cdef void lay_out_order(Order *order, Py_ssize_t T, Py_ssize_t B, Space *space) noexcept nogil:
+    order.row = take_indices(space, B)
+    order.first = take_indices(space, T + 1)
+    order.next = take_indices(space, T + 1)
+
+
+cdef inline void use_order(Problem *net, const Order *order) noexcept nogil:
+    if order.ragged:
+        net.time.T, net.time.B, net.time.first = order.T, order.count, order.first
+
+
+cdef inline Py_ssize_t steps_of_row(const Order *order, Py_ssize_t b) noexcept nogil:
+    """Of the b-th in the order."""
+    cdef Py_ssize_t t = order.T
+    while order.first[t] - order.first[t - 1] <= b:
+        t -= 1
+    return t
+
+
+cdef void pack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
+    """The rows that are there of an array (T, B, size bytes), without gaps."""
+    cdef Py_ssize_t t, b
+    for t in range(order.T):
+        for b in range(order.first[t + 1] - order.first[t]):
+            memcpy(<char *>target + (order.first[t] + b) * size, <const char *>source + (t * B + order.row[b]) * size, size)
+
+
+cdef void unpack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
+    """And back; other rows stay as they are."""
+    cdef Py_ssize_t t, b
+    for t in range(order.T):
+        for b in range(order.first[t + 1] - order.first[t]):
+            memcpy(<char *>target + (t * B + order.row[b]) * size, <const char *>source + (order.first[t] + b) * size, size)
+
+
+cdef void pack_inputs(Problem *net, const Order *order, Py_ssize_t B, real *x, int64_t *tokens) noexcept nogil:
+    if net.x != NULL:
+        pack_order(order, B, net.x, net.I * sizeof(real), x)
+        net.x = x
+    else:
+        pack_order(order, B, net.tokens, sizeof(int64_t), tokens)
+        net.tokens = tokens
+
+
+cdef void lay_out_inputs(const Problem *net, real **x, int64_t **tokens, Space *space) noexcept nogil:
+    """Packed."""
+    cdef Py_ssize_t R = net.time.T * net.time.B
+    if net.x != NULL:
+        x[0] = take(space, R * net.I)
+    else:
+        tokens[0] = <int64_t *>take_bytes(space, R * sizeof(int64_t))
+
+
+# --- A net forward ----------------------------------------------------------------------------------------------------
+
+cdef void size_net_forward(NetForward *task, const Fleet *fleet, Py_ssize_t k) noexcept nogil:
+    """Before it is laid out."""
+    cdef const Problem *net = &task.run.problem
+    memset(task, 0, sizeof(NetForward))
+    task.fleet = fleet
+    task.run.problem = problem_of_net(fleet, k)
+    task.weights.input.N, task.weights.input.I, task.weights.input.kind = net.N, net.I, kind_of_input(net)
+    task.weights.H, task.weights.P, task.weights.reset_after = net.H, net.P, net.reset_after
+    task.weights.w_hr = projection_sizes(net)
+
+
+cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
+    """Room for the weights; for rows that are packed; and for what is not kept."""
+    cdef NetForward *task = <NetForward *>call
+    cdef Problem *net = &task.run.problem
+    cdef Py_ssize_t T = net.time.T, B = net.time.B
+    lay_out_forward(&task.weights, space)
+    if net.w_hr != NULL:
+        lay_out_shown(&task.run, space)
+    if task.fleet.lengths != NULL:
+        lay_out_order(&task.order, T, B, space)
+        lay_out_inputs(net, &task.x, &task.tokens, space)
+    if net.h == NULL:
+        net.h = take(space, (T + 1) * B * net.P)
+    if net.c == NULL and task.fleet.c_n != NULL:
+        net.c = take(space, (T + 1) * B * net.H)
+    if net.a == NULL and has_gates(net):
+        net.a = take(space, T * B * net.N)
+    if net.m == NULL and net.reset_after:
+        net.m = take(space, T * B * net.H)
+
+
+cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
+    cdef Fleet *fleet = <Fleet *>context
+    cdef NetForward task
+    cdef Forward *run = &task.run
+    cdef Problem *net = &run.problem
+    cdef Py_ssize_t N = fleet.net.N, P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B, of_k = k
+    cdef Space space
+    if fleet.watch.stop:
+        return
+    size_net_forward(&task, fleet, k)
+    space.free = fleet.room + worker * fleet.room_each
+    lay_out_net_forward(&task, &space)
+    if fleet.lengths != NULL:
+        sort_rows_of_net(&task.order, lengths_of_net(fleet, k), T, B)
+        if task.order.ragged:
+            pack_inputs(net, &task.order, B, task.x, task.tokens)
+        use_order(net, &task.order)
+    if not has_gates(net):
+        net.a = net.h + net.time.B * P
+    pack_forward(&task.weights, net.w_ih, net.w_hh, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
+                 fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL)
+    if net.w_hr != NULL:
+        pack_input(&task.weights.w_hr, net.w_hr, NULL)
+    begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
+    if net.c != NULL:
+        begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
+    prepare_forward(run, &task.weights)
+    run.sharing.threads = run.projection.sharing.threads = fleet.threads
+    run.watch.above = &fleet.watch
+    if net.time.T > 0:
+        run_forward(run)
+    end_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h, fleet.h_n + of_k * B * P)
+    if net.c != NULL:
+        end_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c, fleet.c_n + of_k * B * H)
+    if fleet.out != NULL and task.order.ragged:
+        unpack_order(&task.order, B, net.h + net.time.B * P, P * sizeof(real), fleet.out + of_k * T * B * P)
+    elif fleet.out != NULL:
+        memcpy(fleet.out + of_k * T * B * P, net.h + B * P, T * B * P * sizeof(real))
+    if run.watch.stop or interrupted(&fleet.watch, worker, work_of_net(net)):
+        fleet.watch.stop = 1
+
+
+cdef void begin_net(const NetForward *task, const real *state, Py_ssize_t width, real *history) noexcept nogil:
+    """Slot 0 of a history; ``state`` is (B, width), or NULL for zeros."""
+    cdef Py_ssize_t B = task.run.problem.time.B, b
+    if state == NULL:
+        memset(history, 0, B * width * sizeof(real))
+    elif not task.order.ragged:
+        memcpy(history, state, B * width * sizeof(real))
+    else:
+        for b in range(B):
+            memcpy(history + b * width, state + task.order.row[b] * width, width * sizeof(real))
+
+
+cdef void end_net(const NetForward *task, const real *state, Py_ssize_t width, const real *history, real *last) noexcept nogil:
+    """Each row's last state; ``state``, the first, of a row without steps."""
+    cdef const Time *time = &task.run.problem.time
+    cdef Py_ssize_t B = task.fleet.net.time.B, b
+    if not task.order.ragged:
+        memcpy(last, history + slot(time, time.T) * width, B * width * sizeof(real))
+        return
+    if state == NULL:
+        memset(last, 0, B * width * sizeof(real))
+    else:
+        memcpy(last, state, B * width * sizeof(real))
+    for b in range(task.order.count):
+        memcpy(last + task.order.row[b] * width, history + (slot(time, steps_of_row(&task.order, b)) + b) * width, width * sizeof(real))
+
+
+# --- A net backward ---------------------------------------------------------------------------------------------------
+
+cdef void size_net_backward(NetBackward *task, const Fleet *fleet, Py_ssize_t k) noexcept nogil:
+    cdef Gradients *run = &task.run
+    cdef const Problem *net = &run.back.problem
+    cdef Py_ssize_t N = fleet.net.N, P = fleet.net.P, H = fleet.net.H, I = fleet.net.I, B = fleet.net.time.B, R = B * fleet.net.time.T
+    memset(task, 0, sizeof(NetBackward))
+    task.fleet = fleet
+    run.back.problem = problem_of_net(fleet, k)
+    run.back.clip = fleet.clip
+    run.back.d_out = fleet.d_out + k * R * P if fleet.d_out != NULL else NULL
+    run.back.dh = fleet.dh + k * B * P
+    run.back.dc = fleet.dc + k * B * H if fleet.dc != NULL else NULL
+    run.dx = fleet.dx + k * R * I if fleet.dx != NULL else NULL
+    run.sums.dw_ih = fleet.sums.dw_ih + k * N * I
+    run.sums.dw_hh = fleet.sums.dw_hh + k * N * P
+    run.sums.db_ih = fleet.sums.db_ih + k * N
+    run.sums.db_hh = fleet.sums.db_hh + k * N if fleet.sums.db_hh != NULL else NULL
+    run.sums.dw_hr = fleet.sums.dw_hr + k * P * H if fleet.sums.dw_hr != NULL else NULL
+    run.begins = run.in_one_call = run.quiet = True
+    run.back.sharing.threads = fleet.threads
+    run.back.watch.above = &fleet.watch
+
+
+cdef void lay_out_packed(void *call, Space *space) noexcept nogil:
+    """What is packed of a net with lengths, and comes before all else."""
+    cdef NetBackward *task = <NetBackward *>call
+    cdef const Problem *net = &task.run.back.problem
+    cdef Py_ssize_t B = net.time.B, R = net.time.T * B
+    if task.fleet.lengths == NULL:
+        return
+    lay_out_order(&task.order, net.time.T, B, space)
+    lay_out_inputs(net, &task.x, &task.tokens, space)
+    task.d_out = take(space, R * net.P)
+    task.dx = take(space, R * net.I)
+    task.dh = take(space, B * net.P)
+    task.dc = take(space, B * net.H)
+
+
+cdef size_t room_for_net_backward(const Fleet *fleet) noexcept nogil:
+    """Whatever the lengths: then groups of rows and blocks of time are other ones, and none is longer than this."""
+    cdef NetBackward task
+    cdef Gradients *run = &task.run
+    cdef size_t grouped, ungrouped
+    cdef Py_ssize_t any_step
+    size_net_backward(&task, fleet, 0)
+    plan_backward(run)
+    if fleet.lengths == NULL:
+        return bytes_of(lay_out_backward, run)
+    run.held_rows, run.back.problem.time.first = BACKWARD_ROWS + fleet.net.time.B, &any_step
+    run.groups = 1
+    ungrouped = bytes_of(lay_out_backward, run)
+    run.groups = MAX_GROUPS
+    grouped = bytes_of(lay_out_backward, run)
+    return bytes_of(lay_out_packed, &task) + max(grouped, ungrouped)
+
+
+cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
+    cdef Fleet *fleet = <Fleet *>context
+    cdef NetBackward task
+    cdef Gradients *run = &task.run
+    cdef Problem *net = &run.back.problem
+    cdef Order *order = &task.order
+    cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B, b
+    cdef real *sum_of_x
+    cdef real *dx
+    cdef real *dh
+    cdef real *dc
+    cdef Space space
+    if fleet.watch.stop:
+        return
+    size_net_backward(&task, fleet, k)
+    space.free = fleet.room + worker * fleet.room_each
+    lay_out_packed(&task, &space)
+    sum_of_x, dx, dh, dc = run.sums.dw_ih, run.dx, run.back.dh, run.back.dc
+    if fleet.lengths != NULL:
+        sort_rows_of_net(order, lengths_of_net(fleet, k), T, B)
+        use_order(net, order)
+    if order.ragged:
+        pack_inputs(net, order, B, task.x, task.tokens)
+        if run.back.d_out != NULL:
+            pack_order(order, B, run.back.d_out, P * sizeof(real), task.d_out)
+            run.back.d_out = task.d_out
+        run.dx = task.dx if dx != NULL else NULL
+        run.back.dh, run.back.dc = task.dh, task.dc if dc != NULL else NULL
+        for b in range(order.count):
+            memcpy(task.dh + b * P, dh + order.row[b] * P, P * sizeof(real))
+            if dc != NULL:
+                memcpy(task.dc + b * H, dc + order.row[b] * H, H * sizeof(real))
+    if not has_gates(net):
+        net.a = net.h + net.time.B * P
+    if net.time.T > 0:
+        plan_backward(run)
+        lay_out_backward(run, &space)
+        prepare_backward(run)
+        run_backward(run)
+        if net.tokens != NULL and not run.back.watch.stop:
+            transpose(run.sums.dw_ih, net.I, net.N, sum_of_x)
+    if order.ragged:
+        if dx != NULL:
+            unpack_order(order, B, task.dx, net.I * sizeof(real), dx)
+        for b in range(order.count):
+            memcpy(dh + order.row[b] * P, task.dh + b * P, P * sizeof(real))
+            if dc != NULL:
+                memcpy(dc + order.row[b] * H, task.dc + b * H, H * sizeof(real))
+    if run.back.watch.stop or interrupted(&fleet.watch, worker, 2 * work_of_net(net)):
+        fleet.watch.stop = 1
