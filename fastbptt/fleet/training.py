@@ -132,7 +132,7 @@ class _OfFleet:
         if hasattr(params, "flat_params"):
             raise TypeError(f"params: expected arrays with a leading axis of nets, got {_checks.describe(params)}")
         items = optim.items_of(params)
-        names = [_checks.item("params", key) for key, _ in items]
+        names = ["params"] if isinstance(params, np.ndarray) else [_checks.item("params", key) for key, _ in items]
         arrays = [_checks.require_array(name, array) for name, (_, array) in zip(names, items)]
         self._fleet, self._lrs = _nets(names, arrays) if arrays else 0, None
 
