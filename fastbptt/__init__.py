@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "fleet",
     "get_num_threads",
     "gradient_flossing",
     "gradient_flow",
@@ -68,11 +69,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Pictures are loaded by whoever draws one, not with everything else."""
-    if name == "pictures":
+    """Pictures and fleets are loaded by whoever wants one, not with everything else."""
+    if name in ("fleet", "pictures"):
         from importlib import import_module
 
-        return import_module(".pictures", __name__)
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,7 +16,10 @@ from fastbptt._kernels import kernels
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_CELL = pytest.mark.parametrize("cell", CELLS)
 ONE_CELL_OF_EACH = pytest.mark.parametrize("cell", ONE_OF_EACH)
-SMALL, LARGE = (7, 3, 4, 1), (7, 3, 4, 17)  # T, B, I, H: side by side in vectors at any level that has them, and a net for itself at any level
+SMALL, LARGE = (
+    (7, 3, 4, 1),
+    (7, 3, 4, 33),
+)  # T, B, I, H: side by side in vectors at any level that has them, and a net for itself at any level
 
 
 def lanes(dtype):
@@ -92,7 +95,7 @@ def assert_right(nets, got, **options):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("shape", [SMALL, (300, 2, 3, 2), (5, 6, 1, 7), LARGE], ids=str)
+@pytest.mark.parametrize("shape", [SMALL, (300, 2, 3, 2), (5, 6, 1, 9), LARGE], ids=str)
 @EACH_CELL
 def test_against_the_reference(cell, shape, dtype):
     nets = problems(cell, lanes(dtype) + 1, *shape, dtype=dtype)
@@ -103,7 +106,7 @@ def test_against_the_reference(cell, shape, dtype):
 @pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
 @pytest.mark.parametrize("shared_x", [False, True], ids=["own x", "one x"])
 @pytest.mark.parametrize("lengths", ["none", "of each", "of all"])
-@pytest.mark.parametrize("shape", [(20, 5, 3, 1), (9, 5, 4, 17)], ids=str)
+@pytest.mark.parametrize("shape", [(20, 5, 3, 1), (9, 5, 4, 33)], ids=str)
 @pytest.mark.parametrize("cell", ["leaky-relu-units", "gru", "lstm"])
 def test_inputs_and_lengths(cell, shape, lengths, shared_x, tokens, dtype):
     K, rng = lanes(dtype) + 2, np.random.default_rng(0)
@@ -166,7 +169,9 @@ def test_the_tape(cell, shape, lengths, dtype):
             array = getattr(tape, name)
             assert (array is None) == (getattr(expected, name) is None), name
             if array is not None:
-                np.testing.assert_allclose(array[k], getattr(expected, name), rtol=0, atol=1e-5 if dtype == np.float32 else 1e-12, err_msg=name)
+                np.testing.assert_allclose(
+                    array[k], getattr(expected, name), rtol=0, atol=1e-5 if dtype == np.float32 else 1e-12, err_msg=name
+                )
                 assert not array.flags.writeable
     assert tape.shape == (3, *shape[:2], shape[3]) and len(tape) == shape[0]
     assert repr(tape) == f"<{nets[0].cell.prefix} fleet tape: 3 nets, 7 steps, 3 rows, {shape[3]} units, {dtype}>"
@@ -193,7 +198,9 @@ def test_what_is_not_wanted(cell, shape, lengths):
     last = forward(nets, lengths=lengths, last_only=True)[2]
     silent = [replace(net, d_out=None) for net in nets]
     assert_same_bits("d_w_hh", backward(silent, last).w_hh, backward(silent, tape).w_hh)
-    with pytest.raises(ValueError, match=r"^d_out: expected None, as the forward pass had last_only=True, got ndarray of shape \(3, 7, 3, "):
+    with pytest.raises(
+        ValueError, match=r"^d_out: expected None, as the forward pass had last_only=True, got ndarray of shape \(3, 7, 3, "
+    ):
         backward(nets, last)
 
 
@@ -205,7 +212,7 @@ def test_what_is_not_wanted(cell, shape, lengths):
 def test_nets_that_are_not_small_have_the_bits_of_one_net_alone(cell, dtype):
     lengths = np.array([[9, 9, 9, 9], [0, 3, 9, 3], [1, 2, 0, 0]])
     for given in (None, lengths):
-        nets = problems(cell, 3, 9, 4, 4, 17, dtype=dtype, lengths=given)
+        nets = problems(cell, 3, 9, 4, 4, 33, dtype=dtype, lengths=given)
         for net, got in zip(nets, results(nets, lengths=given)):
             assert_results_same_bits(got, net.results(fastbptt))
 
@@ -383,12 +390,20 @@ def gru(**changes):
         ({"x": [[[0.0]]]}, TypeError, "x: expected a NumPy array, got list"),
         ({"h0": np.zeros((3, 6))}, ValueError, "h0: expected shape (2, 3, 6), got (3, 6)"),
         ({"h0": np.zeros((3, 3, 6))}, ValueError, "h0: expected shape (2, 3, 6), got (3, 3, 6)"),
-        ({"w_ih": np.zeros((3, 18, 4))}, ValueError, "w_ih: expected shape (2, 18, I) with I >= 1 to go with w_hh (2, 18, 6), got (3, 18, 4)"),
+        (
+            {"w_ih": np.zeros((3, 18, 4))},
+            ValueError,
+            "w_ih: expected shape (2, 18, I) with I >= 1 to go with w_hh (2, 18, 6), got (3, 18, 4)",
+        ),
         ({"w_ih": np.zeros((18, 4))}, ValueError, "w_ih: expected shape (2, 18, I) with I >= 1 to go with w_hh (2, 18, 6), got (18, 4)"),
         ({"w_ih": np.zeros((2, 18, 4), int)}, TypeError, "w_ih: expected dtype float64 or float32 in native byte order, got int64"),
         ({"w_hh": np.zeros((18, 6))}, ValueError, "w_hh: expected shape (K, 3*H, H) with H >= 1, got (18, 6)"),
         ({"w_hh": np.zeros((2, 17, 6))}, ValueError, "w_hh: expected shape (K, 3*H, H) with H >= 1, got (2, 17, 6)"),
-        ({"w_hh": np.zeros((2, 18, 6), np.float32)}, TypeError, "w_hh: expected dtype float64 like the other arrays of this call, got float32"),
+        (
+            {"w_hh": np.zeros((2, 18, 6), np.float32)},
+            TypeError,
+            "w_hh: expected dtype float64 like the other arrays of this call, got float32",
+        ),
         ({"b_ih": np.zeros((3, 18))}, ValueError, "b_ih: expected shape (2, 18), got (3, 18)"),
         ({"b_hh": np.zeros(18)}, ValueError, "b_hh: expected shape (2, 18), got (18,)"),
         ({"lengths": np.zeros((3, 3), int)}, ValueError, "lengths: expected shape (2, 3) or (3,), got (3, 3)"),
@@ -417,7 +432,11 @@ def test_forward_refuses(changes, kind, message):
             "d_out: expected dtype float64 like the other arrays of this call, got float32",
         ),
         (lambda tape, d: fleet.gru_backward(tape, d, need_dx="no"), TypeError, "need_dx: expected True or False, got 'no'"),
-        (lambda tape, d: fleet.gru_backward(tape, d, clip_step=1.0), TypeError, 'clip_step: expected ("value", c), ("norm", c) or None, got 1.0'),
+        (
+            lambda tape, d: fleet.gru_backward(tape, d, clip_step=1.0),
+            TypeError,
+            'clip_step: expected ("value", c), ("norm", c) or None, got 1.0',
+        ),
         (lambda tape, d: fleet.gru_backward(None, d), TypeError, "tape: expected the tape of fleet.gru_forward, got NoneType"),
         (lambda tape, d: fleet.gru_backward(fleet.Tape(), d), TypeError, "tape: expected the tape of fleet.gru_forward, got Tape"),
         (
@@ -460,7 +479,11 @@ def test_leaks_that_are_refused(leak, kind, message):
 
 def test_a_projection_that_is_refused():
     for w_hr, w_hh, message in [
-        (np.zeros((3, 2, 5)), np.zeros((2, 20, 2)), "w_hh: expected shape (3, 20, 2), (K, 4*H, P) to go with w_hr (3, 2, 5), got (2, 20, 2)"),
+        (
+            np.zeros((3, 2, 5)),
+            np.zeros((2, 20, 2)),
+            "w_hh: expected shape (3, 20, 2), (K, 4*H, P) to go with w_hr (3, 2, 5), got (2, 20, 2)",
+        ),
         (np.zeros((2, 5, 5)), np.zeros((2, 20, 5)), "w_hr: expected shape (K, P, H) with 1 <= P < H, got (2, 5, 5)"),
     ]:
         with pytest.raises(ValueError, match="w_") as error:

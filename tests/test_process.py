@@ -202,6 +202,14 @@ x, w_ih, w_hh = np.broadcast_to(1.0, (6000, 1, 2048)).copy(), rng.standard_norma
 out, _, tape = fastbptt.rnn_forward(x, None, w_ih, w_hh)
 def long_call(): fastbptt.rnn_jvp(tape, x=x, w_ih=w_ih)
 """,
+    "a fleet, a net for each thread": """
+x, w_ih, w_hh = np.zeros((900, 64, 1)), rng.standard_normal((2, 768, 1)), rng.standard_normal((2, 768, 768)) / 40
+def long_call(): fastbptt.fleet.rnn_forward(x, None, w_ih, w_hh)
+""",
+    "a fleet of small nets": """
+x, w_ih, w_hh = np.zeros((2000, 32, 1)), rng.standard_normal((1000, 6, 1)), rng.standard_normal((1000, 6, 2))
+def long_call(): fastbptt.fleet.gru_forward(x, None, w_ih, w_hh, tape=False, last_only=True)
+""",
     "linear, forward": """
 layer, x = fastbptt.Linear(2048, 2048, rng=0), np.ones((20_000, 2048))
 def long_call(): layer(x)

@@ -14,7 +14,7 @@ import fastbptt
 ROOT = Path(__file__).parent.parent
 needs_mypy = pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 pytestmark = pytest.mark.one_level
-MODULES = (fastbptt.init, fastbptt.tasks, fastbptt.pictures)  # reference has a stub, which stubtest compares with it
+MODULES = (fastbptt.init, fastbptt.tasks, fastbptt.pictures, fastbptt.fleet)  # reference has a stub, which stubtest compares with it
 COMPILED = ("borrowed", "chunks", "cpu", "memory", "pool")
 ADDED_BY_CYTHON = r"""
 .*\.__(reduce|setstate)_cython__

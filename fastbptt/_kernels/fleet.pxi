@@ -1,7 +1,7 @@
 # Fleets: K nets of one shape, each with arrays of its own, in one call. The arrays of all nets lie one behind the other.
 #
-# A task is a net (`whole_nets.pxi`) or, of nets of few units, a group that goes side by side in the lanes of vectors (`small_nets.pxi`). What
-# a pass leaves for the other is in one place for each task, whatever that is.
+# A task is a net (`whole_nets.pxi`) or, of nets of few units, a group that goes side by side in the lanes of vectors (`small_nets.pxi`).
+# What a pass leaves for the other is in one place for each task, whatever that is.
 
 cdef double SHARED_NET = 1e7       # multiply-adds forward of a net that all threads had better share, if there are fewer nets than threads
 
@@ -29,12 +29,15 @@ cdef struct Fleet:
     Watch watch
 
 
-def nets_in_group(Py_ssize_t H, Py_ssize_t I, bint projected):
-    """How many nets of this shape are taken side by side, and have one place together for what is kept: 1 or, if it is small, `lanes`.
+def nets_in_group(Py_ssize_t H, bint projected):
+    """How many nets of H units are taken side by side, and have one place together for what is kept: 1 or, if they are small, `lanes`.
 
     A question of the net's shape alone, since sums in another order have other bits.
     """
-    return LANES if is_small(H, I, projected) else 1
+    cdef Problem net
+    cdef real any_weight
+    net.H, net.w_hr = H, &any_weight if projected else NULL
+    return LANES if is_small(&net) else 1
 
 
 def fleet_forward(int cell, int activation, bint reset_after, x, tokens, w_ih, w_hh, b_ih, b_hh, w_hr, leak, lengths, h0, c0, h, c, a, m,
@@ -56,7 +59,7 @@ def fleet_forward(int cell, int activation, bint reset_after, x, tokens, w_ih, w
         fleet.h0, fleet.c0 = view_or_null(&views, "h0", h0, 3, READ), view_or_null(&views, "c0", c0, 3, READ)
         fleet.out = view_or_null(&views, "out", out, 4, WRITE)
         fleet.h_n, fleet.c_n = view_or_null(&views, "h_n", h_n, 3, WRITE), view_or_null(&views, "c_n", c_n, 3, WRITE)
-        if is_small(fleet.net.H, fleet.net.I, w_hr is not None):
+        if is_small(&fleet.net):
             size_group_forward(&group, &fleet, 0)
             fleet.room_each = bytes_of(lay_out_group_forward, &group)
             room = run_fleet(&fleet, ceil_div(fleet.K, LANES), forward_of_group)
@@ -87,7 +90,7 @@ def fleet_backward(int cell, int activation, bint reset_after, x, tokens, w_ih, 
         fleet.sums.db_ih, fleet.sums.db_hh = view_or_null(&views, "db_ih", db_ih, 2, WRITE), view_or_null(&views, "db_hh", db_hh, 2, WRITE)
         fleet.sums.dw_hr = view_or_null(&views, "dw_hr", dw_hr, 3, WRITE)
         fleet.clip.kind, fleet.clip.limit = clip_kind, clip_limit
-        if is_small(fleet.net.H, fleet.net.I, w_hr is not None):
+        if is_small(&fleet.net):
             size_group_backward(&group, &fleet, 0)
             fleet.room_each = bytes_of(lay_out_group_backward, &group)
             room = run_fleet(&fleet, ceil_div(fleet.K, LANES), backward_of_group)

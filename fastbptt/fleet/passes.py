@@ -328,7 +328,7 @@ def _forward(
     initial = _checked_state(state, (K, B), (P, H), dtype)
 
     there_is_work = bool(K and T and B)
-    nets = kernels[dtype].nets_in_group(H, I, w_hr is not None) if there_is_work else 1
+    nets = kernels[dtype].nets_in_group(H, w_hr is not None) if there_is_work else 1
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, w_hr, leak, nonlinearity, lengths, (K, T, B, H), nets, last_only)
     if lengths is not None:
         tape._initial = tuple(None if part is None else part.copy() for part in initial)
@@ -457,10 +457,9 @@ def _checked_state(state: dict[str, Any], rows: tuple[int, int], widths: tuple[i
 
 def _checked_leak(leak: Any, K: int, H: int, dtype: np.dtype[Any]) -> Array | None:
     """One leak for every unit of every net, or None."""
-    if leak is None:
-        return None
     leak = _checks.scalar(leak)
-    if not isinstance(leak, np.ndarray):
-        return np.tile(check_leak(leak, H, dtype), (K, 1))
-    leak = _checks.array("leak", leak, (K, H), dtype)
-    return check_leak(leak.reshape(-1), K * H, dtype).reshape(K, H)  # a copy
+    if isinstance(leak, np.ndarray):
+        each = check_leak(_checks.array("leak", leak, (K, H), dtype).reshape(K * H), K * H, dtype)
+    else:
+        each = check_leak(leak, H, dtype)
+    return None if each is None else np.ascontiguousarray(np.broadcast_to(each.reshape(-1, H), (K, H)))

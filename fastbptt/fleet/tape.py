@@ -117,8 +117,8 @@ class Tape(Generic[D]):
 
     def _seen(self, name: str, kept: Array) -> Array:
         """States or gates as their caller's arrays are laid out."""
-        K, T, B, _ = self._shape
         if self._nets > 1:
+            K, _, B, _ = self._shape
             tasks, steps, _, width = kept.shape
             apart = kept.reshape(tasks, steps, B, width // self._nets, self._nets)
             kept = np.moveaxis(apart, -1, 1).reshape(tasks * self._nets, steps, B, -1)[:K]

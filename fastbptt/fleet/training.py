@@ -98,16 +98,15 @@ def _nets(names: Sequence[str], arrays: Sequence[Array]) -> int:
     return len(arrays[0])
 
 
-class _OfFleet:
-    """What makes of an optimiser one that can have a learning rate for each net."""
+class _OfFleet(optim.Optimiser):
+    """An optimiser that can have a learning rate for each net."""
 
-    __slots__ = ()  # the classes below have them: of two bases, one alone may
-    _plan: Any
-    _lr: float
+    if not TYPE_CHECKING:
+        __slots__ = ()  # the classes below have them: of two bases, one alone may
     _fleet: int
     _lrs: Float64s | None
 
-    @property
+    @property  # type: ignore[override]
     def lr(self) -> float | Float64s:
         """The learning rate: one, or an array (K,) of them, which is read-only."""
         return self._lr if self._lrs is None else self._lrs
@@ -138,7 +137,7 @@ class _OfFleet:
 
     def _plans(self, kernel: Any, arrays: list[Array | None], used: Collection[str]) -> list[chunks.Arrays]:
         if self._lrs is None:
-            return [self._plan(kernel, arrays, used, self._lr)]
+            return super()._plans(kernel, arrays, used)
         by_net = [None if array is None else array.reshape(self._fleet, -1) for array in arrays]
         return [
             self._plan(kernel, [None if array is None else array[k] for array in by_net], used, float(lr)) for k, lr in enumerate(self._lrs)
