@@ -1,5 +1,7 @@
 """Backpropagation through time on the CPU, as fast as the processor allows."""
 
+from typing import TYPE_CHECKING
+
 from . import init, reference, tasks
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
@@ -17,6 +19,9 @@ from .results import Gradients
 from .streaming import Stream
 from .tape import Tape
 from .truncation import ARTBP, TruncatedBPTT
+
+if TYPE_CHECKING:
+    from . import fleet, pictures
 
 __all__ = [
     "ARTBP",

@@ -51,6 +51,19 @@ def the_dtype_that_comes_goes(x: F64, w_ih: F64, w_hh: F64, x32: F32, w32: F32) 
     assert_type(fastbptt.gru_backward(fastbptt.gru_forward(x32, None, w32, w32)[2], None).w_ih, F32)
 
 
+def fleets(x32: F32, w32: F32, x: F64) -> None:
+    out, (_, c), tape = fastbptt.fleet.lstm_forward(x32, None, w32, w32, lengths=np.array([3, 2]))
+    assert_type(out, F32)
+    assert_type(tape, fastbptt.fleet.Tape[np.float32])
+    assert_type(tape.shape, tuple[int, int, int, int])
+    grads = fastbptt.fleet.lstm_backward(tape, out, (None, c), clip_step=("norm", 1.0))
+    assert_type(grads.state[0], F32)
+    assert_type(fastbptt.fleet.clip_grad_norm_(grads, 1.0), F64)
+    fastbptt.fleet.Adam({"w": w32}, lr=np.array([0.1, 0.2])).step({"w": grads.w_hh})
+    fastbptt.fleet.rnn_forward(x, None, w32, w32)  # type: ignore[type-var]
+    fastbptt.lstm_backward(tape, out)  # type: ignore[arg-type]
+
+
 def tokens(x: NDArray[np.int64], w_ih: F32, w_hh: F32) -> None:
     out, _, tape = fastbptt.gru_forward(x, None, w_ih, w_hh)
     assert_type(out, F32)

@@ -133,8 +133,7 @@ cdef int bind_fleet(Fleet *fleet, Views *views, int cell, int activation, bint r
     cdef Problem *net = &fleet.net
     cdef const Py_buffer *given
     cdef bint projected = w_hr is not None
-    net.forward, net.backward = step_of(cell, FORWARD, projected), step_of(cell, BACKWARD, projected)
-    if net.forward == NULL:
+    if not choose_steps(net, cell, projected):
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
     net.activation, net.reset_after = activation, reset_after
     given = view(views, "w_ih", w_ih, 3, READ)

@@ -297,7 +297,7 @@ cdef void forward_of_group(void *context, int number, int worker) noexcept nogil
     if problem.c != NULL:
         begin_states(group, fleet.c0, fleet.net.H, problem.c)
     task.run.problem = problem[0]
-    patch.b0, patch.b1, patch.u0, patch.u1, patch.p0, patch.p1 = 0, B, 0, problem.H, 0, problem.P
+    patch = whole_rows(problem, 0, B)
     while t0 < T and held > 0:
         t1 = min(T, t0 + group.block)
         begin_block(group, t0)
@@ -508,13 +508,12 @@ cdef void step_back_in_group(GroupBackward *task, Py_ssize_t t) noexcept nogil:
     cdef Py_ssize_t B = net.time.B, N = problem.N, P = problem.P, H = problem.H, held = held_at(group, t), row = (t - run.block.t0) * B
     cdef real *da = run.block.da + row * N
     cdef real *da_h = run.block.da_h + row * N
-    cdef Patch patch
+    cdef Patch patch = whole_rows(problem, 0, held)
     if held == 0:
         return
     if group.fleet.d_out != NULL:
         add(task.d_out + row * P, held * P, run.dh)
     clip_lanes(task, t, held)
-    patch.b0, patch.b1, patch.u0, patch.u1, patch.p0, patch.p1 = 0, held, 0, H, 0, P
     step_backward(run, &run.block, t, &patch)
     select(group, t, run.block.t0, held, da, N, NULL)
     if da_h != da:

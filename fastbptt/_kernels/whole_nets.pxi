@@ -141,13 +141,10 @@ cdef void lay_out_inputs(const Problem *net, real **x, int64_t **tokens, Space *
 
 cdef void size_net_forward(NetForward *task, const Fleet *fleet, Py_ssize_t k) noexcept nogil:
     """Before it is laid out."""
-    cdef const Problem *net = &task.run.problem
     memset(task, 0, sizeof(NetForward))
     task.fleet = fleet
     task.run.problem = problem_of_net(fleet, k)
-    task.weights.input.N, task.weights.input.I, task.weights.input.kind = net.N, net.I, kind_of_input(net)
-    task.weights.H, task.weights.P, task.weights.reset_after = net.H, net.P, net.reset_after
-    task.weights.w_hr = projection_sizes(net)
+    set_sizes(&task.weights, &task.run.problem, kind_of_input(&task.run.problem))
 
 
 cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
@@ -190,10 +187,8 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
         use_order(net, &task.order)
     if not has_gates(net):
         net.a = net.h + net.time.B * P
-    pack_forward(&task.weights, net.w_ih, net.w_hh, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
+    pack_forward(&task.weights, net.w_ih, net.w_hh, net.w_hr, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
                  fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL)
-    if net.w_hr != NULL:
-        pack_input(&task.weights.w_hr, net.w_hr, NULL)
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
