@@ -42,6 +42,7 @@ KERNEL_TESTS = [
     "test_clip_step.py",
     "test_jvp.py",
     "test_projection.py",
+    "test_fleet.py",
     "test_math.py",
     "test_chunks.py",
     "test_clipping.py",
