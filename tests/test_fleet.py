@@ -1,5 +1,6 @@
 """Fleets: each net as the reference has it, with bits that depend on nothing outside, and errors that name what is wrong."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -208,6 +209,16 @@ def test_what_is_not_wanted(cell, shape, lengths):
         ValueError, match=r"^d_out: expected None, as the forward pass had last_only=True, got ndarray of shape \(3, 7, 3, "
     ):
         backward(nets, last)
+
+
+@pytest.mark.one_level
+@pytest.mark.parametrize("name", sorted({f"{cell.prefix}_{half}" for cell in CELLS.values() for half in ("forward", "backward")}))
+def test_signatures_are_those_of_one_net(name):
+    """But for what fleets do not have."""
+    of_fleet, of_one = (inspect.signature(getattr(module, name)).parameters.values() for module in (fleet, fastbptt))
+    lacking = {"resets", "memory_budget", "carry"}
+    assert [(p.name, p.kind, p.default) for p in of_fleet] == [(p.name, p.kind, p.default) for p in of_one if p.name not in lacking]
+    assert getattr(fleet, name).__doc__
 
 
 # --- Bits -------------------------------------------------------------------------------------------------------------
