@@ -111,6 +111,15 @@ def test_a_reset_cuts_the_row(cell, dtype):
         np.testing.assert_allclose(whole[name], early[name] + late[name], rtol=0, atol=30 * np.finfo(dtype).eps * np.abs(whole[name]).max())
 
 
+def test_any_byte_but_0_is_a_reset():
+    """As for NumPy: arrays of bool that were made by a view, or by other programs, hold others than 1."""
+    problem = ragged("gru", 9, 4, 3, 5, what="resets")
+    resets = problem.options["resets"]
+    assert resets[1:].any()
+    other = replace(problem, options={"resets": (resets * np.uint8(255)).view(bool)})
+    assert_results_same_bits(other.results(fastbptt), problem.results(fastbptt))
+
+
 @EACH_CELL
 def test_a_reset_at_the_first_step(cell):
     """The given state is not looked at, and its gradient is 0."""

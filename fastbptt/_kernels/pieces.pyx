@@ -15,7 +15,7 @@ def find(const int64_t[::1] lengths, const uint8_t[:, ::1] resets):
         found += lengths[b] > 0
         if resets is not None:
             for t in range(1, lengths[b]):
-                found += resets[t, b]
+                found += resets[t, b] != 0  # True may be any other byte, too
     cdef int64_t[:, ::1] unsorted = np.empty((3, found), np.int64), pieces = np.empty((3, found), np.int64)
     cdef int64_t[::1] place = np.zeros(longest + 1, np.int64)  # by length: first how many there are, then where the next one goes
     cdef Py_ssize_t i = 0, start, before = 0
