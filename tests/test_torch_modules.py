@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.utils import parametrize  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
@@ -540,18 +541,33 @@ def test_what_needs_no_gradient_gets_none():
         both(mine, theirs, lambda module, x: module(x), torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True))
 
 
+class Copies(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        self.count += operation is torch.ops.aten.clone.default
+        return operation(*arguments, **(options or {}))
+
+
 def test_borrowed_memory():
-    """Held as long as somebody looks; any tensor as it is, unless it has gaps or is not aligned."""
+    """Held as long as somebody looks; any tensor as it is, unless it has gaps or is not aligned: then it is copied, once."""
     values = np.asarray(function.borrow(torch.arange(24.0).view(2, 3, 4)))
     gc.collect()
     assert values.dtype == np.float32 and values.flags.carray and np.array_equal(values.ravel(), np.arange(24))
     tensor = torch.randn(3, 5, dtype=torch.float64)
     assert np.shares_memory(function.array(tensor), tensor.numpy())
-    for odd in (tensor.T, tensor[:, ::2], tensor[:0]):
-        assert np.array_equal(function.array(odd), odd.numpy())
+    unaligned = torch.frombuffer(bytearray(8 * 15 + 1), dtype=torch.float64, offset=1).view(3, 5).copy_(tensor)
+    for odd, times in ((tensor.T, 1), (tensor[:, ::2], 1), (unaligned, 1), (unaligned.T, 1), (tensor[:0], 0)):
+        with Copies() as copies:
+            values = function.array(odd)
+        assert np.array_equal(values, odd.numpy()) and values.flags.carray and copies.count == times
     for shape, itemsize in (((1,) * 5, 4), ((3,), 2)):
         with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions of 4 or 8 bytes"):
             Borrowed(None, 0, shape, itemsize)
+    with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions"):
+        function.borrow(torch.zeros((1,) * 5))
 
 
 def test_an_expanded_state():

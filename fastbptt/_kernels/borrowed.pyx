@@ -22,8 +22,6 @@ cdef class Borrowed:
     cdef int ndim
 
     def __init__(self, owner, size_t address, shape, Py_ssize_t itemsize):
-        if len(shape) > DIMENSIONS or itemsize not in (4, 8):
-            raise ValueError(f"shape, itemsize: expected at most {DIMENSIONS} dimensions of 4 or 8 bytes, got {shape} of {itemsize}")
         fill(self, owner, address, tuple(shape), itemsize)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
@@ -42,6 +40,8 @@ cdef class Borrowed:
 
 cdef int fill(Borrowed numbers, owner, size_t address, tuple shape, Py_ssize_t itemsize) except -1:
     cdef int i
+    if len(shape) > DIMENSIONS or (itemsize != 4 and itemsize != 8):
+        raise ValueError(f"shape, itemsize: expected at most {DIMENSIONS} dimensions of 4 or 8 bytes, got {shape} of {itemsize}")
     numbers.owner, numbers.address, numbers.shape, numbers.itemsize, numbers.size = owner, <void *>address, shape, itemsize, itemsize
     numbers.ndim = <int>len(shape)
     for i in range(numbers.ndim - 1, -1, -1):
@@ -52,15 +52,18 @@ cdef int fill(Borrowed numbers, owner, size_t address, tuple shape, Py_ssize_t i
 
 
 def borrow(tensor, shape=None):
-    """A PyTorch tensor's numbers, contiguous and aligned, in its shape or another of the same size; copied only if they are not.
+    """A PyTorch tensor's numbers, contiguous and aligned, in its shape or another of the same size; copied, once, only if they are not.
 
-    It has at most three dimensions, and is float32 or float64.
+    It is float32 or float64.
     """
     cdef Py_ssize_t itemsize = tensor.itemsize
-    cdef size_t address = tensor.data_ptr()
+    cdef size_t address
     cdef Borrowed numbers
-    if address % itemsize or not tensor.is_contiguous():
-        tensor = tensor.detach().clone().contiguous()
+    if not tensor.is_contiguous():
+        tensor = tensor.detach().contiguous()
+    address = tensor.data_ptr()
+    if address % itemsize:
+        tensor = tensor.detach().clone()
         address = tensor.data_ptr()
     numbers = Borrowed.__new__(Borrowed)    # a call of the class takes twice as long
     fill(numbers, tensor, address, tuple(tensor.shape if shape is None else shape), itemsize)
