@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 needs_mypy = pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 pytestmark = pytest.mark.one_level
 MODULES = (fastbptt.init, fastbptt.tasks, fastbptt.pictures, fastbptt.fleet)  # reference has a stub, which stubtest compares with it
-COMPILED = ("borrowed", "chunks", "cpu", "memory", "pool")
+COMPILED = ("borrowed", "chunks", "cpu", "memory", "pieces", "pool")
 ADDED_BY_CYTHON = r"""
 .*\.__(reduce|setstate)_cython__
 .*\.__(test|pyx_capi)__
