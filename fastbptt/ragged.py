@@ -19,13 +19,14 @@ from ._typing import Array, Bools, Integers
 
 def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None) -> Pieces | None:
     """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset."""
-    if lengths is not None:
-        lengths = _checked_lengths(lengths, T, B)
-    if resets is not None:
-        resets = _checked_resets(resets, T, B)
-    if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
-        return None
-    return Pieces(T, np.full(B, T) if lengths is None else lengths, resets)
+    with _checks.Room("x", T * B):
+        if lengths is not None:
+            lengths = _checked_lengths(lengths, T, B)
+        if resets is not None:
+            resets = _checked_resets(resets, T, B)
+        if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
+            return None
+        return Pieces(T, np.full(B, T) if lengths is None else lengths, resets)
 
 
 def _checked_lengths(lengths: Any, T: int, B: int) -> Integers:

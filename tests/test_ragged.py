@@ -309,6 +309,16 @@ def test_bad_input(cell, name, what):
         replace(problem, options={name: value}).forward(fastbptt)
 
 
+def test_too_many_steps():
+    """Of rows that take no memory themselves: the error names the argument."""
+    T, zeros = 2**60, np.zeros((3, 1))
+    tokens = np.broadcast_to(np.zeros((1, 1), np.int8), (T, 2))
+    for options in ({"lengths": np.array([1, 2])}, {"resets": np.broadcast_to(True, (T, 2))}):
+        for tape in (True, False):
+            with pytest.raises(MemoryError, match=f"^x: no memory for {2 * T} numbers$"):
+                fastbptt.gru_forward(tokens, None, zeros, zeros, **options, tape=tape)
+
+
 def test_arguments_are_not_kept():
     """What the caller does to lengths and resets after the forward pass changes nothing."""
     problem = ragged("gru", 9, 4, 3, 5)
