@@ -197,7 +197,7 @@ def test_against_torch(start, dtype, torch):
     for trial in range(start, start + 15):
         try:
             compare_with_torch(trial, dtype, torch)
-        except AssertionError as error:
+        except Exception as error:
             error.add_note(f"trial {trial}")
             raise
 
