@@ -26,8 +26,8 @@ class Faster(NamedTuple):
 
 #: Forward passes alone, of one thread. With a backward pass, none.
 FASTER = (
-    # oneDNN's. An AMD EPYC: 0.91 to 0.98 of our time up to 256 units, and as long beyond. An Intel Sapphire Rapids, when ours kept a tape:
-    # 0.78 to 0.96 up to 512.
+    # oneDNN's. An AMD EPYC: 0.91 to 0.98 of our time up to 256 units, but 1.04 with 128 rows of 256; beyond, 0.98 to 1.04. An Intel Sapphire
+    # Rapids, when ours kept a tape: 0.77 to 0.96 up to 512.
     Faster("lstm", torch.float32, 1600, 16, (32, 512)),
 )
 
