@@ -2,7 +2,7 @@
 
 The names of environments measure RecurrentPPO (sb3-contrib) with 8 of them: sb3-contrib's loop over time, the same after
 `fastbptt.torch.accelerate`, one call of PyTorch's LSTM for a minibatch, and ours. ``darts`` is an epoch of Darts' `RNNModel` on a sine in
-float64. One thread, process CPU time, contestants in turn; what is not installed is left out with an error.
+float64. One thread, process CPU time, contestants in turn; a package that is not installed is an error.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def bench_darts(rounds):
             took[way] = []
         for _ in range(rounds):
             for way, model in models.items():
-                took[way].append(seconds(lambda m=model: m.fit(series, epochs=2) and None))
+                took[way].append(seconds(lambda m=model: m.fit(series, epochs=2)))
         ratio = median(a / b for a, b in zip(took["PyTorch"], took["ours"]))
         print(
             f"Darts {cell}: an epoch {median(took['PyTorch']):.2f} s, ours {median(took['ours']):.2f} s, {ratio:.2f} times as fast",

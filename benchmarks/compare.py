@@ -71,6 +71,7 @@ def measure(case, which, rounds, least):
         "I": case.I,
         "H": case.H,
         "case": str(case),
+        "kind": case.kind,
         "pass": which,
         "seconds": seconds,
         "samples": samples,

@@ -67,9 +67,14 @@ class Case:
 
     def __str__(self):
         inputs = "" if self.I == self.H else f" I={self.I}"
-        rows = (f" lengths={self.lengths}" if self.lengths else "") + (f" resets={self.resets:g}" if self.resets else "")
-        stack = (f" layers={self.layers}" if self.layers > 1 else "") + (" bidirectional" if self.bidirectional else "")
-        return f"{self.cell} {self.dtype} T={self.T} B={self.B}{inputs} H={self.H}{stack}{rows}"
+        return f"{self.cell} {self.dtype} T={self.T} B={self.B}{inputs} H={self.H} {self.kind}".rstrip()
+
+    @property
+    def kind(self):
+        """What is more than a rectangle's way through one layer, in words; as a rule, nothing."""
+        stack = [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * self.bidirectional
+        rows = [f"lengths={self.lengths}"] * bool(self.lengths) + [f"resets={self.resets:g}"] * bool(self.resets)
+        return " ".join(stack + rows)
 
     @property
     def family(self):

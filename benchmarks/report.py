@@ -46,10 +46,10 @@ def merged(runs):
 
 
 def groups(points):
-    """Points that a peer took part in, by (pass, dtype, cell), in the order of the run."""
+    """Points that a peer took part in, by (pass, dtype, cell, kind of case), in the order of the run."""
     found = {}
     for point in (point for point in points if "ratio" in point):
-        found.setdefault((point["pass"], point["dtype"], point["cell"]), []).append(point)
+        found.setdefault((point["pass"], point["dtype"], point["cell"], point.get("kind", "")), []).append(point)
     return found
 
 
@@ -105,8 +105,8 @@ def rivals(run):
     return [name for name in MARKS if any(name in point["seconds"] for point in run["points"])]
 
 
-def title(which, dtype, cell):
-    return f"{cell}, {dtype}, {PASSES[which]}"
+def title(which, dtype, cell, kind):
+    return ", ".join(part for part in (cell, kind, dtype, PASSES[which]) if part)
 
 
 def spread(group):
@@ -155,8 +155,8 @@ def insert(page, name, text):
 def draw(run, path):
     """How many times faster than each peer: a panel for every layer, points by batch and width."""
     panels = groups(run["points"])
-    columns = list(dict.fromkeys(cell for _, _, cell in panels))
-    lines = list(dict.fromkeys((which, dtype) for which, dtype, _ in panels))
+    columns = list(dict.fromkeys(layer[2:] for layer in panels))
+    lines = list(dict.fromkeys(layer[:2] for layer in panels))
     figure, axes = plt.subplots(
         len(lines),
         len(columns),
@@ -166,19 +166,19 @@ def draw(run, path):
         figsize=(1.6 + 4.4 * len(columns), 0.8 + 2.9 * len(lines)),
     )
     for layer, group in panels.items():
-        axis = axes[lines.index(layer[:2]), columns.index(layer[2])]
-        draw_panel(axis, group)
+        axis = axes[lines.index(layer[:2]), columns.index(layer[2:])]
+        draw_panel(axis, group, rivals(run))
         axis.set_title(title(*layer), fontsize=10)
     for axis in axes[:, 0]:
         axis.set_ylabel("peer's time / fastbptt's")
     for axis in axes.flat:
         axis.set_visible(axis.has_data())
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(MARKS), frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(rivals(run)), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def draw_panel(axis, group):
+def draw_panel(axis, group, names):
     group = sorted(group, key=lambda p: (p["B"], p["H"]))
     places = range(len(group))
     axis.axhline(1, color="black", linewidth=1)
@@ -192,9 +192,9 @@ def draw_panel(axis, group):
             fontsize=8,
             bbox={"color": "white", "pad": 0.5},
         )
-    for name, mark in MARKS.items():
+    for name in names:
         ratios = [point["seconds"].get(name, float("nan")) / point["seconds"]["fastbptt"] for point in group]
-        axis.plot(places, ratios, linestyle="none", markersize=6, label=f"vs {NAMES[name]}", **mark)
+        axis.plot(places, ratios, linestyle="none", markersize=6, label=f"vs {NAMES[name]}", **MARKS[name])
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
