@@ -133,7 +133,7 @@ def plain_module(name):
     )
 
 
-extensions = [plain_module(name) for name in ("borrowed", "chunks", "cpu", "memory", "pieces", "pool")]
+extensions = [plain_module(source.stem) for source in sorted(KERNELS.glob("[!_]*.pyx"))]
 extensions += [kernel_module(level, flags, dtype) for level, flags in levels().items() for dtype in DTYPES]
 
 setup(

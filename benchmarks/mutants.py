@@ -267,9 +267,8 @@ class Copy:
         self.kernels = [f"_{level}_float64", f"_{level}_float32"]
         for name in self.kernels:
             (self.folder / KERNELS / f"{name}.pyx").write_text('include "kernels.pxi"\n')
-        self.modules = {
-            name: self.compile(name) for name in ("borrowed", "cpu", "chunks", "memory", "pieces", "pool", *self.kernels)
-        }  # name: object code
+        plain = [source.stem for source in sorted((self.folder / KERNELS).glob("[!_]*.pyx"))]
+        self.modules = {name: self.compile(name) for name in (*plain, *self.kernels)}  # name: object code
         for name in self.modules:
             self.link(name)
 

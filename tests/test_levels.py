@@ -13,6 +13,7 @@ import pytest
 from processes import PATIENCE, environment, run_python
 
 import fastbptt
+from fastbptt._kernels import PLAIN
 
 CONFIG = fastbptt.show_config(mode="dicts")
 USABLE = [name for name, state in CONFIG["isa_levels"].items() if state == "usable"]
@@ -143,15 +144,7 @@ def test_only_the_chosen_level_is_imported():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "borrowed",
-        "cpu",
-        "chunks",
-        "memory",
-        "pieces",
-        "pool",
-        *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"]),
-    ],
+    [*PLAIN, *(f"_{level}_{dtype}" for level in ("baseline", "scalar") for dtype in CONFIG["dtypes"])],
 )
 def test_no_avx_where_an_old_processor_comes_by(name):
     if CONFIG["isa_levels"].get("x86-64-v3") != "usable":

@@ -11,6 +11,7 @@ import pytest
 from processes import run_python
 
 import fastbptt
+from fastbptt._kernels import PLAIN
 
 PACKAGE = Path(fastbptt.__file__).parent
 WORDS = "no kernels are built here for this Python; in a checkout of fastbptt, this builds them: pip install -e ."
@@ -74,7 +75,7 @@ def test_nothing_is_built(tmp_path):
 
 
 names = (f"kernels_{i}" for i in itertools.count())
-COMMON = ("borrowed.py", "cpu.py", "chunks.py", "memory.py", "pieces.py", "pool.py")
+COMMON = tuple(f"{name}.py" for name in PLAIN)
 SUFFIX = EXTENSION_SUFFIXES[0]
 
 
@@ -112,7 +113,7 @@ def partly_built(tmp_path, monkeypatch):
 def test_too_little_is_built(partly_built, files):
     kernels = partly_built(*files)
     assert kernels.level is None and list(kernels.kernels) == list(kernels.DTYPES)
-    for module in (kernels.borrowed, kernels.cpu, kernels.chunks, kernels.memory, kernels.pieces, kernels.pool, *kernels.kernels.values()):
+    for module in (*(getattr(kernels, name) for name in PLAIN), *kernels.kernels.values()):
         with pytest.raises(ImportError, match="no kernels are built here"):
             module.whatever(1, by_name=2)
 

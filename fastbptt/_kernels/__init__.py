@@ -55,7 +55,9 @@ def require(*_: object, **__: object) -> None:
         raise ImportError("no kernels are built here for this Python; in a checkout of fastbptt, this builds them: pip install -e .")
 
 
-#: The compiled modules, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
+#: The modules that are compiled for any processor.
+PLAIN = "cpu", "borrowed", "chunks", "memory", "pieces", "pool"
+#: These, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
 kernels: dict[np.dtype[Any], Any]
 level: str | None
 reason: str | None
@@ -68,8 +70,7 @@ if TYPE_CHECKING:
     from . import pool as pool
 try:
     if not TYPE_CHECKING:
-        names = "cpu", "borrowed", "chunks", "memory", "pieces", "pool"
-        cpu, borrowed, chunks, memory, pieces, pool = (import_module(f"{__name__}.{name}") for name in names)
+        cpu, borrowed, chunks, memory, pieces, pool = (import_module(f"{__name__}.{name}") for name in PLAIN)
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
