@@ -23,6 +23,7 @@ cdef struct Fleet:
     real *dx                       # (K, T, B, I), 0 to begin with where there are lengths; or NULL
     Sums sums                      # (K, ...)
     StepClip clip
+    int tasks, workers
     int threads                    # for each net
     size_t room                    # of the first worker's scratch
     size_t room_each
@@ -62,11 +63,11 @@ def fleet_forward(int cell, int activation, bint reset_after, x, tokens, w_ih, w
         if is_small(&fleet.net):
             size_group_forward(&group, &fleet, 0)
             fleet.room_each = bytes_of(lay_out_group_forward, &group)
-            room = run_fleet(&fleet, ceil_div(fleet.K, LANES), forward_of_group)
+            room = run_fleet(&fleet, forward_of_group)
         else:
             size_net_forward(&net, &fleet, 0)
             fleet.room_each = bytes_of(lay_out_net_forward, &net)
-            room = run_fleet(&fleet, fleet.K, forward_of_net)
+            room = run_fleet(&fleet, forward_of_net)
         raise_if_interrupted(&fleet.watch)
     finally:
         release(&views)
@@ -93,37 +94,35 @@ def fleet_backward(int cell, int activation, bint reset_after, x, tokens, w_ih, 
         if is_small(&fleet.net):
             size_group_backward(&group, &fleet, 0)
             fleet.room_each = bytes_of(lay_out_group_backward, &group)
-            room = run_fleet(&fleet, ceil_div(fleet.K, LANES), backward_of_group)
+            room = run_fleet(&fleet, backward_of_group)
         else:
-            plan_threads(&fleet, fleet.K)
             fleet.room_each = room_for_net_backward(&fleet)
-            room = run_fleet(&fleet, fleet.K, backward_of_net)
+            room = run_fleet(&fleet, backward_of_net)
         raise_if_interrupted(&fleet.watch)
     finally:
         release(&views)
 
 
-cdef int plan_threads(Fleet *fleet, Py_ssize_t tasks) noexcept:
-    """How many threads take tasks side by side; where tasks are few and long, one, and it has all threads for each."""
+cdef void plan_fleet(Fleet *fleet) noexcept:
+    """Tasks, and threads to take them side by side; where tasks are few and long, one, and it has all threads for each."""
     cdef int limit = thread_limit()
     cdef double work = work_of_net(&fleet.net)
-    fleet.threads = 1
-    if tasks == fleet.K < limit and work >= SHARED_NET:
-        fleet.threads = limit
-        return 1
-    return tasks_for(limit, fleet.K * work, tasks)
+    fleet.tasks = <int>(ceil_div(fleet.K, LANES) if is_small(&fleet.net) else fleet.K)
+    fleet.workers, fleet.threads = 1, limit
+    if not (fleet.tasks == fleet.K < limit and work >= SHARED_NET):
+        fleet.workers, fleet.threads = tasks_for(limit, fleet.K * work, fleet.tasks), 1
 
 
-cdef Block run_fleet(Fleet *fleet, Py_ssize_t tasks, Task run):
+cdef Block run_fleet(Fleet *fleet, Task run):
     """Once ``room_each`` is known."""
-    cdef int workers = plan_threads(fleet, tasks), count = <int>tasks, task
-    cdef Block block = Block(workers * fleet.room_each)
+    cdef Block block = Block(fleet.workers * fleet.room_each)
+    cdef int task
     fleet.room = <size_t>block.at
     with nogil:
         if fleet.threads == 1:
-            parallel(run, fleet, count, workers, &fleet.watch)
+            parallel(run, fleet, fleet.tasks, fleet.workers, &fleet.watch)
         else:
-            for task in range(count):
+            for task in range(fleet.tasks):
                 run(fleet, task, 0)
     return block
 
@@ -162,4 +161,5 @@ cdef int bind_fleet(Fleet *fleet, Views *views, int cell, int activation, bint r
         fleet.lengths = <const int64_t *>view(views, "lengths", lengths, 1 if fleet.one_lengths else 2, READ, INTEGER_FORMATS).buf
     net.h, net.c = view_or_null(views, "h", h, 4, access), view_or_null(views, "c", c, 4, access)
     net.a, net.m = view_or_null(views, "a", a, 4, access), view_or_null(views, "m", m, 4, access)
+    plan_fleet(fleet)
     return 0

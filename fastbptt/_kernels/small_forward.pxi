@@ -15,20 +15,11 @@ cdef void size_group_forward(GroupForward *task, const Fleet *fleet, Py_ssize_t 
 
 cdef void lay_out_group_forward(void *call, Space *space) noexcept nogil:
     cdef GroupForward *task = <GroupForward *>call
-    cdef const Fleet *fleet = task.group.fleet
     cdef Problem *problem = &task.group.problem
-    cdef Py_ssize_t T = problem.time.T, B = problem.time.B
     lay_out_group(&task.group, space)
     task.bias, task.m_bias = take(space, problem.N), take(space, problem.H)
-    task.last = take(space, B * problem.H)
-    if problem.h == NULL:
-        problem.h = take(space, (T + 1) * B * problem.P)
-    if problem.c == NULL and fleet.c_n != NULL:
-        problem.c = take(space, (T + 1) * B * problem.H)
-    if problem.a == NULL and has_gates(problem):
-        problem.a = take(space, T * B * problem.N)
-    if problem.m == NULL and problem.reset_after:
-        problem.m = take(space, T * B * problem.H)
+    task.last = take(space, problem.time.B * problem.H)
+    lay_out_unkept(problem, task.group.fleet.c_n != NULL, space)
 
 
 cdef void forward_of_group(void *context, int number, int worker) noexcept nogil:

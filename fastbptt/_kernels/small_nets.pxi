@@ -46,17 +46,13 @@ cdef inline bint is_small(const Problem *net) noexcept nogil:
 cdef void size_group(Group *group, const Fleet *fleet, Py_ssize_t task) noexcept nogil:
     cdef Problem *problem = &group.problem
     cdef const Problem *net = &fleet.net
-    cdef Py_ssize_t B = net.time.B, T = net.time.T
     memset(group, 0, sizeof(Group))
     group.fleet, group.first = fleet, task * LANES
     group.nets = min(<Py_ssize_t>LANES, fleet.K - group.first)
-    group.block = max(1, min(<Py_ssize_t>SMALL_BLOCK, SMALL_BLOCK_DA // net.N) // B)
+    group.block = max(1, min(<Py_ssize_t>SMALL_BLOCK, SMALL_BLOCK_DA // net.N) // net.time.B)
     problem[0] = net[0]
     problem.N, problem.I, problem.P, problem.H = net.N * LANES, net.I * LANES, net.P * LANES, net.H * LANES
-    problem.h += task * (T + 1) * B * problem.P if net.h != NULL else 0
-    problem.c += task * (T + 1) * B * problem.H if net.c != NULL else 0
-    problem.a += task * T * B * problem.N if net.a != NULL else 0
-    problem.m += task * T * B * problem.H if net.m != NULL else 0
+    move_kept(problem, task)
 
 
 cdef void lay_out_group(Group *group, Space *space) noexcept nogil:

@@ -42,11 +42,30 @@ cdef Problem problem_of_net(const Fleet *fleet, Py_ssize_t k) noexcept nogil:
     net.leak += k * H if net.leak != NULL else 0
     net.x += k * T * B * I if net.x != NULL and not fleet.one_x else 0
     net.tokens += k * T * B if net.tokens != NULL and not fleet.one_x else 0
-    net.h += k * (T + 1) * B * P if net.h != NULL else 0
-    net.c += k * (T + 1) * B * H if net.c != NULL else 0
-    net.a += k * T * B * N if net.a != NULL else 0
-    net.m += k * T * B * H if net.m != NULL else 0
+    move_kept(&net, k)
     return net
+
+
+cdef inline void move_kept(Problem *net, Py_ssize_t k) noexcept nogil:
+    """On to the states and gates of the k-th task."""
+    cdef Py_ssize_t T = net.time.T, B = net.time.B
+    net.h += k * (T + 1) * B * net.P if net.h != NULL else 0
+    net.c += k * (T + 1) * B * net.H if net.c != NULL else 0
+    net.a += k * T * B * net.N if net.a != NULL else 0
+    net.m += k * T * B * net.H if net.m != NULL else 0
+
+
+cdef void lay_out_unkept(Problem *net, bint has_c, Space *space) noexcept nogil:
+    """Room for states and gates that no tape keeps."""
+    cdef Py_ssize_t T = net.time.T, B = net.time.B
+    if net.h == NULL:
+        net.h = take(space, (T + 1) * B * net.P)
+    if net.c == NULL and has_c:
+        net.c = take(space, (T + 1) * B * net.H)
+    if net.a == NULL and has_gates(net):
+        net.a = take(space, T * B * net.N)
+    if net.m == NULL and net.reset_after:
+        net.m = take(space, T * B * net.H)
 
 
 cdef inline const int64_t *lengths_of_net(const Fleet *fleet, Py_ssize_t k) noexcept nogil:
@@ -151,21 +170,13 @@ cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
     """Room for the weights; for rows that are packed; and for what is not kept."""
     cdef NetForward *task = <NetForward *>call
     cdef Problem *net = &task.run.problem
-    cdef Py_ssize_t T = net.time.T, B = net.time.B
     lay_out_forward(&task.weights, space)
     if net.w_hr != NULL:
         lay_out_shown(&task.run, space)
     if task.fleet.lengths != NULL:
-        lay_out_order(&task.order, T, B, space)
+        lay_out_order(&task.order, net.time.T, net.time.B, space)
         lay_out_inputs(net, &task.x, &task.tokens, space)
-    if net.h == NULL:
-        net.h = take(space, (T + 1) * B * net.P)
-    if net.c == NULL and task.fleet.c_n != NULL:
-        net.c = take(space, (T + 1) * B * net.H)
-    if net.a == NULL and has_gates(net):
-        net.a = take(space, T * B * net.N)
-    if net.m == NULL and net.reset_after:
-        net.m = take(space, T * B * net.H)
+    lay_out_unkept(net, task.fleet.c_n != NULL, space)
 
 
 cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
