@@ -196,7 +196,7 @@ def _jvp(
     )
     b_ih, b_hh = (_of_optional("b_ih", b_ih, tape._b_ih, "bias", dtype), _of_optional("b_hh", b_hh, tape._b_hh, "bias", dtype))
     w_hr = _of_optional("w_hr", w_hr, tape._w_hr, "projection", dtype)
-    state = state_arrays(parts_of(cell, "state", state), B, state_widths(tape), dtype)
+    state = state_arrays(parts_of(cell, "state", state), (B,), state_widths(tape), dtype)
     with _checks.Room("tape", tape._h.size):
         h_dot = memory.empty(tape._h.shape, dtype)
     carried = [np.zeros((B if pieces is None else pieces.count, 1, H), dtype) for _ in state[1:]]  # an LSTM's c_dot

@@ -402,7 +402,7 @@ def _forward(
     T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
     (N, P), dtype = w_hh.shape, w_ih.dtype
     leak = check_leak(leak, H, dtype)
-    initial = state_arrays(state, B, (P, H), dtype)
+    initial = state_arrays(state, (B,), (P, H), dtype)
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, _shape=(T, B, H), _w_hr=w_hr, _pieces=pieces, _last_only=last_only)
     if pieces is not None:
         tape._initial = [None if part is None else part.copy() for part in initial]
@@ -462,7 +462,7 @@ def _backward(
         if tape._last_only:
             raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
         d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
-    given = state_arrays(d_state, B, (P, H), dtype)
+    given = state_arrays(d_state, (B,), (P, H), dtype)
     d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in zip(given, (P, H))]
     if pieces is not None and tape._checkpoints is None:
         d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
@@ -520,10 +520,10 @@ def parts_of(cell: Cell, name: str, state: Any) -> dict[str, Any]:
     return {name: state} if len(cell.states) == 1 else pair(name, state)
 
 
-def state_arrays(state: dict[str, Any], B: int, widths: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
-    """A state's parts, or their gradients or tangents, (B, width) each; None stays."""
+def state_arrays(state: dict[str, Any], rows: tuple[int, ...], widths: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
+    """A state's parts, or their gradients or tangents, (*rows, width) each; None stays."""
     parts = zip(state.items(), widths)
-    return [None if part is None else _checks.array(argument, part, (B, width), dtype) for (argument, part), width in parts]
+    return [None if part is None else _checks.array(argument, part, (*rows, width), dtype) for (argument, part), width in parts]
 
 
 def check_clip_step(clip_step: Any) -> tuple[int, float]:

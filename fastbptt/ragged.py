@@ -21,7 +21,7 @@ def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None) -> Piece
     """The pieces of T steps of B rows, or None if they are a rectangle: no row ends early, and none is reset."""
     with _checks.Room("x", T * B):
         if lengths is not None:
-            lengths = _checked_lengths(lengths, T, B)
+            lengths = checked_lengths(lengths, T, (B,))
         if resets is not None:
             resets = _checked_resets(resets, T, B)
         if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
@@ -29,11 +29,13 @@ def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None) -> Piece
         return Pieces(T, np.full(B, T) if lengths is None else lengths, resets)
 
 
-def _checked_lengths(lengths: Any, T: int, B: int) -> Integers:
+def checked_lengths(lengths: Any, T: int, *shapes: tuple[int, ...]) -> Integers:
+    """A copy of how many steps rows have, of at most T, in an array of one of these shapes."""
     lengths = _checks.require_array("lengths", lengths)
     if lengths.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
-    _checks.require_shape("lengths", lengths, (B,))
+    if lengths.shape not in shapes:
+        raise ValueError(f"lengths: expected shape {' or '.join(map(str, shapes))}, got {lengths.shape}")
     for wrong in lengths[(lengths < 0) | (lengths > T)]:
         raise ValueError(f"lengths: expected numbers of steps from 0 to {T}, got {wrong}")
     return lengths.astype(np.int64)
@@ -181,7 +183,7 @@ class Backwards:
     def __init__(self, T: int, B: int, lengths: Integers | None, resets: Bools | None) -> None:
         self._index = None
         if lengths is not None:
-            step = _checked_lengths(lengths, T, B) - 1 - np.arange(T)[:, None]
+            step = checked_lengths(lengths, T, (B,)) - 1 - np.arange(T)[:, None]
             self._index = np.where(step < 0, -1, step * B + np.arange(B)).ravel()
         self.resets = None
         if resets is not None:

@@ -10,7 +10,8 @@ from .. import _checks
 from .._kernels import kernels, memory
 from .._typing import Array, Bool, CellName, ClipStep, F, Integers, Nonlinearity, OptionalPair, Pair, Real
 from ..cells import CELLS, NONLINEARITIES
-from ..functional import check_clip_step, check_leak, pair
+from ..functional import check_clip_step, check_leak, pair, state_arrays
+from ..ragged import checked_lengths
 from ..results import Gradients
 from .tape import Tape, require_tape
 
@@ -325,7 +326,7 @@ def _forward(
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (K, N), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (K, N), dtype)
     leak = _checked_leak(leak, K, H, dtype)
-    initial = _checked_state(state, (K, B), (P, H), dtype)
+    initial = state_arrays(state, (K, B), (P, H), dtype)
 
     there_is_work = bool(K and T and B)
     nets = kernels[dtype].nets_in_group(H, w_hr is not None) if there_is_work else 1
@@ -375,7 +376,7 @@ def _backward(
         if tape._last_only:
             raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
         d_out = _checks.array("d_out", d_out, (K, T, B, P), dtype)
-    given = _checked_state(d_state, (K, B), (P, H), dtype)
+    given = state_arrays(d_state, (K, B), (P, H), dtype)
     d_initial = [np.zeros((K, B, width), dtype) if d is None else d.copy() for d, width in zip(given, (P, H))]
     vectors, tokens = (None, tape._x) if tape._x.dtype.kind == "i" else (tape._x, None)
     dx = None
@@ -434,25 +435,12 @@ def _checked_inputs(x: Any, lengths: Any, K: int, I: int, dtype: np.dtype[Any]) 
         x = _checks.array("x", x, (*shape, I), dtype)
     there = None
     if lengths is not None:
-        lengths = _checks.require_array("lengths", lengths)
-        if lengths.dtype.kind not in "iu":
-            raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
-        if lengths.shape not in ((B,), (K, B)):
-            raise ValueError(f"lengths: expected shape {(K, B)} or {(B,)}, got {lengths.shape}")
-        for wrong in lengths[(lengths < 0) | (lengths > T)][:1]:
-            raise ValueError(f"lengths: expected numbers of steps from 0 to {T}, got {wrong}")
-        lengths = _checks.frozen(np.ascontiguousarray(lengths, np.int64))
+        lengths = _checks.frozen(checked_lengths(lengths, T, (K, B), (B,)))
         longest = lengths.max(axis=0, initial=0) if lengths.ndim == 2 and x.ndim == axes else lengths
         there = np.broadcast_to(np.arange(T)[:, None] < longest[..., None, :], shape)
     if tokens:
         x = _checks.frozen(_checks.integers("x", x, shape, I, "tokens", there))
     return x, T, B, lengths
-
-
-def _checked_state(state: dict[str, Any], rows: tuple[int, int], widths: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
-    """A state's parts, or their gradients, (K, B, width) each; None stays."""
-    parts = zip(state.items(), widths)
-    return [None if part is None else _checks.array(argument, part, (*rows, width), dtype) for (argument, part), width in parts]
 
 
 def _checked_leak(leak: Any, K: int, H: int, dtype: np.dtype[Any]) -> Array | None:

@@ -195,7 +195,7 @@ def check_loss(tape, d_out, d_state):
     (T, B, _), widths = check_tape(tape), state_widths(tape)
     if d_out is not None:
         d_out = _checks.array("d_out", d_out, (T, B, widths[0]), tape.h.dtype)
-    return d_out, tuple(state_arrays(parts_of(CELLS[tape.cell], "d_state", d_state), B, widths, tape.h.dtype))
+    return d_out, tuple(state_arrays(parts_of(CELLS[tape.cell], "d_state", d_state), (B,), widths, tape.h.dtype))
 
 
 def _pre_activations(tape, w_hh):
