@@ -50,21 +50,32 @@ MEMORY = 12 << 30  # bytes of addresses for each process: some mutants would tak
 TESTS = {
     "chunks.pyx": ["chunks", "clipping", "optim", "layers", "bits"],
     "clip.pxi": ["clipping", "bounds", "bits"],
+    "clip_step.pxi": ["clip_step", "bounds"],
     "elimination.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
+    "fleet.pxi": ["fleet"],
+    "gather.pxi": ["ragged", "stacks", "bounds"],
     "jvp.pxi": ["jvp", "bounds"],
+    "lanes.h": ["fleet"],
     "linear.pxi": ["layers", "bounds", "bits"],
     "loss.pxi": ["losses", "bounds", "bits"],
     "memory.pyx": ["memory", "bits", "gradients", "process"],
     "optimisers.pxi": ["optim", "layers"],
+    "pieces.pyx": ["ragged"],
     "pool.pyx": ["bits", "layers", "lyapunov", "process"],
     "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],
     "projected.pxi": ["projection"],
+    "recompute.pxi": ["memory_budget"],
     "simd.h": ["math", "bounds", "gradients", "bits"],
+    "small_backward.pxi": ["fleet"],
+    "small_forward.pxi": ["fleet"],
+    "small_nets.pxi": ["fleet"],
+    "stream.pxi": ["streaming", "bounds"],
     "sums.pxi": ["clipping", "bounds", "losses", "early_stop", "lyapunov"],
     "tangents.pxi": ["lyapunov", "exact_products", "jacobians", "regularisation"],
     "tile.h": ["gradients", "bounds", "bits", "early_stop", "layers"],
     "vector_functions.pxi": ["math"],
+    "whole_nets.pxi": ["fleet"],
     "workspace.pxi": ["gradients", "bits", "layers", "lyapunov", "bad_input"],
 }
 TESTS_OF_OTHERS = ["gradients", "bounds", "bits", "early_stop", "layers", "flow", "truncation", "core", "jvp"]
@@ -153,9 +164,9 @@ SPEED_FUNCTION = re.compile(
 SPEED_LINE = re.compile(
     r"prefetch|is_stream|interrupted\(&|interrupted\(watch|give_way|spin_pause|spins|patience|tasks_for\(|(step_work|projection) =|"
     r"chunks\.(work|elements) [+]?=|"
-    "(BACKWARD_ROWS|CELL_WORK|CHUNK|EXP_WORK|FEW_ROWS|FORWARD_BLOCK|GRADIENT_COLUMNS|GRADIENT_K|GRADIENT_PANELS|GRADIENT_ROWS|"
+    "(BACKWARD_ROWS|CELL_WORK|CHUNK|COPY_WORK|EXP_WORK|FEW_ROWS|FORWARD_BLOCK|GRADIENT_COLUMNS|GRADIENT_K|GRADIENT_PANELS|GRADIENT_ROWS|"
     "GROUPED_WEIGHTS|GROUP_PANELS|GROUP_ROWS|GROUP_STEPS|JVP_BLOCK|JVP_ROWS|KEPT_BLOCKS|KEPT_BYTES|LEAST_ROWS|LONG_STEP|LONG_SUM|LOOK_AROUND|MANY_ROWS|MAX_GROUPS|"
-    "PATIENCE|POW_WORK|PROJECTED_ROWS|ROOT_WORK|SECOND_LEVEL_CACHE|SHARES|SMALL|SPINS|STEP_WORK|WORK_PER_LOOK|WORK_PER_TASK|YIELDS) ="
+    "PATIENCE|POW_WORK|PROJECTED_ROWS|RECOMPUTED_BLOCKS|ROOT_WORK|SECOND_LEVEL_CACHE|SHARED_NET|SHARES|SMALL|SMALL_BLOCK|SMALL_BLOCK_DA|SPINS|STEP_WORK|WORK_PER_LOOK|WORK_PER_TASK|YIELDS) ="
 )
 
 
@@ -184,7 +195,7 @@ class Mutation(NamedTuple):
 
 def source_files():
     folder = ROOT / KERNELS
-    return [*folder.glob("*.pxi"), *folder.glob("*.h"), *(folder / name for name in ("chunks.pyx", "memory.pyx", "pool.pyx"))]
+    return [*folder.glob("*.pxi"), *folder.glob("*.h"), *(folder / name for name in ("chunks.pyx", "memory.pyx", "pieces.pyx", "pool.pyx"))]
 
 
 def code_of(text, is_c):

@@ -7,11 +7,13 @@ import signal
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for NumPy's products, all small here: its threads would wait for each other where cores are busy
 
+import numpy as np
 import pytest
 from commands import Run
 from problems import CELLS, ONE_OF_EACH
 
 import fastbptt
+from fastbptt._kernels import memory
 
 
 @pytest.fixture
@@ -20,6 +22,25 @@ def threads():
     before = fastbptt.get_num_threads()
     yield fastbptt.set_num_threads
     fastbptt.set_num_threads(before)
+
+
+@pytest.fixture
+def dirty_memory(monkeypatch):
+    """A function that fills with NaN all memory that the package may be given next, NumPy's and recycled blocks, up to 16 MB."""
+
+    def numpy_empty(*arguments, empty=np.empty, **options):
+        array = empty(*arguments, **options)
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        return array
+
+    def make():
+        monkeypatch.setattr(np, "empty", numpy_empty)
+        blocks = [memory.Block(1 << exponent) for exponent in range(12, 25)]
+        for block in blocks:
+            np.frombuffer(block, np.uint8).fill(0xFF)  # all ones: a NaN in both precisions
+
+    return make
 
 
 @pytest.fixture(autouse=True)

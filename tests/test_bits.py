@@ -9,7 +9,6 @@ from problems import CELLS, GATED, ONE_OF_EACH, PLAIN, assert_results_same_bits,
 from tolerances import DTYPES, assert_same_bits
 
 import fastbptt
-from fastbptt._kernels import memory
 
 THREADS = [1, 2, 3, 4]
 
@@ -220,23 +219,12 @@ def test_loss_and_linear_at_any_thread_count(dtype, threads):
 # --- Memory that was used before --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def dirty_memory(monkeypatch):
-    """A function that fills with NaN all memory that the package may be given next, NumPy's and recycled blocks, up to 16 MB."""
-
-    def numpy_empty(*arguments, empty=np.empty, **options):
-        array = empty(*arguments, **options)
-        if array.dtype.kind == "f":
-            array.fill(np.nan)
-        return array
-
-    def make():
-        monkeypatch.setattr(np, "empty", numpy_empty)
-        blocks = [memory.Block(1 << exponent) for exponent in range(12, 25)]
-        for block in blocks:
-            np.frombuffer(block, np.uint8).fill(0xFF)  # all ones: a NaN in both precisions
-
-    return make
+def ragged(problem):
+    """Lengths, a row without steps among them, and resets."""
+    T, B = problem.x.shape[:2]
+    lengths = np.random.default_rng(T).integers(0, T + 1, B)
+    lengths[-1] = 0
+    return {"lengths": lengths, "resets": np.random.default_rng(B).random((T, B)) < 0.1}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -248,6 +236,7 @@ def test_layers_on_dirty_memory(cell, tokens, dtype, dirty_memory, threads):
     problems += [
         replace(problem, w_hh=problem.w_hh * 0, d_out=None, leak=None if problem.leak is None else 1.0) for problem in problems[1:3]
     ]
+    problems += [replace(problem, state=None, options=ragged(problem)) for problem in problems[:3]]
     expected = [problem.results(fastbptt) for problem in problems]
     for problem, want in zip(problems, expected):
         dirty_memory()

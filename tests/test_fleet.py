@@ -285,6 +285,26 @@ def test_lengths_that_say_nothing_and_what_stands_behind_a_row(cell, shape):
         assert not got["out"][there_not].any() and not got["d_x"][there_not].any()
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize("states", [True, False], ids=["states", "no states"])
+@pytest.mark.parametrize("lengths", [None, np.array([7, 0, 4])], ids=["", "lengths"])
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=str)
+@ONE_CELL_OF_EACH
+def test_on_dirty_memory(cell, shape, lengths, states, dtype, dirty_memory):
+    nets = problems(cell, 3, *shape, dtype=dtype, lengths=lengths)
+    if not states:
+        nets = [replace(net, state=None, d_state=None) for net in nets]
+    expected = results(nets, lengths=lengths)
+    dirty_memory()
+    for got, same in zip(results(nets, lengths=lengths), expected):
+        assert_results_same_bits(got, same)
+    for tape in (True, False):
+        state = forward(nets, lengths=lengths, tape=tape, last_only=True)[1]
+        for k, net in enumerate(expected):
+            for i, array in enumerate(state if isinstance(state, tuple) else (state,)):
+                assert_same_bits("final state", array[k], net[f"final state {i}"])
+
+
 @pytest.mark.parametrize(
     ("place", "bad"),
     [("x", np.nan), ("w_ih", np.inf), ("w_hh", np.nan), ("b_ih", np.inf), ("d_out", np.inf), ("state", np.nan), ("d_state", np.nan)],
