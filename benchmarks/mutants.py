@@ -61,6 +61,7 @@ TESTS = {
     "loss.pxi": ["losses", "bounds", "bits"],
     "memory.pyx": ["memory", "bits", "gradients", "process"],
     "optimisers.pxi": ["optim", "layers"],
+    "passes.pxi": ["core", "gradients", "bounds", "bits", "memory_budget", "early_stop", "flow", "truncation", "projection", "jvp"],
     "pieces.pyx": ["ragged"],
     "pool.pyx": ["bits", "layers", "lyapunov", "process"],
     "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],

@@ -184,10 +184,12 @@ def test_the_tape(cell, shape, lengths, dtype):
     assert repr(tape) == f"<{nets[0].cell.prefix} fleet tape: 3 nets, 7 steps, 3 rows, {shape[3]} units, {dtype}>"
 
 
-@pytest.mark.parametrize("lengths", [None, np.array([7, 0, 4])], ids=["", "lengths"])
-@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["", "lengths"])
+@pytest.mark.parametrize("shape", [SMALL, LARGE, (2, 9, 4, 1), (2, 9, 4, 33)], ids=str)
 @pytest.mark.parametrize("cell", PLAIN)
-def test_what_is_not_wanted(cell, shape, lengths):
+def test_what_is_not_wanted(cell, shape, ragged):
+    T, B = shape[:2]
+    lengths = np.random.default_rng(0).integers(0, T + 1, B) if ragged else None
     nets = problems(cell, 3, *shape, lengths=lengths)
     out, state, tape = forward(nets, lengths=lengths)
     assert not out.flags.writeable
@@ -206,7 +208,7 @@ def test_what_is_not_wanted(cell, shape, lengths):
     silent = [replace(net, d_out=None) for net in nets]
     assert_same_bits("d_w_hh", backward(silent, last).w_hh, backward(silent, tape).w_hh)
     with pytest.raises(
-        ValueError, match=r"^d_out: expected None, as the forward pass had last_only=True, got ndarray of shape \(3, 7, 3, "
+        ValueError, match=rf"^d_out: expected None, as the forward pass had last_only=True, got ndarray of shape \(3, {T}, {B}, "
     ):
         backward(nets, last)
 

@@ -85,7 +85,7 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
     cdef Jvp *run = <Jvp *>context
     cdef const Problem *problem = &run.problem
     cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
-    cdef Py_ssize_t t = 0, t0, t1, held = patch.b1 - patch.b0, block = worker * run.steps * run.width
+    cdef Py_ssize_t t = 0, t0, t1, block = worker * run.steps * run.width
     cdef int stage
     while t < problem.time.T:
         t0, t1 = t, min(problem.time.T, t + run.steps)
@@ -94,7 +94,7 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
             for stage in range(stages(problem)):
                 jvp_stage(run, t, stage, &patch, block + (t - t0) * run.width)
             t += 1
-            if interrupted(&run.watch, worker, patch_work(problem, &patch) + known_work(run, held)):
+            if interrupted(&run.watch, worker, patch_work(problem, &patch) + known_work(run, patch.b1 - patch.b0)):
                 return
 
 
