@@ -31,7 +31,10 @@ IMPORT_MS = 25  # that `import fastbptt` may add to NumPy's
 OLDEST_NUMPY = {"3.11": "1.26.*", "3.12": "1.26.*", "3.13": "2.1.*"}  # that has a wheel for that Python, our floor being 1.26
 # modules that any x86-64 processor must be able to run
 BASELINE = (*(source.stem for source in sorted(ROOT.glob("fastbptt/_kernels/[!_]*.pyx"))), "_scalar_", "_baseline_")
-SHORT_TESTS = ["test_core.py", "test_chunks.py", "test_memory.py", "test_optim.py", "test_losses.py", "test_clipping.py"]
+SHORT_TESTS = [
+    "test_levels.py::test_what_the_processor_can_do",
+    *("test_core.py", "test_chunks.py", "test_memory.py", "test_optim.py", "test_losses.py", "test_clipping.py"),
+]
 COMPILERS = re.compile(r"(.*-)?(cc|c\+\+|c[89]9|gcc|g\+\+|clang|clang\+\+|tcc|zig|cython|cythonize)(-[\d.]+)?$")
 SMOKE = """
 import numpy as np, fastbptt

@@ -53,6 +53,18 @@ KERNEL_TESTS = [
 ]
 
 
+@pytest.mark.skipif(
+    not (Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64"), reason="asks Linux what an x86-64 processor can do"
+)
+def test_what_the_processor_can_do():
+    """An installed wheel once ran all there is at the baseline: the linker's library had no answer for the compiler's question."""
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE).group(1).split())
+    v3 = {"avx2", "fma", "bmi1", "bmi2"} <= flags
+    v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags
+    usable = {"scalar": True, "baseline": True, "x86-64-v3": v3, "x86-64-v4": v4}
+    assert {level: state != "not supported here" for level, state in CONFIG["isa_levels"].items()} == usable
+
+
 @pytest.mark.parametrize("asked", dict.fromkeys(name for level in USABLE for name in (level, SHORT.get(level, level))))
 def test_each_level_is_right_under_each_of_its_names(asked):
     level = run_python(SMOKE, FASTBPTT_ISA=asked).strip()
