@@ -66,7 +66,7 @@ def plot_flow(flow: GradientFlow, path: FilePath, *, title: str | None = None) -
 
 
 def draw_portrait(portrait: Portrait, path: FilePath, *, title: str | None = None) -> None:
-    """`plot_flow` of a `Portrait`."""
+    """`plot_flow` of a ``Portrait``."""
     flow = portrait.flow
     figure = new_figure(WIDTH, 9.4)
     _title(figure, flow.setting if title is None else title, flow.headline)
@@ -112,7 +112,7 @@ def plot_comparison(flows: dict[str, GradientFlow], path: FilePath, *, title: st
 
 
 def draw_portraits(portraits: dict[str, Portrait], path: FilePath, *, title: str | None = None) -> None:
-    """`plot_comparison` of each net's `Portrait`."""
+    """`plot_comparison` of each net's ``Portrait``."""
     figure = new_figure(WIDTH, 10.2)
     _title(figure, "Gradients on their way back" if title is None else title, "")
     top, maps, fans, slopes = figure.subfigures(4, 1, height_ratios=(1.05, 0.9, 0.95, 0.75))

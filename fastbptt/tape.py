@@ -203,7 +203,7 @@ def _seen(name: str) -> property:
 for _name in ("x", "h", "c", "gates", "m"):
     setattr(Tape, _name, _seen(_name))
 for _name in ("cell", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "w_hr", "nonlinearity", "shape"):
-    setattr(Tape, _name, property(attrgetter(f"_{_name}")))
+    setattr(Tape, _name, property(attrgetter(f"_{_name}"), doc=""))  # the docstring of the class says what they are
 
 
 def kernel_numbers(tape: Tape) -> tuple[int, int]:

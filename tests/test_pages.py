@@ -3,6 +3,7 @@
 import doctest
 import math
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -17,6 +18,11 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (*ROOT.glob("*.md")
 if not PAGES:
     pytest.skip("this is not a checkout", allow_module_level=True)
 README = (ROOT / "README.md").read_text()
+GUIDE = "docs/gradients.md"  # has tests of its own
+SESSIONS = [name for name, page in PAGES.items() if ">>> " in page.read_text() and name != GUIDE and ".template" not in name]
+PACKAGE = Path(fastbptt.__file__).parent
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("_kernels/*.[ph]*"))}
+HOW_IT_WORKS = (ROOT / "docs/how_it_works.md").read_text()
 
 
 def prose(page):
@@ -43,10 +49,31 @@ def test_links(page):
         assert not anchor or anchor in anchors(led_to), target
 
 
-@pytest.mark.parametrize("name", ["backward", "conventions"])
+@pytest.mark.parametrize("name", SESSIONS)
 def test_the_console_sessions(name):
-    failed, tried = doctest.testfile(str(ROOT / "docs" / f"{name}.md"), module_relative=False)
+    failed, tried = doctest.testfile(str(PAGES[name]), module_relative=False)
     assert tried > 5 and not failed
+
+
+def test_no_code_is_left_out():
+    """Every block of Python is a session, or has a test that runs it as it stands."""
+    run_elsewhere = {"README.md", "docs/from_elsewhere.md", GUIDE, "docs/fleet.md", "docs/pytorch.md", "docs/c_interface.md"}
+    for name, page in PAGES.items():
+        for block in blocks(page.read_text(), "python"):
+            assert name in run_elsewhere or ".template" in name or (name in SESSIONS and block.startswith(">>> ")), block
+
+
+@pytest.mark.one_level
+@pytest.mark.parametrize("package", ["PyTorch", "JAX", "NumPy"])
+def test_the_same_elsewhere(package):
+    """Its assertions say that both come to the same."""
+    module = pytest.importorskip({"PyTorch": "torch"}.get(package, package.lower()))
+    if package == "PyTorch":
+        module.set_num_threads(1)
+    section = PAGES["docs/from_elsewhere.md"].read_text().partition(f"## From {package}\n")[2].partition("\n## ")[0]
+    (code,) = blocks(section, "python")
+    assert code.count("assert ") == 2
+    exec(code, {})
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
@@ -55,6 +82,91 @@ def test_the_commands(page):
         build_parser().parse_args(shlex.split(command, comments=True)[1:])
     for script in re.findall(r"python (\w+/\w+\.py)", page.read_text()):
         assert (ROOT / script).exists(), script
+
+
+@pytest.mark.parametrize("name", ["backward", "how_it_works"])
+def test_what_is_quoted_of_the_kernels(name):
+    """Lines of C and Cython, and constants, stand there as they stand here."""
+    page = PAGES[f"docs/{name}.md"]
+    sources = [path.read_text() for path in SOURCES.values()]
+    lines = ["\n".join(line.strip() for line in source.splitlines()) for source in sources]
+    for block in blocks(page.read_text(), "c(?:ython)?"):
+        quoted = "\n".join(line.strip() for line in block.strip().splitlines())
+        assert any(quoted in source for source in lines), block
+    for constant in re.findall(r"`([A-Z][A-Z_0-9]+ = [^`]+)`", page.read_text()):
+        assert any(re.search(rf"\b{re.escape(constant)}(?!\w)", source) for source in sources), constant
+
+
+def test_the_files_of_the_kernels_are_there():
+    for name in re.findall(r"`(?:_kernels/)?(\w+\.(?:pxi|pyx|h))`", HOW_IT_WORKS):
+        assert f"_kernels/{name}" in SOURCES, name
+
+
+def test_where_to_look():
+    table = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| (`[^|]+`) \|$", HOW_IT_WORKS.partition("## 12. Where to look")[2], re.MULTILINE)
+    assert len(table) > 10
+    for files, functions in table:
+        text = "\n".join(SOURCES[file].read_text() for file in re.findall(r"`([^`]+)`", files))
+        for function in re.findall(r"`(\w+)`", functions):
+            assert re.search(rf"^(?:c?p?def|static)\b.*\b{function}\(", text, re.MULTILINE), (files, function)
+
+
+def test_the_tiles():
+    """The page's table of tiles is what the macros come to."""
+    simd, tile = SOURCES["_kernels/simd.h"].read_text(), SOURCES["_kernels/tile.h"].read_text()
+    vectors = re.search(r"#define TILE_VECTORS\(R\) (.+)", tile)[1].replace("/", "//")
+    vectors = re.sub(r"\(R\) > 2 \? (.+) : 8\)\)$", r"(\1 if R > 2 else 8)))", vectors)
+    rows, accumulators = (re.search(rf"#define {name} \((.+)\)", simd)[1].replace("/", "//") for name in ("TILE_ROWS", "ACCUMULATORS"))
+    for registers in (16, 32):
+        names = {"REGISTERS": registers, "LEAST": min}
+        names["ACCUMULATORS"] = eval(accumulators, names)
+        expected = [str(eval(vectors, names, {"R": R})) for R in range(1, eval(rows, names) + 1)]
+        row = re.search(rf"^\| vectors, of {registers} registers \|(.+)\|$", HOW_IT_WORKS, re.MULTILINE)[1]
+        assert row.replace("|", " ").split() == expected
+
+
+def test_the_figures():
+    figures = runpy.run_path(str(ROOT / "docs" / "make_figures.py"))["FIGURES"]
+    assert {path.name for path in (ROOT / "docs").glob("*.svg")} == figures.keys()
+    for name, draw in figures.items():
+        assert (ROOT / "docs" / name).read_text() == draw(), f"{name} is not what docs/make_figures.py draws now: run it"
+
+
+def test_the_promises():
+    promises = re.findall(r"^\| [^|]+ \| (`test_.+`) \|$", PAGES["docs/promises.md"].read_text(), re.MULTILINE)
+    assert len(promises) > 30
+    for file, test in re.findall(r"`(\w+\.py)::(\w+)`", " ".join(promises)):
+        assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"{file}::{test}"
+
+
+def on_the_site():
+    """What the pages of the interface show, by full name; all members of a module as "module.*"."""
+    for page in sorted((ROOT / "docs" / "api").glob("*.rst")):
+        module = last = ""
+        for directive, argument, members in re.findall(r"^(?:\.\. ([\w:]+):: (\S+)|   :members:(.*))$", page.read_text(), re.MULTILINE):
+            if directive in ("automodule", "currentmodule"):
+                module = argument
+            if directive == "automodule":
+                yield module
+            elif directive in ("autofunction", "autoclass", "py:data"):
+                yield f"{module}.{argument}"
+            elif not directive and last == "automodule":
+                yield from (f"{module}.{member.strip()}" for member in (members or "*").split(","))
+            last = directive or last
+
+
+@pytest.mark.parametrize(
+    "name", ["fastbptt", *(f"fastbptt.{name}" for name in ("fleet", "torch", "contrib.sb3", "init", "tasks", "pictures", "reference"))]
+)
+def test_every_public_name_is_on_the_site(name):
+    module = pytest.importorskip(name, exc_type=ImportError)
+    public = getattr(module, "__all__", None) or [
+        key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == name
+    ]
+    if name == "fastbptt.reference":  # what else there is is for those who read it
+        public = [key for key in public if key.endswith(("_forward", "_backward", "_jvp"))]
+    shown = {*on_the_site(), "fastbptt.__version__"}
+    assert public and (f"{name}.*" in shown or shown.issuperset(f"{name}.{key}" for key in public))
 
 
 def test_the_front_door():

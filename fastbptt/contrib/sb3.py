@@ -13,6 +13,8 @@ from .. import torch as modules  # isort: skip  # first, since it says what to i
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+__all__ = ["accelerate", "restore"]
+
 
 def accelerate(model: Any) -> modules.Changed:
     """Let a RecurrentPPO call its LSTMs once for a minibatch, on our kernels.

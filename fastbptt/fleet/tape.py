@@ -162,7 +162,7 @@ def _kept(name: str) -> property:
 for _name in ("h", "c", "gates", "m"):
     setattr(Tape, _name, _kept(_name))
 for _name in ("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "leak", "w_hr", "nonlinearity", "lengths", "shape"):
-    setattr(Tape, _name, property(attrgetter(f"_{_name}")))
+    setattr(Tape, _name, property(attrgetter(f"_{_name}"), doc=""))  # the docstring of the class says what they are
 
 
 def require_tape(tape: object, cell: str) -> Tape[Any]:

@@ -87,7 +87,7 @@ class GradientFlow:
     log10_preactivation_norm : ndarray (T, B)
         Of ||dL/da_t||_2, where a_t = W_hh h_{t-1} + b_hh, all gates together: what dL/dw_hh = sum of da_t h_{t-1}^T is made of.
     saturated : float
-        The share of units, over all steps and rows, whose derivative is below 1 % of the steepest that their nonlinearity has (|f| above
+        The share of units, over all steps and rows, whose derivative is below 1 % of the steepest that their nonlinearity has (``|f|`` above
         0.995 for tanh; for sigmoid, below 0.0025 or above 0.9975; for ReLU, off). Of a GRU or an LSTM, of all gates.
     saturated_gates : dict
         The same for each gate: "h" of an RNN, r z n of a GRU, i f g o of an LSTM.
@@ -280,7 +280,7 @@ class GradientFlow:
 
         It depends on how much the gradient changes over the whole sequence, by the line fitted for `log10_slope`: tenfold or more is
         exploding, to a tenth or less is vanishing. Gradients that end in exact zeros for all losses are vanishing too. With inf or NaN
-        anywhere it is "nonfinite", and `reason` says where. Without any gradient, or without steps, it is "stable".
+        anywhere it is "nonfinite", and ``reason`` says where. Without any gradient, or without steps, it is "stable".
         """
         if self.reason is not None:
             return "nonfinite"

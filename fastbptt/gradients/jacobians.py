@@ -107,7 +107,7 @@ def log_singular_values(tape: Tape, start: Int = 0, stop: Int | None = None) -> 
     Jacobi rotations (de Rijk 1989), computed from the ratios of the scales, do the rest.
 
     A difference that is no larger than the rounding of its terms, about N eps of them, counts as 0. So does an f'(a) below the floating
-    range (2e-308), as that of a tanh beyond |a| = 354. Rows and columns of a step may have any scales within that range. Elements that
+    range (2e-308), as that of a tanh beyond ``|a|`` = 354. Rows and columns of a step may have any scales within that range. Elements that
     differ by tens of powers of ten otherwise than by row and column can cost digits of the smallest values.
 
     Examples

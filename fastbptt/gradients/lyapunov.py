@@ -42,7 +42,7 @@ def lyapunov_spectrum(tape: Tape, k: Int | None = None, *, burn_in: Int = 0, eve
     frame is pushed through the Jacobians and triangularised after each; the exponents are the time means of the logarithms of the
     diagonals (Benettin et al. 1980; Engelken, Wolf and Abbott 2023, "Lyapunov spectra of chaotic recurrent neural networks"). Where these
     authors take a QR decomposition at each step, here it is an LU decomposition, and Gram-Schmidt now and then, which in exact arithmetic
-    gives the same means. Their sum is the mean of ln |det J_t|. A tangent of which the elimination leaves no more than rounding, about
+    gives the same means. Their sum is the mean of ``ln |det J_t|``. A tangent of which the elimination leaves no more than rounding, about
     N eps of what it subtracts, is lost: its exponent is -inf.
 
     Parameters
