@@ -97,11 +97,28 @@ def test_large_logits_do_not_overflow(shift):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("V", [1, 2, 5, 17])
+@pytest.mark.parametrize("V", [1, 2, 5, 16, 17, 31, 48, 53])
 def test_the_largest_logit_at_any_place(V, dtype):
     logits = np.where(np.eye(V, dtype=bool), dtype.type(1e4), dtype.type(0))
     loss, d_logits = fastbptt.softmax_cross_entropy(logits, np.arange(V))
     assert loss == 0 and not d_logits.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("V", [3, 37, 300, 3000])
+def test_a_row_does_not_depend_on_the_others(V, dtype, threads):
+    """Short ones are taken several at a time. 16 of them count, which scales all gradients exactly; one of them has a NaN."""
+    threads(2)
+    logits, targets = random_case(45, V=V)
+    logits, mask = logits.astype(dtype), np.zeros(45, bool)
+    mask[np.random.default_rng(1).permutation(45)[:16]] = True
+    spoilt = np.flatnonzero(mask)[5]
+    logits[spoilt, V - 1] = np.nan
+    loss, d_logits = fastbptt.softmax_cross_entropy(logits, targets, mask=mask)
+    assert np.isnan(loss) and np.isnan(d_logits[spoilt]).all() and not d_logits[~mask].any()
+    for i in np.flatnonzero(mask):
+        _, alone = fastbptt.softmax_cross_entropy(logits[i : i + 1], targets[i : i + 1])
+        np.testing.assert_array_equal(16 * d_logits[i], alone[0])
 
 
 def test_a_certain_mistake():

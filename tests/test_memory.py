@@ -1,6 +1,7 @@
 """Recycled memory: blocks are as large as was asked, aligned, apart from each other, used again, and given back in the end."""
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from tolerances import DTYPES
 
 from fastbptt._kernels import memory
 
-ALIGNMENT, PAGE, KEPT_BYTES, KEPT_BLOCKS = 64, 4096, 1 << 26, 32  # as in memory.pyx
+ALIGNMENT, PAGE, LARGE, KEPT_BYTES, KEPT_BLOCKS = 64, 4096, 1 << 22, 1 << 26, 32  # as in memory.pyx
 
 
 def view(block):
@@ -86,6 +87,28 @@ def test_no_more_than_so_many_bytes_are_kept():
     blocks = [memory.Block(half + 2 * PAGE), memory.Block(half + PAGE)]
     assert address(blocks[0]) == third
     assert view(blocks[1]).size < half + 2 * PAGE or address(blocks[1]) != first
+
+
+def flags_of_mapping(where):
+    """The system's flags of the mapping that this address is in; "hg" is for huge pages."""
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            word, _, rest = line.partition(" ")
+            if "-" in word:
+                start, end = (int(address, 16) for address in word.split("-"))
+            elif word == "VmFlags:" and start <= where < end:
+                return rest.split()
+    raise AssertionError(f"no mapping at {where:#x}")
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a system without huge pages")
+@pytest.mark.parametrize("size", [LARGE, 10 * LARGE, KEPT_BYTES + 12345])
+def test_large_blocks_ask_for_huge_pages(size):
+    """From end to end, up to a page; and blocks are still as large as was asked, as the last byte shows."""
+    block = memory.Block(size)
+    view(block)[-1] = 1
+    for at in (PAGE, size // 2, size - PAGE):
+        assert "hg" in flags_of_mapping(address(block) + at)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

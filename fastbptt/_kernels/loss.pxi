@@ -12,6 +12,8 @@ cdef struct Loss:
     Watch watch
 
 cdef enum:
+    ROWS = 8                     # at a time, as far as they
+    ROWS_BYTES = 1 << 13         # go into a quarter of a first-level cache beside what becomes of them
     EXP_WORK = 16                # an element's exp costs about as much as this many multiply-adds
 
 
@@ -35,34 +37,80 @@ def softmax_cross_entropy(const real[:, ::1] logits, const int64_t[::1] targets,
 
 
 cdef void loss_of_rows(void *context, int task, int worker) noexcept nogil:
+    """Several rows at a time, if they are short: each of their sums waits for itself only."""
     cdef Loss *loss = <Loss *>context
-    cdef Py_ssize_t m
-    for m in range(loss.M * task // loss.tasks, loss.M * (task + 1) // loss.tasks):
-        if loss.counts != NULL and not loss.counts[m]:
-            loss.losses[m] = 0
-            memset(loss.d_logits + m * loss.V, 0, loss.V * sizeof(real))
-        else:
-            loss_of_row(loss, loss.logits + m * loss.V, loss.targets[m], loss.losses + m, loss.d_logits + m * loss.V)
-        if interrupted(&loss.watch, worker, <double>loss.V * EXP_WORK):
+    cdef Py_ssize_t m = loss.M * task // loss.tasks, end = loss.M * (task + 1) // loss.tasks
+    cdef Py_ssize_t together = max(1, min(ROWS, <Py_ssize_t>(ROWS_BYTES // (loss.V * sizeof(real)))))
+    cdef Py_ssize_t[ROWS] rows
+    cdef int n
+    while m < end:
+        n = 0
+        while m < end and n < together:
+            if loss.counts == NULL or loss.counts[m]:
+                rows[n] = m
+                n += 1
+            else:
+                loss.losses[m] = 0
+                memset(loss.d_logits + m * loss.V, 0, loss.V * sizeof(real))
+            m += 1
+        losses_of(loss, rows, n)
+        if interrupted(&loss.watch, worker, <double>n * loss.V * EXP_WORK):
             return
 
 
-cdef inline void loss_of_row(const Loss *loss, const real *z, int64_t target, double *out, real *dz) noexcept nogil:
+cdef inline void losses_of(const Loss *loss, const Py_ssize_t *rows, int n) noexcept nogil:
     """The loss is log(sum exp z) - z[target], and its gradient softmax(z) - one_hot(target). The largest z is subtracted first."""
-    cdef Py_ssize_t i = 0, V = loss.V
-    cdef real top = z[0]
-    cdef double total
-    cdef vec scale
-    for i in range(V):
-        top = max(top, z[i])
-    i = 0
+    cdef Py_ssize_t V = loss.V
+    cdef real[ROWS] tops
+    cdef double[ROWS] totals
+    cdef int r
+    for r in range(n):
+        tops[r] = largest(loss.logits + rows[r] * V, V)
+    for r in range(n):
+        exp_of_row(loss.logits + rows[r] * V, tops[r], V, loss.d_logits + rows[r] * V)
+    for r in range(n):
+        totals[r] = sum_of(loss.d_logits + rows[r] * V, V)
+    for r in range(n):
+        loss.losses[rows[r]] = log(totals[r]) + (<double>tops[r] - <double>loss.logits[rows[r] * V + loss.targets[rows[r]]])
+        gradient_of_row(loss.weight, totals[r], V, loss.targets[rows[r]], loss.d_logits + rows[r] * V)
+
+
+cdef inline void exp_of_row(const real *z, real top, Py_ssize_t V, real *exps) noexcept nogil:
+    cdef Py_ssize_t i = 0
     while i + LANES <= V:
-        store(dz + i, vector_exp(load(z + i) - broadcast(top)))
+        store(exps + i, vector_exp(load(z + i) - broadcast(top)))
         i += LANES
     if i < V:
-        store_part(dz + i, vector_exp(load_part(z + i, V - i) - broadcast(top)), V - i)
-    total = sum_of(dz, V)
-    out[0] = log(total) + (<double>top - <double>z[target])
+        store_part(exps + i, vector_exp(load_part(z + i, V - i) - broadcast(top)), V - i)
+
+
+cdef inline void gradient_of_row(double weight, double total, Py_ssize_t V, int64_t target, real *dz) noexcept nogil:
+    cdef real factor = <real>(weight / total)
+    cdef Py_ssize_t i
     for i in range(V):
-        dz[i] *= <real>(loss.weight / total)
-    dz[target] -= <real>loss.weight
+        dz[i] *= factor
+    dz[target] -= <real>weight
+
+
+cdef inline real largest(const real *z, Py_ssize_t n) noexcept nogil:
+    """The largest of all, by 16 side by side, since one alone waits for every comparison. NaN if the first is; another is passed over."""
+    cdef real[16] tops
+    cdef Py_ssize_t i
+    cdef int j
+    if n < 16:
+        tops[0] = z[0]
+        for i in range(1, n):
+            tops[0] = max(tops[0], z[i])
+        return tops[0]
+    for j in range(16):
+        tops[j] = z[0]
+    for i in range(0, n - 15, 16):
+        for j in range(16):
+            tops[j] = max(tops[j], z[i + j])
+    for j in range(16):                      # the last 16, some of them for the second time
+        tops[j] = max(tops[j], z[n - 16 + j])
+    for j in range(8):
+        tops[j] = max(tops[j], tops[j + 8])
+    for j in range(4):
+        tops[j] = max(tops[j], tops[j + 4])
+    return max(max(tops[0], tops[1]), max(tops[2], tops[3]))

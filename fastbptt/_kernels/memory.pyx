@@ -3,6 +3,10 @@
 Fresh memory has to be mapped page by page when it is first written, and a training loop that allocates and frees its results at every
 step pays for that at every step: at T=100, B=16, H=32 forward and backward took 0.95 ms on fresh memory and 0.54 ms on warm. So a few
 freed blocks are kept, the oldest given back to the system first, and never more than ``KEPT_BYTES`` in all.
+
+Blocks of ``LARGE`` bytes and more, which mostly are too large to be kept, ask for huge pages, as NumPy's large arrays do: a fleet of 1000
+LSTMs (H=16, T=50, B=8, float32; 200 MB a call) made 25,000 page faults in each call and 470 with them, in two thirds of the time. To keep
+such blocks as well would have saved another 4 % of it, but left a process that no longer computes with all its memory.
 """
 
 import numpy as np
@@ -11,12 +15,26 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memmove
 
+cdef extern from *:
+    """
+    #ifdef __linux__
+    #include <sys/mman.h>
+    #endif
+    #ifdef MADV_HUGEPAGE
+    #define ask_for_huge_pages(start, size) ((void)madvise((void *)(start), size, MADV_HUGEPAGE)) /* as far as the system's settings go */
+    #else
+    #define ask_for_huge_pages(start, size) ((void)0)
+    #endif
+    """
+    void ask_for_huge_pages(size_t start, size_t size) nogil
+
 cdef object new_array = np.empty, zeroed_array = np.zeros, array_on = np.ndarray   # each a look-up less in the smallest calls
 
 cdef enum:
     ALIGNMENT = 64                 # bytes: a cache line, and the longest vector
     PAGE = 4096
     SMALL = 1 << 16                # bytes that NumPy allocates as well as we do
+    LARGE = 1 << 22                # bytes that are worth huge pages, which are of 2 MB
     KEPT_BYTES = 1 << 26
     KEPT_BLOCKS = 32
 
@@ -57,6 +75,8 @@ cdef void *take(size_t *size) noexcept:
             best = i
     if best < 0:
         memory = PyMem_Malloc(size[0])
+        if memory != NULL and size[0] >= LARGE:
+            ask_for_huge_pages((<size_t>memory + PAGE - 1) // PAGE * PAGE, size[0] - PAGE)
         return align(memory)
     memory = spares[best].memory
     size[0] = spares[best].size
