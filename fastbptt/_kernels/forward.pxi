@@ -13,10 +13,9 @@ cdef struct Forward:
 
 
 cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept nogil:
-    """Once the problem is bound."""
+    """Once the problem is bound, and it is known how many threads there are."""
     cdef const Problem *problem = &run.problem
     run.weights = weights
-    run.sharing.threads = thread_limit()
     run.projection.rows = first_row(&problem.time, problem.time.T)
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
     run.projection.weights = weights.input
@@ -39,6 +38,8 @@ cdef void run_forward(Forward *run) noexcept nogil:
         share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
         parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+    elif run.sharing.threads == 1:
+        project_and_recur(run, 0, 0)
     else:
         project_all(&run.projection)   # rows are few, but threads can still share the projection
         run.sharing.tasks = by_units
@@ -65,6 +66,9 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
 
 cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, const Patch *patch) noexcept nogil:
     cdef const Time *time = &run.problem.time
+    if patch.b0 == 0 and patch.b1 == time.B:               # rows of neighbouring steps lie end to end
+        project(&run.projection, first_row(time, t), 1, 0, first_row(time, t_end) - first_row(time, t))
+        return
     if time.first == NULL:
         project(&run.projection, first_row(time, t) + patch.b0, t_end - t, time.B, patch.b1 - patch.b0)
         return

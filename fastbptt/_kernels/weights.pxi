@@ -87,16 +87,20 @@ cdef inline InputKind kind_of_input(const Problem *problem) noexcept nogil:
     return TOKENS if first_row(&problem.time, problem.time.T) >= problem.I // 4 else FEW_TOKENS
 
 
+cdef bint weights_fit(const ForwardWeights *packed, const Problem *problem) noexcept nogil:
+    """Whether they are those of such a problem."""
+    return (packed.input.N == problem.N and packed.input.I == problem.I and packed.H == problem.H and packed.P == problem.P
+            and (packed.w_hr.N > 0) == (problem.w_hr != NULL) and packed.reset_after == problem.reset_after
+            and (packed.input.kind == VECTORS) == (problem.x != NULL))
+
+
 cdef class PackedWeights:
     """A layer's weights and biases, packed for the forward pass; `pack` makes them."""
     cdef ForwardWeights at
     cdef Block block
 
     cdef bint fit(self, const Problem *problem) noexcept:
-        cdef const ForwardWeights *at = &self.at
-        return (at.input.N == problem.N and at.input.I == problem.I and at.H == problem.H and at.P == problem.P
-                and (at.w_hr.N > 0) == (problem.w_hr != NULL) and at.reset_after == problem.reset_after
-                and (at.input.kind == VECTORS) == (problem.x != NULL))
+        return weights_fit(&self.at, problem)
 
 
 cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):
