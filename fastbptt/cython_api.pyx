@@ -81,7 +81,7 @@ cdef const char *describe(int status) noexcept nogil:
 
 
 cdef Py_ssize_t workspace_bytes(const Problem *problem, int call) noexcept nogil:
-    """How many bytes of workspace a call needs; below 0, a status. Arrays are looked at only for whether they are NULL, and lengths and resets."""
+    """How many bytes of workspace a call needs; below 0, a status. Looks at which arrays there are, and into lengths and resets alone."""
     cdef const Entries *entries = NULL
     cdef int status = find_entries(problem, &entries)
     return entries.workspace_bytes(problem, call) if status == OK else status
@@ -124,7 +124,7 @@ cdef int step(const Problem *problem) noexcept nogil:
 
 cdef int clip_norm(int dtype, void **arrays, const Py_ssize_t *sizes, Py_ssize_t count, double max_norm, double norm_type,
                    double *norm) noexcept nogil:
-    """Scale arrays down, in place, to a p-norm of all of them together of ``max_norm``. ``norm``, unless NULL, is set to what it was before.
+    """Scale arrays down, in place, to a p-norm of all of them together of ``max_norm``; ``norm``, unless NULL, is set to what it was.
 
     If that is not finite, the arrays stay as they are. By the calling thread alone.
     """

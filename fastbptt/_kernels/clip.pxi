@@ -6,12 +6,13 @@ cdef enum:
 cdef double SAFELY_ABOVE_ZERO = 1e-280   # a smaller sum of squares may have lost terms to underflow, a smaller factor digits
 
 
-# What ``over`` makes of every chunk of some arrays: the sum, in the order of chunks, and the largest, where a NaN wins. Not 0 if Ctrl-C came.
+# What ``over`` makes of every chunk of some arrays: the sum, in the order of chunks, and the largest, where a NaN wins. Not 0: interrupted.
 ctypedef int (*Fold)(void *arrays, OverChunk over, const double *given, int count, double work, double *total,
                      double *largest) noexcept nogil
 
 
-cdef int fold_chunks(void *arrays, OverChunk over, const double *given, int count, double work, double *total, double *largest) noexcept nogil:
+cdef int fold_chunks(void *arrays, OverChunk over, const double *given, int count, double work, double *total,
+                     double *largest) noexcept nogil:
     """Of `Arrays`, whose ``chunks`` these are: by all threads."""
     cdef Chunks *chunks = <Chunks *>arrays
     cdef Py_ssize_t i

@@ -1,4 +1,5 @@
-# The C interface (`fastbptt/cython_api.pxd`): a problem is checked, bound to the caller's arrays and run in the caller's memory, without Python.
+# The C interface (`fastbptt/cython_api.pxd`): a problem is checked, bound to the caller's arrays, and run in the caller's memory, without
+# Python.
 #
 # It is run as a fleet of one net (`whole_nets.pxi`), by the passes that Python's functions run too, and so with their bits. Signals are not
 # looked at: their handlers are Python's.
@@ -11,19 +12,29 @@ cdef struct Packed:                # how memory begins into which a caller's wei
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
-cdef int bind_given(Fleet *fleet, const interface.Problem *given) noexcept nogil:
-    """Sizes and arrays of a problem, those of a forward pass. A status."""
-    cdef Problem *net = &fleet.net
+cdef int bind_net(Problem *net, const interface.Problem *given) noexcept nogil:
+    """Sizes, weights and inputs; on entry, all is 0. A status."""
     cdef int status = check_sizes(given)
-    memset(fleet, 0, sizeof(Fleet))
     if status != interface.OK:
         return status
     choose_steps(net, given.cell, given.w_hr != NULL)
-    net.gates, net.reset_after, fleet.has_c = gates_of(given.cell), given.cell == GRU_CELL, given.cell == LSTM_CELL
+    net.gates, net.reset_after = gates_of(given.cell), given.cell == GRU_CELL
     net.activation, net.leak = given.activation, <const real *>given.leak
     net.time.T, net.time.B, net.I, net.P, net.H, net.N = given.T, given.B, given.I, given.P, given.H, net.gates * given.H
     net.x, net.tokens = <const real *>given.x, given.tokens
     net.w_ih, net.w_hh, net.w_hr = <const real *>given.w_ih, <const real *>given.w_hh, <const real *>given.w_hr
+    return interface.OK
+
+
+cdef int bind_given(Fleet *fleet, const interface.Problem *given) noexcept nogil:
+    """All arrays of a forward pass. A status."""
+    cdef Problem *net = &fleet.net
+    cdef int status
+    memset(fleet, 0, sizeof(Fleet))
+    status = bind_net(net, given)
+    if status != interface.OK:
+        return status
+    fleet.has_c = given.cell == LSTM_CELL
     net.h = <real *>given.h
     net.c = <real *>given.c if fleet.has_c else NULL
     net.a = <real *>given.gates if has_gates(net) else NULL
@@ -126,11 +137,13 @@ cdef void lay_out_packed_weights(void *call, Space *space) noexcept nogil:
 
 
 cdef int size_packed(Packed *packed, const interface.Problem *given) noexcept nogil:
-    cdef Fleet fleet
-    cdef int status = bind_given(&fleet, given)
+    cdef Problem net
+    cdef int status
+    memset(&net, 0, sizeof(Problem))
+    status = bind_net(&net, given)
     if status == interface.OK:
         memset(packed, 0, sizeof(Packed))
-        set_sizes(&packed.weights, &fleet.net, VECTORS if given.tokens == NULL else TOKENS)
+        set_sizes(&packed.weights, &net, VECTORS if given.tokens == NULL else TOKENS)
     return status
 
 
@@ -310,8 +323,9 @@ cdef void lay_out_step(void *call, Space *space) noexcept nogil:
 
 
 cdef int bind_step(Forward *run, const interface.Problem *given) noexcept nogil:
-    cdef Fleet fleet
-    cdef int status = bind_given(&fleet, given)
+    cdef int status
+    memset(run, 0, sizeof(Forward))
+    status = bind_net(&run.problem, given)
     if status == interface.OK:
         status = check_input(given)
     if status != interface.OK:
@@ -320,8 +334,6 @@ cdef int bind_step(Forward *run, const interface.Problem *given) noexcept nogil:
         return interface.WRONG_SIZES
     if given.lengths != NULL or given.resets != NULL:
         return interface.UNEXPECTED_ARRAY
-    memset(run, 0, sizeof(Forward))
-    run.problem = fleet.net
     run.watch.deaf, run.sharing.threads = True, given.threads
     return interface.OK
 
@@ -340,10 +352,12 @@ cdef int step_given(const interface.Problem *given) noexcept nogil:
     if status == interface.OK:
         status = check_tokens(given)
     if status == interface.OK:
-        status = use_workspace(given, bytes_of(lay_out_step, &run) + CACHE_LINE, &space.free)
+        status = use_workspace(given, 0, &space.free)
     if status != interface.OK:
         return status
-    lay_out_step(&run, &space)
+    lay_out_step(&run, &space)     # nothing is written to it yet
+    if space.free - aligned(<size_t>given.workspace) + CACHE_LINE > <size_t>given.workspace_size:
+        return interface.SMALL_WORKSPACE
     copy_or_clear(net.h, given.h0, given.B * given.P)
     if net.c != NULL:
         copy_or_clear(net.c, given.c0, given.B * given.H)
@@ -381,7 +395,8 @@ cdef struct GivenArrays:
     Py_ssize_t count
 
 
-cdef int fold_given(void *arrays, OverChunk over, const double *given, int count, double work, double *total, double *largest) noexcept nogil:
+cdef int fold_given(void *arrays, OverChunk over, const double *given, int count, double work, double *total,
+                    double *largest) noexcept nogil:
     """By one thread, chunk by chunk as `fold_chunks` does, and so with its bits."""
     cdef const GivenArrays *all_of_them = <const GivenArrays *>arrays
     cdef Py_ssize_t i, start

@@ -128,7 +128,7 @@ cdef inline bint any_reset(const unsigned char *resets, Py_ssize_t B) noexcept n
 
 
 cdef void sort_rows_of_net(Order *order, const int64_t *lengths, const unsigned char *resets, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
-    """Pieces of one length stay in the order of their rows, and of their steps. Rows without a step come last, where there are no resets."""
+    """Pieces of one length stay in the order of their rows, and of their steps. Without resets, rows without a step come last."""
     cdef Py_ssize_t t, b, longer = 0, same, start, end, at
     order.lengths, order.resets, order.steps = lengths, resets, T
     memset(order.next, 0, (T + 1) * sizeof(Py_ssize_t))
