@@ -30,7 +30,7 @@ MEGABYTES = 5
 IMPORT_MS = 25  # that `import fastbptt` may add to NumPy's
 OLDEST_NUMPY = {"3.11": "1.26.*", "3.12": "1.26.*", "3.13": "2.1.*"}  # that has a wheel for that Python, our floor being 1.26
 # modules that any x86-64 processor must be able to run
-BASELINE = (*(source.stem for source in sorted(ROOT.glob("fastbptt/_kernels/[!_]*.pyx"))), "_scalar_", "_baseline_")
+BASELINE = ("cython_api", *(source.stem for source in sorted(ROOT.glob("fastbptt/_kernels/[!_]*.pyx"))), "_scalar_", "_baseline_")
 SHORT_TESTS = ["test_core.py", "test_chunks.py", "test_memory.py", "test_optim.py", "test_losses.py", "test_clipping.py"]
 COMPILERS = re.compile(r"(.*-)?(cc|c\+\+|c[89]9|gcc|g\+\+|clang|clang\+\+|tcc|zig|cython|cythonize)(-[\d.]+)?$")
 SMOKE = """
@@ -143,7 +143,7 @@ def check_modules(wheel, folder):
 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
-    modules = sorted(folder.glob("fastbptt/_kernels/*.so"))
+    modules = sorted(folder.glob("fastbptt/**/*.so"))
     searched, paths = [], []
     for module in modules:
         with module.open("rb") as file:

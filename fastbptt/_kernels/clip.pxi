@@ -72,7 +72,7 @@ cdef int measure(Fold fold, void *arrays, double p, double *factor, double *root
     """The p-norm as factor * root, which may overflow or vanish where the two do not. Not 0 if Ctrl-C came."""
     cdef double total, largest
     cdef double[2] scale_and_p
-    factor[0] = 1
+    factor[0], root[0] = 1, 0
     if p == 1 or p == 2:
         if fold(arrays, chunk_squares if p == 2 else chunk_magnitudes, NULL, 0, 1, &total, &largest):
             return 1

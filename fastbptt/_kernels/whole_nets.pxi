@@ -253,7 +253,7 @@ cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
     if task.fleet.packed == NULL:
         lay_out_forward(&task.weights, space)
     if net.w_hr != NULL:
-        lay_out_shown(&task.run, space)
+        task.run.shown = take(space, task.fleet.places * net.H)
     if may_be_ragged(task.fleet):
         lay_out_order(&task.order, net.time.T, task.fleet.places, task.fleet.resets != NULL, space)
         lay_out_inputs(net, &task.x, &task.tokens, space)
@@ -384,7 +384,7 @@ cdef size_t room_for_net_backward(const Fleet *fleet) noexcept nogil:
     plan_backward(run)
     if not may_be_ragged(fleet):
         return bytes_of(lay_out_backward, run)
-    run.held_rows, run.back.problem.time.first = BACKWARD_ROWS + fleet.places, &any_step
+    run.held_rows, run.back.problem.time.first, run.back.problem.time.B = BACKWARD_ROWS + fleet.places, &any_step, fleet.places
     run.groups = 1
     ungrouped = bytes_of(lay_out_backward, run)
     run.groups = MAX_GROUPS

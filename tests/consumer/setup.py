@@ -16,7 +16,7 @@ def module(name, **options):
     return cythonize(Extension(f"bptt_consumer.{name}", [f"bptt_consumer/{name}.pyx"], **FLAGS), language_level=3, **options)
 
 
-modules = [module(path.stem) for path in Path("bptt_consumer").glob("*.pyx") if path.stem != "newer"]
+modules = [extension for path in Path("bptt_consumer").glob("*.pyx") if path.stem != "newer" for extension in module(path.stem)]
 if "FASTBPTT_NEWER" in os.environ:
-    modules.append(module("newer", include_path=[os.environ["FASTBPTT_NEWER"]]))
-setup(ext_modules=sum(modules, []))
+    modules += module("newer", include_path=[os.environ["FASTBPTT_NEWER"]])
+setup(ext_modules=modules, options={"bdist_wheel": {"py_limited_api": "cp311"}})
