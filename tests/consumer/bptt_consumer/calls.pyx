@@ -117,11 +117,11 @@ cdef class Call:
     def seconds(self, str name, Py_ssize_t times):
         """Of one call, in a loop."""
         cdef double start
-        cdef Py_ssize_t i
+        cdef Py_ssize_t _
         self._choose(name)
         with nogil:
             start = now()
-            for i in range(times):
+            for _ in range(times):
                 self.status |= self.function(&self.problem)
             start = now() - start
         assert self.status == 0
