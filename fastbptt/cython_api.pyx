@@ -10,12 +10,16 @@ from fastbptt._kernels.pool cimport thread_limit
 
 import numpy as np
 
-from fastbptt._kernels import kernels, require
+from fastbptt import _kernels
 
-require()
+_kernels.require()
 
-cdef const Entries *of_float32 = <const Entries *>PyCapsule_GetPointer(kernels[np.dtype(np.float32)].entries, "fastbptt._kernels.entries")
-cdef const Entries *of_float64 = <const Entries *>PyCapsule_GetPointer(kernels[np.dtype(np.float64)].entries, "fastbptt._kernels.entries")
+cdef const Entries *of_float32 = entries_in(_kernels.kernels[np.dtype(np.float32)])
+cdef const Entries *of_float64 = entries_in(_kernels.kernels[np.dtype(np.float64)])
+
+
+cdef const Entries *entries_in(module) except NULL:
+    return <const Entries *>PyCapsule_GetPointer(module.entries, "fastbptt._kernels.entries")
 
 
 cdef inline const Entries *entries_of(int dtype) noexcept nogil:
