@@ -242,7 +242,7 @@ def consumer(environment, source, folder):
     """The wheel of a package that is compiled against ours as installed: one for all Pythons, too."""
     shutil.copytree(source / "tests" / "consumer", folder / "source")
     variables = environment.variables | {"PATH": os.environ["PATH"]}
-    must(environment.python, "-m", "pip", "install", "--quiet", "cython", "setuptools", env=variables)
+    must(environment.python, "-m", "pip", "install", "--quiet", "cython>=3.1", "setuptools>=77", env=variables)
     offline = ["--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", folder]
     must(environment.python, "-m", "pip", "wheel", "--quiet", *offline, folder / "source", env=variables)
     return next(folder.glob("*.whl"))
