@@ -120,12 +120,11 @@ def levels():
     return flags
 
 
-def plain_module(name):
+def plain_module(source):
     """An extension for any processor."""
-    source = str(KERNELS / f"{name}.pyx")
     return Extension(
-        f"fastbptt._kernels.{name}",
-        [source],
+        ".".join(source.with_suffix("").parts),
+        [str(source)],
         define_macros=MACROS,
         py_limited_api=LIMITED_API,
         extra_compile_args=FLAGS,
@@ -133,7 +132,7 @@ def plain_module(name):
     )
 
 
-extensions = [plain_module(source.stem) for source in sorted(KERNELS.glob("[!_]*.pyx"))]
+extensions = [plain_module(source) for source in [Path("fastbptt", "cython_api.pyx"), *sorted(KERNELS.glob("[!_]*.pyx"))]]
 extensions += [kernel_module(level, flags, dtype) for level, flags in levels().items() for dtype in DTYPES]
 
 setup(

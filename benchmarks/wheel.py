@@ -30,7 +30,7 @@ MEGABYTES = 5
 IMPORT_MS = 25  # that `import fastbptt` may add to NumPy's
 OLDEST_NUMPY = {"3.11": "1.26.*", "3.12": "1.26.*", "3.13": "2.1.*"}  # that has a wheel for that Python, our floor being 1.26
 # modules that any x86-64 processor must be able to run
-BASELINE = (*(source.stem for source in sorted(ROOT.glob("fastbptt/_kernels/[!_]*.pyx"))), "_scalar_", "_baseline_")
+BASELINE = ("cython_api", *(source.stem for source in sorted(ROOT.glob("fastbptt/_kernels/[!_]*.pyx"))), "_scalar_", "_baseline_")
 SHORT_TESTS = [
     "test_levels.py::test_what_the_processor_can_do",
     *("test_core.py", "test_chunks.py", "test_memory.py", "test_optim.py", "test_losses.py", "test_clipping.py"),
@@ -43,6 +43,18 @@ out, state = layer(np.ones((4, 2, 3)))
 layer.backward(out)
 assert np.isfinite(layer.flat_grads).all() and layer.flat_grads.any()
 print(fastbptt.show_config(mode="dicts")["isa"])
+"""
+CONSUMER = """
+import numpy as np, fastbptt
+from bptt_consumer import calls
+rng = np.random.default_rng(0)
+x, w_ih, w_hh = rng.standard_normal((5, 2, 3)), rng.standard_normal((16, 3)), rng.standard_normal((16, 4))
+out = np.empty((5, 2, 4))
+call = calls.Call(dtype=8, cell=2, T=5, B=2, I=3, H=4, P=4, x=x, w_ih=w_ih, w_hh=w_hh, out=out)
+workspace = np.empty(call.workspace_bytes(calls.CALLS["forward"]), np.uint8)
+assert call.set(workspace=workspace, workspace_size=workspace.size).run("forward") == 0
+assert np.array_equal(out, fastbptt.lstm_forward(x, None, w_ih, w_hh)[0])
+print(calls.version())
 """
 checks = []  # (what, whether it passed, what was seen)
 
@@ -146,7 +158,7 @@ def check_modules(wheel, folder):
 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
-    modules = sorted(folder.glob("fastbptt/_kernels/*.so"))
+    modules = sorted(folder.glob("fastbptt/**/*.so"))
     searched, paths = [], []
     for module in modules:
         with module.open("rb") as file:
@@ -229,6 +241,22 @@ def tests_without_sources(source, folder):
     return folder
 
 
+def consumer(environment, source, folder):
+    """The wheel of a package that is compiled against ours as installed: one for all Pythons, too."""
+    shutil.copytree(source / "tests" / "consumer", folder / "source")
+    variables = environment.variables | {"PATH": os.environ["PATH"]}
+    must(environment.python, "-m", "pip", "install", "--quiet", "cython>=3.1", "setuptools>=77", env=variables)
+    offline = ["--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", folder]
+    must(environment.python, "-m", "pip", "wheel", "--quiet", *offline, folder / "source", env=variables)
+    return next(folder.glob("*.whl"))
+
+
+def check_consumer(name, environment, wheel):
+    must(environment.python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel, env=environment.variables)
+    done = run(environment.python, "-I", "-c", CONSUMER, env=environment.variables)
+    check(f"a package that was compiled against it, {name}", done.returncode == 0, done.stdout.strip().splitlines()[-1:])
+
+
 def run_tests(name, environment, folder, short, log):
     everywhere = f"testpaths=tests {shlex.quote(str(environment.package()))}"
     chosen = [f"tests/{file}" for file in SHORT_TESTS] if short else ["-o", everywhere]
@@ -283,6 +311,7 @@ def make_and_check(scratch, options):
 
     programs = programs_but_compilers(scratch / "programs")
     tests = tests_without_sources(source, scratch / "tests")
+    stranger = None
     for version in options.interpreters:
         python = interpreter(version)
         if python is None:
@@ -293,6 +322,8 @@ def make_and_check(scratch, options):
             folder = scratch / f"{version}{numpy.replace('*', 'x')}"
             environment = Environment(folder, python, wheel, [f"numpy{numpy}", *requirements], programs)
             name = f"Python {version}, NumPy {environment.numpy}"
+            stranger = stranger or consumer(environment, source, scratch / "consumer")
+            check_consumer(name, environment, stranger)
             if version == options.interpreters[0] and not numpy:
                 check_as_installed(environment)
                 if not options.short:  # CI asserts no time

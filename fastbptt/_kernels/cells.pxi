@@ -39,6 +39,11 @@ cdef bint choose_steps(Problem *problem, int cell, bint projected) noexcept nogi
     return problem.forward != NULL
 
 
+cdef inline int gates_of(int cell) noexcept nogil:
+    """How many gates a cell has."""
+    return 4 if cell == LSTM_CELL else 3 if cell == GRU_CELL else 1
+
+
 cdef inline vec get(const bint whole, const real *p, Py_ssize_t k) noexcept nogil:
     return load(p) if whole else load_part(p, k)
 

@@ -3,6 +3,7 @@
 from fastbptt._kernels.pool cimport Watch
 
 cdef enum:
+    CHUNK = 1 << 14                # elements
     COLUMNS = 5                    # arrays in a group, at most
     READ = 0
     WRITE = 1
@@ -26,6 +27,9 @@ cdef struct Chunks:
     bint writes
     int tasks
     Watch watch
+
+cdef void plan_chunks(Chunks *chunks, OverChunk over, const double *given, int count, double work) noexcept nogil
+cdef bint run_chunks(Chunks *chunks, bint writes) noexcept nogil
 
 cdef class Arrays:
     cdef Chunks chunks

@@ -14,10 +14,6 @@ from libc.string cimport memcpy, memset
 
 from fastbptt._kernels.pool cimport interrupted, parallel, raise_if_interrupted, tasks_for, thread_limit
 
-cdef enum:
-    CHUNK = 1 << 14                # elements
-
-
 cdef inline Py_ssize_t chunks_in(Py_ssize_t size) noexcept nogil:
     return (size + CHUNK - 1) // CHUNK
 
@@ -84,22 +80,31 @@ cdef class Arrays:
         return False
 
     cdef Arrays plan(self, OverChunk over, const double *given=NULL, int count=0, double work=1):
-        """What to do with each chunk, and the numbers that ``over`` is given; ``work`` multiply-adds an element."""
-        self.chunks.over = over
-        self.chunks.work = work
-        for i in range(count):
-            self.chunks.given[i] = given[i]
+        plan_chunks(&self.chunks, over, given, count, work)
         return self
 
     cdef int run(self, bint writes) except -1:
-        """``results[i] = over(chunk i)`` for all chunks, as planned. To READ can be interrupted, to WRITE cannot and raises nothing."""
-        cdef Chunks *chunks = &self.chunks
-        memset(&chunks.watch, 0, sizeof(Watch))
-        chunks.writes = chunks.watch.stop = writes    # a watch that has stopped looks at no signals
         with nogil:
-            chunks.tasks = tasks_for(thread_limit(), chunks.elements * chunks.work, chunks.count)
-            parallel(over_chunks, chunks, chunks.tasks, chunks.tasks, &chunks.watch)
-        return 0 if writes else raise_if_interrupted(&chunks.watch)
+            run_chunks(&self.chunks, writes)
+        return 0 if writes else raise_if_interrupted(&self.chunks.watch)
+
+
+cdef void plan_chunks(Chunks *chunks, OverChunk over, const double *given, int count, double work) noexcept nogil:
+    """What to do with each chunk, and the numbers that ``over`` is given; ``work`` multiply-adds an element."""
+    cdef int i
+    chunks.over = over
+    chunks.work = work
+    for i in range(count):
+        chunks.given[i] = given[i]
+
+
+cdef bint run_chunks(Chunks *chunks, bint writes) noexcept nogil:
+    """``results[i] = over(chunk i)`` for all chunks, as planned. To READ can be interrupted, and then is True; to WRITE cannot."""
+    memset(&chunks.watch, 0, sizeof(Watch))
+    chunks.writes = chunks.watch.stop = writes    # a watch that has stopped looks at no signals
+    chunks.tasks = tasks_for(thread_limit(), chunks.elements * chunks.work, chunks.count)
+    parallel(over_chunks, chunks, chunks.tasks, chunks.tasks, &chunks.watch)
+    return not writes and chunks.watch.stop
 
 
 cdef int by_address(const void *a, const void *b) noexcept nogil:

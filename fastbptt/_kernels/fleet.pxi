@@ -9,7 +9,11 @@ cdef struct Fleet:
     Py_ssize_t K
     Problem net                    # a net's sizes, and the arrays of the first
     bint one_x, one_lengths        # for all nets
+    bint has_c                     # an LSTM's
     const int64_t *lengths         # (B,) or (K, B), or NULL
+    const unsigned char *resets    # (T, B) or NULL: of one net, not of many
+    Py_ssize_t places              # rows of a batch or, where there are resets, the pieces that it is cut into
+    const ForwardWeights *packed   # of one net, if they were packed before; or NULL
     const real *b_ih               # (K, N) or NULL
     const real *b_hh
     const real *h0                 # (K, B, P) or NULL
@@ -134,7 +138,7 @@ cdef int bind_fleet(Fleet *fleet, Views *views, int cell, int activation, bint r
     cdef bint projected = w_hr is not None
     if not choose_steps(net, cell, projected):
         raise ValueError(f"cell: there is none with number {cell} in these kernels; after a change to their source they must be built anew")
-    net.activation, net.reset_after = activation, reset_after
+    net.activation, net.reset_after, fleet.has_c = activation, reset_after, cell == LSTM_CELL
     given = view(views, "w_ih", w_ih, 3, READ)
     net.w_ih = <const real *>given.buf
     fleet.K, net.N, net.I = given.shape[0], given.shape[1], given.shape[2]
@@ -155,6 +159,7 @@ cdef int bind_fleet(Fleet *fleet, Views *views, int cell, int activation, bint r
         given = view(views, "tokens", tokens, 2 if fleet.one_x else 3, READ, INTEGER_FORMATS)
         net.tokens = <const int64_t *>given.buf
     net.time.T, net.time.B = given.shape[0 if fleet.one_x else 1], given.shape[1 if fleet.one_x else 2]
+    fleet.places = net.time.B
     net.leak = view_or_null(views, "leak", leak, 2, READ)
     if lengths is not None:
         fleet.one_lengths = lengths.ndim == 1

@@ -13,10 +13,9 @@ cdef struct Forward:
 
 
 cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept nogil:
-    """Once the problem is bound."""
+    """Once the problem is bound, and it is known how many threads there are."""
     cdef const Problem *problem = &run.problem
     run.weights = weights
-    run.sharing.threads = thread_limit()
     run.projection.rows = first_row(&problem.time, problem.time.T)
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
     run.projection.weights = weights.input
@@ -33,8 +32,14 @@ cdef void run_forward(Forward *run) noexcept nogil:
     """Fill a, h behind slot 0 and what else the cell has, from the initial state."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t T = problem.time.T
-    cdef int by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
+    cdef int by_units
+    cdef Patch patch
     run.sharing.tasks = 1
+    if run.sharing.threads == 1 and has_short_steps(problem):
+        patch = whole_rows(problem, 0, problem.time.B)
+        go_forward(run, &patch, 0)     # with nothing to share: of an LSTM's step of 8 units, asking how took a tenth
+        return
+    by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     if by_units == 1:
         share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
@@ -48,23 +53,33 @@ cdef void run_forward(Forward *run) noexcept nogil:
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time."""
     cdef Forward *run = <Forward *>context
+    cdef Patch patch = rows_of_task(&run.problem, task, run.sharing.tasks)
+    go_forward(run, &patch, worker)
+
+
+cdef void go_forward(Forward *run, const Patch *patch, int worker) noexcept nogil:
+    """The patch's rows, for all time."""
     cdef const Problem *problem = &run.problem
-    cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
-    cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = max(1, rows_in_block(&run.projection) // held)
+    cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = 1
     cdef int stage
+    if problem.time.T > 1:
+        block = max(1, rows_in_block(&run.projection) // held)
     while t < problem.time.T:
         t_end = min(problem.time.T, t + block)
-        project_steps(run, t, t_end, &patch)
+        project_steps(run, t, t_end, patch)
         while t < t_end:
             for stage in range(stages(problem)):
-                forward_stage(run, t, stage, &patch)
+                forward_stage(run, t, stage, patch)
             t += 1
-            if interrupted(&run.watch, worker, patch_work(problem, &patch) + <double>held * problem.N * problem.I):
+            if interrupted(&run.watch, worker, patch_work(problem, patch) + <double>held * problem.N * problem.I):
                 return
 
 
 cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, const Patch *patch) noexcept nogil:
     cdef const Time *time = &run.problem.time
+    if patch.b0 == 0 and patch.b1 == time.B:               # rows of neighbouring steps lie end to end
+        project(&run.projection, first_row(time, t), 1, 0, first_row(time, t_end) - first_row(time, t))
+        return
     if time.first == NULL:
         project(&run.projection, first_row(time, t) + patch.b0, t_end - t, time.B, patch.b1 - patch.b0)
         return
@@ -107,15 +122,16 @@ cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_s
     one product.
     """
     cdef Py_ssize_t H = weights.H, P = weights.P, units = u1 - u0
-    cdef Py_ssize_t gate_panels = ceil_div(H, LANES), gate = 0, summed = weights.input.N // H - weights.reset_after
-    cdef Py_ssize_t together = summed if units == gate_panels * LANES else 1
+    cdef Py_ssize_t gate = 0, summed = weights.input.N // H - weights.reset_after
+    cdef Py_ssize_t together = summed if gates_touch(H) or units == ceil_div(H, LANES) * LANES else 1
     cdef Rows of_gate
     while gate < summed:
         of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
-        product(outer, inner, together * units, P, h, 1, panels_from(weights.w_hh, gate * gate_panels + u0 // LANES), of_gate, of_gate)
+        product(outer, inner, together * units, P, h, 1, panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES),
+                of_gate, of_gate)
         gate += together
     if weights.reset_after:
-        product(outer, inner, units, P, h, 1, panels_from(weights.w_hh, gate * gate_panels + u0 // LANES),
+        product(outer, inner, units, P, h, 1, panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES),
                 rows(m_init.at + u0, m_init.outer, m_init.inner), rows(m.at + u0, m.outer, m.inner))
 
 

@@ -1,7 +1,9 @@
 # All kernels, for one element type and one instruction set. setup.py makes a module of this source for every pair of the two;
 # `simd.h` says what `real` and `vec` are in each.
 
+from fastbptt._kernels cimport interface
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_EPSILON, DBL_MAX, FLT_EPSILON
 from libc.math cimport INFINITY, exp, fabs, floor, log, pow, signbit, sqrt
 from libc.stdint cimport int64_t
@@ -10,7 +12,7 @@ from libc.string cimport memcmp, memcpy, memset, strchr, strcmp, strlen
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
-from fastbptt._kernels.chunks cimport READ, WRITE, Arrays
+from fastbptt._kernels.chunks cimport CHUNK, READ, WRITE, Arrays, Chunks, OverChunk, plan_chunks, run_chunks
 from fastbptt._kernels.memory cimport Block
 from fastbptt._kernels.pool cimport (
     MAX_PARTS, MAX_THREADS, Task, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
@@ -52,6 +54,7 @@ include "elimination.pxi"
 include "factorisation.pxi"
 include "tangents.pxi"
 include "vector_functions.pxi"
+include "entries.pxi"
 
 
 def lanes():

@@ -23,6 +23,7 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
                              view_or_null(&views, "b_hh", b_hh, 1, READ))
         elif not weights.fit(problem):
             raise ValueError("weights: packed for another layer, or for other inputs")
+        run.sharing.threads = thread_limit()
         prepare_forward(&run, &weights.at)
         if problem.w_hr != NULL or again:
             room = make_room(lay_out_shown, &run)

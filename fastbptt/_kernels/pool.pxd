@@ -7,6 +7,7 @@ cdef struct Watch:
     int stop      # set once Ctrl-C has come: tasks return early
     double work   # multiply-adds since signals were last looked at
     const Watch *above    # that of the call which this one is a part of, or NULL
+    bint deaf     # signals are not looked at: the caller may be no Python thread, and has not said that the GIL can be had
 
 cdef enum:
     MAX_THREADS = 256

@@ -375,7 +375,7 @@ cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil:
         watch.work += work
         if watch.work >= WORK_PER_LOOK:
             watch.work = 0
-            if PyThread_get_thread_ident() == main_thread:
+            if not watch.deaf and PyThread_get_thread_ident() == main_thread:
                 look_at_signals(watch)
     if watch.above != NULL and watch.above.stop:
         watch.stop = 1

@@ -54,6 +54,10 @@ cdef struct Span:                  # what a cell sees: neighbouring units of one
     const real *m_dot
 
 
+cdef Span NO_SPAN
+memset(&NO_SPAN, 0, sizeof(Span))
+
+
 cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept nogil:
     """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
     return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
@@ -61,8 +65,7 @@ cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept
 
 cdef inline Span any_span(const Problem *problem, const Patch *patch, Py_ssize_t *held) noexcept nogil:
     """What the spans of the patch's first rows have in common, ``held`` of them; where they touch, it becomes 1."""
-    cdef Span span
-    memset(&span, 0, sizeof(Span))
+    cdef Span span = NO_SPAN       # copied: GCC clears a struct by "rep stos", which took 7 ns, a twentieth of an LSTM's step of 8 units
     span.n = patch.u1 - patch.u0
     span.H = problem.H
     span.activation = problem.activation

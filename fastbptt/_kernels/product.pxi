@@ -109,6 +109,10 @@ cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t
     if a_outer == inner * a_inner and init_outer == inner * init_inner and c_outer == inner * c_inner:
         inner *= outer
         outer = 1
+    if outer == 1 and inner <= TILE_ROWS and not stream and vectors <= tile_vectors(<int>inner):  # one tile: no more to deal out
+        any_tile(<int>inner, <int>vectors, K, a, a_inner, a_k, b, b_row, b_panel, init, init_inner, c, c_inner,
+                 <int>(N - (vectors - 1) * LANES), False)
+        return
     tiles = ceil_div(inner, TILE_ROWS)
     groups = ceil_div(vectors, tile_vectors(<int>ceil_div(inner, tiles)))
     for g in range(groups):

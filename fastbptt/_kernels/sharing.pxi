@@ -49,6 +49,11 @@ cdef inline void share_rows(Sharing *sharing, const Problem *problem, double wor
     sharing.tasks = max(sharing.tasks, <int>min(longest, <double>min(B, <Py_ssize_t>MAX_THREADS)))
 
 
+cdef inline bint has_short_steps(const Problem *problem) noexcept nogil:
+    """Whether Ctrl-C can wait for the end of each."""
+    return <double>problem.time.B * problem.N * problem.P < 2 * LONG_STEP
+
+
 cdef inline Patch whole_rows(const Problem *problem, Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef Patch patch
     patch.b0, patch.b1 = b0, b1

@@ -19,7 +19,7 @@ cdef void lay_out_group_forward(void *call, Space *space) noexcept nogil:
     lay_out_group(&task.group, space)
     task.bias, task.m_bias = take(space, problem.N), take(space, problem.H)
     task.last = take(space, problem.time.B * problem.H)
-    lay_out_unkept(problem, task.group.fleet.c_n != NULL, space)
+    lay_out_unkept(problem, task.group.fleet.has_c, problem.time.B, space)
 
 
 cdef void forward_of_group(void *context, int number, int worker) noexcept nogil:

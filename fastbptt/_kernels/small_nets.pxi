@@ -63,7 +63,7 @@ cdef void lay_out_group(Group *group, Space *space) noexcept nogil:
     group.leak = take(space, net.H * LANES if net.leak != NULL else 0)
     group.x = take(space, group.block * B * net.I * LANES if net.x != NULL else 0)
     if group.fleet.lengths != NULL:
-        lay_out_order(&group.order, net.time.T, B, space)
+        lay_out_order(&group.order, net.time.T, B, False, space)
         group.row, group.steps = take_indices(space, LANES * B), take_indices(space, LANES * B)
         group.most, group.least = take_indices(space, B), take_indices(space, B)
         group.left = take(space, B * LANES)
@@ -87,7 +87,7 @@ cdef void sort_rows(Group *group) noexcept nogil:
     cdef const int64_t *lengths
     for l in range(LANES):
         lengths = lengths_of_net(group.fleet, group.first + (l if l < group.nets else 0))
-        sort_rows_of_net(&group.order, lengths, group.problem.time.T, B)
+        sort_rows_of_net(&group.order, lengths, NULL, group.problem.time.T, B)
         for b in range(B):
             group.row[l * B + b] = group.order.row[b]
             group.steps[l * B + b] = lengths[group.order.row[b]]

@@ -18,7 +18,7 @@ cdef struct ForwardWeights:
     InputWeights input
     Py_ssize_t H, P
     int reset_after
-    Panels w_hh                    # W_hh^T, P rows; packed gate by gate, so that a gate's first unit starts a panel
+    Panels w_hh                    # W_hh^T, P rows; packed gate by gate, so that a gate's first unit starts a panel, unless `gates_touch`
     InputWeights w_hr              # of a projected LSTM (`projected.pxi`); else of no rows
     real *m_bias                   # (H,): the recurrent bias of a gate whose reset comes after the product
 
@@ -55,10 +55,23 @@ cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexc
         input.token_row, input.token_gate = 1, input.I
 
 
+cdef inline bint gates_touch(Py_ssize_t H) noexcept nogil:
+    """Whether those gates that are one product are packed without gaps, as no thread is to have a part of their few units."""
+    return H < LANES
+
+
+cdef inline Py_ssize_t panel_of_gate(const ForwardWeights *packed, Py_ssize_t gate) noexcept nogil:
+    """Where it begins, if it begins a panel."""
+    cdef Py_ssize_t H = packed.H
+    return ceil_div(gate * H, LANES) if gates_touch(H) else gate * ceil_div(H, LANES)
+
+
 cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
     cdef ForwardWeights *packed = <ForwardWeights *>call
+    cdef Py_ssize_t gates = packed.input.N // packed.H
+    cdef Py_ssize_t panels = panel_of_gate(packed, gates - packed.reset_after) + packed.reset_after * ceil_div(packed.H, LANES)
     lay_out_input(&packed.input, space)
-    packed.w_hh = take_panels(space, packed.input.N // packed.H * ceil_div(packed.H, LANES) * LANES, packed.P)
+    packed.w_hh = take_panels(space, panels * LANES, packed.P)
     packed.m_bias = take(space, packed.reset_after * packed.H)
     if packed.w_hr.N:
         lay_out_input(&packed.w_hr, space)
@@ -67,7 +80,7 @@ cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *w_hr, const real *b_ih,
                        const real *b_hh) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product. A NULL bias is 0."""
-    cdef Py_ssize_t H = packed.H, P = packed.P, gate, n, summed = packed.input.N - packed.reset_after * H
+    cdef Py_ssize_t H = packed.H, P = packed.P, gate = 0, n, summed = packed.input.N - packed.reset_after * H, together
     cdef real *bias = packed.input.bias
     pack_input(&packed.input, w_ih, b_ih)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
@@ -75,8 +88,11 @@ cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_h
         for n in range(summed):
             bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
         memcpy(packed.m_bias, b_hh + summed, packed.reset_after * H * sizeof(real))
-    for gate in range(packed.input.N // H):
-        pack_transposed(w_hh + gate * H * P, P, P, H, panels_from(packed.w_hh, gate * ceil_div(H, LANES)).at, packed.w_hh.panel)
+    while gate * H < packed.input.N:
+        together = summed // H if gates_touch(H) and gate == 0 else 1
+        pack_transposed(w_hh + gate * H * P, P, P, together * H, panels_from(packed.w_hh, panel_of_gate(packed, gate)).at,
+                        packed.w_hh.panel)
+        gate += together
     if packed.w_hr.N:
         pack_input(&packed.w_hr, w_hr, NULL)
 
@@ -87,16 +103,20 @@ cdef inline InputKind kind_of_input(const Problem *problem) noexcept nogil:
     return TOKENS if first_row(&problem.time, problem.time.T) >= problem.I // 4 else FEW_TOKENS
 
 
+cdef bint weights_fit(const ForwardWeights *packed, const Problem *problem) noexcept nogil:
+    """Whether they are those of such a problem."""
+    return (packed.input.N == problem.N and packed.input.I == problem.I and packed.H == problem.H and packed.P == problem.P
+            and (packed.w_hr.N > 0) == (problem.w_hr != NULL) and packed.reset_after == problem.reset_after
+            and (packed.input.kind == VECTORS) == (problem.x != NULL))
+
+
 cdef class PackedWeights:
     """A layer's weights and biases, packed for the forward pass; `pack` makes them."""
     cdef ForwardWeights at
     cdef Block block
 
     cdef bint fit(self, const Problem *problem) noexcept:
-        cdef const ForwardWeights *at = &self.at
-        return (at.input.N == problem.N and at.input.I == problem.I and at.H == problem.H and at.P == problem.P
-                and (at.w_hr.N > 0) == (problem.w_hr != NULL) and at.reset_after == problem.reset_after
-                and (at.input.kind == VECTORS) == (problem.x != NULL))
+        return weights_fit(&self.at, problem)
 
 
 cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):

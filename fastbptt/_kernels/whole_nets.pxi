@@ -4,8 +4,13 @@
 # Nets whose rows end early are packed, as ragged batches are (`time.pxi`), though there is room for the rectangle; the caller's arrays are
 # not, and rows are sorted here.
 
-cdef struct Order:                 # a net's rows, the longest first: those that have steps, and for how long
-    Py_ssize_t *row                # (B,)
+cdef struct Order:                 # a net's rows or, where states are reset, the pieces that rows are cut into; the longest first
+    Py_ssize_t *row                # (places,)
+    Py_ssize_t *start              # (places,): a piece's first step; NULL: all begin at step 0
+    Py_ssize_t places              # at most so many pieces, or B
+    const unsigned char *resets    # (T, B), or NULL
+    const int64_t *lengths         # (B,), or NULL
+    Py_ssize_t steps               # of the batch: how long a row is without a length of its own
     Py_ssize_t *first              # (T + 1,), as `Time` has it
     Py_ssize_t *next               # (T + 1,), scratch
     Py_ssize_t count, T
@@ -55,13 +60,13 @@ cdef inline void move_kept(Problem *net, Py_ssize_t k) noexcept nogil:
     net.m += k * T * B * net.H if net.m != NULL else 0
 
 
-cdef void lay_out_unkept(Problem *net, bint has_c, Space *space) noexcept nogil:
-    """Room for states and gates that no tape keeps."""
+cdef void lay_out_unkept(Problem *net, bint has_c, Py_ssize_t places, Space *space) noexcept nogil:
+    """Room for states and gates that no tape keeps; so many rows or pieces have a first state."""
     cdef Py_ssize_t T = net.time.T, B = net.time.B
     if net.h == NULL:
-        net.h = take(space, (T + 1) * B * net.P)
+        net.h = take(space, (T * B + places) * net.P)
     if net.c == NULL and has_c:
-        net.c = take(space, (T + 1) * B * net.H)
+        net.c = take(space, (T * B + places) * net.H)
     if net.a == NULL and has_gates(net):
         net.a = take(space, T * B * net.N)
     if net.m == NULL and net.reset_after:
@@ -69,7 +74,11 @@ cdef void lay_out_unkept(Problem *net, bint has_c, Space *space) noexcept nogil:
 
 
 cdef inline const int64_t *lengths_of_net(const Fleet *fleet, Py_ssize_t k) noexcept nogil:
-    return fleet.lengths + (0 if fleet.one_lengths else k * fleet.net.time.B)
+    return fleet.lengths + (0 if fleet.one_lengths or fleet.lengths == NULL else k * fleet.net.time.B)
+
+
+cdef inline bint may_be_ragged(const Fleet *fleet) noexcept nogil:
+    return fleet.lengths != NULL or fleet.resets != NULL
 
 
 cdef inline bint has_gates(const Problem *net) noexcept nogil:
@@ -82,31 +91,103 @@ cdef inline double work_of_net(const Problem *net) noexcept nogil:
     return <double>net.time.T * net.time.B * net.N * (net.I + net.P + CELL_WORK)
 
 
-cdef void sort_rows_of_net(Order *order, const int64_t *lengths, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
-    """Rows of one length stay in their order."""
-    cdef Py_ssize_t t, b, longer = 0, same
+cdef inline Py_ssize_t length_of_row(const Order *order, Py_ssize_t b) noexcept nogil:
+    return order.steps if order.lengths == NULL else order.lengths[b]
+
+
+cdef inline Py_ssize_t end_of_piece(const Order *order, Py_ssize_t b, Py_ssize_t start, Py_ssize_t B) noexcept nogil:
+    """Of row b's piece that begins at step ``start``: where the row ends or is reset."""
+    cdef Py_ssize_t length = length_of_row(order, b), t = start + 1
+    if order.resets == NULL:
+        return length
+    while t < length and not order.resets[t * B + b]:
+        t += 1
+    return t
+
+
+cdef Py_ssize_t pieces_of_net(const int64_t *lengths, const unsigned char *resets, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
+    """Into how many pieces B rows are cut; without resets, B."""
+    cdef Py_ssize_t t, b, count = 0, length
+    if resets == NULL:
+        return B
+    for b in range(B):
+        length = T if lengths == NULL else lengths[b]
+        count += length > 0
+        for t in range(1, length):
+            count += resets[t * B + b] != 0
+    return count
+
+
+cdef inline bint any_reset(const unsigned char *resets, Py_ssize_t B) noexcept nogil:
+    """At one step."""
+    cdef Py_ssize_t b
+    for b in range(B):
+        if resets[b]:
+            return True
+    return False
+
+
+cdef void sort_rows_of_net(Order *order, const int64_t *lengths, const unsigned char *resets, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
+    """Pieces of one length stay in the order of their rows, and of their steps. Without resets, rows without a step come last."""
+    cdef Py_ssize_t t, b, longer = 0, same, start, end, at
+    order.lengths, order.resets, order.steps = lengths, resets, T
     memset(order.next, 0, (T + 1) * sizeof(Py_ssize_t))
     for b in range(B):
-        order.next[lengths[b]] += 1
-    order.ragged = order.next[T] < B
+        end = 0
+        while end < length_of_row(order, b):
+            start, end = end, end_of_piece(order, b, end, B)
+            order.next[end - start] += 1
+        order.next[0] += end == 0 and resets == NULL
+    order.ragged = order.next[T] < B or (resets != NULL and any_reset(resets, B))
     t = T
-    while t >= 0:                  # next[t]: where the first row of length t stands
+    while t >= 0:                  # next[t]: where the first piece of length t stands
         same, order.next[t] = order.next[t], longer
         longer += same
         t -= 1
     order.count, order.T, order.first[0] = 0 if T == 0 else order.next[0], 0, 0
-    for t in range(T):             # next[t] is also how many rows are longer, and so the number of those that have a step t
+    for t in range(T):             # next[t] is also how many pieces are longer, and so the number of those that have a step t
         order.first[t + 1] = order.first[t] + order.next[t]
         order.T += order.next[t] > 0
     for b in range(B):
-        order.row[order.next[lengths[b]]] = b
-        order.next[lengths[b]] += 1
+        end = 0
+        while end < length_of_row(order, b):
+            start, end = end, end_of_piece(order, b, end, B)
+            at = order.next[end - start]
+            order.row[at] = b
+            if order.start != NULL:
+                order.start[at] = start
+            order.next[end - start] += 1
+        if end == 0 and resets == NULL:
+            order.row[order.next[0]] = b
+            order.next[0] += 1
 
 
-cdef void lay_out_order(Order *order, Py_ssize_t T, Py_ssize_t B, Space *space) noexcept nogil:
-    order.row = take_indices(space, B)
+cdef void lay_out_order(Order *order, Py_ssize_t T, Py_ssize_t places, bint cut, Space *space) noexcept nogil:
+    """``cut``: at resets."""
+    order.places = places
+    order.row = take_indices(space, places)
+    order.start = take_indices(space, places) if cut else NULL
     order.first = take_indices(space, T + 1)
     order.next = take_indices(space, T + 1)
+
+
+cdef inline Py_ssize_t row_in_batch(const Order *order, Py_ssize_t t, Py_ssize_t i, Py_ssize_t B) noexcept nogil:
+    """Where in an array (T, B, ...) step t of the i-th piece stands."""
+    return ((order.start[i] if order.start != NULL else 0) + t) * B + order.row[i]
+
+
+cdef inline bint begins_its_row(const Order *order, Py_ssize_t i) noexcept nogil:
+    """Whether the i-th piece starts at step 0."""
+    return order.start == NULL or order.start[i] == 0
+
+
+cdef inline bint takes_the_state(const Order *order, Py_ssize_t i) noexcept nogil:
+    """Whether it starts from its row's initial state, and not from 0."""
+    return begins_its_row(order, i) and (order.resets == NULL or not order.resets[order.row[i]])
+
+
+cdef inline bint ends_its_row(const Order *order, Py_ssize_t i, Py_ssize_t length) noexcept nogil:
+    return order.start == NULL or order.start[i] + length == length_of_row(order, order.row[i])
 
 
 cdef inline void use_order(Problem *net, const Order *order) noexcept nogil:
@@ -114,12 +195,11 @@ cdef inline void use_order(Problem *net, const Order *order) noexcept nogil:
         net.time.T, net.time.B, net.time.first = order.T, order.count, order.first
 
 
-cdef inline Py_ssize_t steps_of_row(const Order *order, Py_ssize_t b) noexcept nogil:
-    """Of the b-th in the order."""
-    cdef Py_ssize_t t = order.T
-    while order.first[t] - order.first[t - 1] <= b:
-        t -= 1
-    return t
+cdef inline Py_ssize_t steps_of_piece(const Order *order, Py_ssize_t i, Py_ssize_t most) noexcept nogil:
+    """Of the i-th in the order, which has no more than ``most``: those of the one before it, or all."""
+    while order.first[most] - order.first[most - 1] <= i:
+        most -= 1
+    return most
 
 
 cdef void pack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
@@ -127,7 +207,7 @@ cdef void pack_order(const Order *order, Py_ssize_t B, const void *source, size_
     cdef Py_ssize_t t, b
     for t in range(order.T):
         for b in range(order.first[t + 1] - order.first[t]):
-            memcpy(<char *>target + (order.first[t] + b) * size, <const char *>source + (t * B + order.row[b]) * size, size)
+            memcpy(<char *>target + (order.first[t] + b) * size, <const char *>source + row_in_batch(order, t, b, B) * size, size)
 
 
 cdef void unpack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
@@ -135,7 +215,7 @@ cdef void unpack_order(const Order *order, Py_ssize_t B, const void *source, siz
     cdef Py_ssize_t t, b
     for t in range(order.T):
         for b in range(order.first[t + 1] - order.first[t]):
-            memcpy(<char *>target + (t * B + order.row[b]) * size, <const char *>source + (order.first[t] + b) * size, size)
+            memcpy(<char *>target + row_in_batch(order, t, b, B) * size, <const char *>source + (order.first[t] + b) * size, size)
 
 
 cdef void pack_inputs(Problem *net, const Order *order, Py_ssize_t B, real *x, int64_t *tokens) noexcept nogil:
@@ -170,13 +250,14 @@ cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
     """Room for the weights; for rows that are packed; and for what is not kept."""
     cdef NetForward *task = <NetForward *>call
     cdef Problem *net = &task.run.problem
-    lay_out_forward(&task.weights, space)
+    if task.fleet.packed == NULL:
+        lay_out_forward(&task.weights, space)
     if net.w_hr != NULL:
-        lay_out_shown(&task.run, space)
-    if task.fleet.lengths != NULL:
-        lay_out_order(&task.order, net.time.T, net.time.B, space)
+        task.run.shown = take(space, task.fleet.places * net.H)
+    if may_be_ragged(task.fleet):
+        lay_out_order(&task.order, net.time.T, task.fleet.places, task.fleet.resets != NULL, space)
         lay_out_inputs(net, &task.x, &task.tokens, space)
-    lay_out_unkept(net, task.fleet.c_n != NULL, space)
+    lay_out_unkept(net, task.fleet.has_c, task.fleet.places, space)
 
 
 cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
@@ -191,25 +272,27 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
     size_net_forward(&task, fleet, k)
     space.free = fleet.room + worker * fleet.room_each
     lay_out_net_forward(&task, &space)
-    if fleet.lengths != NULL:
-        sort_rows_of_net(&task.order, lengths_of_net(fleet, k), T, B)
+    if may_be_ragged(fleet):
+        sort_rows_of_net(&task.order, lengths_of_net(fleet, k), fleet.resets, T, B)
         if task.order.ragged:
             pack_inputs(net, &task.order, B, task.x, task.tokens)
         use_order(net, &task.order)
     if not has_gates(net):
         net.a = net.h + net.time.B * P
-    pack_forward(&task.weights, net.w_ih, net.w_hh, net.w_hr, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
-                 fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL)
+    if fleet.packed == NULL:
+        pack_forward(&task.weights, net.w_ih, net.w_hh, net.w_hr, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
+                     fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL)
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
-    prepare_forward(run, &task.weights)
-    run.sharing.threads = run.projection.sharing.threads = fleet.threads
-    run.watch.above = &fleet.watch
+    run.sharing.threads = fleet.threads
+    prepare_forward(run, fleet.packed if fleet.packed != NULL else <const ForwardWeights *>&task.weights)
+    run.watch.above, run.watch.deaf = &fleet.watch, fleet.watch.deaf
     if net.time.T > 0:
         run_forward(run)
-    end_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h, fleet.h_n + of_k * B * P)
-    if net.c != NULL:
+    if fleet.h_n != NULL:
+        end_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h, fleet.h_n + of_k * B * P)
+    if fleet.c_n != NULL:
         end_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c, fleet.c_n + of_k * B * H)
     if fleet.out != NULL and task.order.ragged:
         unpack_order(&task.order, B, net.h + net.time.B * P, P * sizeof(real), fleet.out + of_k * T * B * P)
@@ -228,22 +311,28 @@ cdef void begin_net(const NetForward *task, const real *state, Py_ssize_t width,
         memcpy(history, state, B * width * sizeof(real))
     else:
         for b in range(B):
-            memcpy(history + b * width, state + task.order.row[b] * width, width * sizeof(real))
+            if takes_the_state(&task.order, b):
+                memcpy(history + b * width, state + task.order.row[b] * width, width * sizeof(real))
+            else:
+                memset(history + b * width, 0, width * sizeof(real))
 
 
 cdef void end_net(const NetForward *task, const real *state, Py_ssize_t width, const real *history, real *last) noexcept nogil:
     """Each row's last state; ``state``, the first, of a row without steps."""
     cdef const Time *time = &task.run.problem.time
-    cdef Py_ssize_t B = task.fleet.net.time.B, b
-    if not task.order.ragged:
+    cdef const Order *order = &task.order
+    cdef Py_ssize_t B = task.fleet.net.time.B, b, steps = order.T
+    if not order.ragged:
         memcpy(last, history + slot(time, time.T) * width, B * width * sizeof(real))
         return
     if state == NULL:
         memset(last, 0, B * width * sizeof(real))
-    else:
+    elif state != last:
         memcpy(last, state, B * width * sizeof(real))
-    for b in range(task.order.count):
-        memcpy(last + task.order.row[b] * width, history + (slot(time, steps_of_row(&task.order, b)) + b) * width, width * sizeof(real))
+    for b in range(order.count):
+        steps = steps_of_piece(order, b, steps)
+        if ends_its_row(order, b, steps):
+            memcpy(last + order.row[b] * width, history + (slot(time, steps) + b) * width, width * sizeof(real))
 
 
 # --- A net backward ---------------------------------------------------------------------------------------------------
@@ -267,22 +356,22 @@ cdef void size_net_backward(NetBackward *task, const Fleet *fleet, Py_ssize_t k)
     run.sums.dw_hr = fleet.sums.dw_hr + k * P * H if fleet.sums.dw_hr != NULL else NULL
     run.begins = run.in_one_call = run.quiet = True
     run.back.sharing.threads = fleet.threads
-    run.back.watch.above = &fleet.watch
+    run.back.watch.above, run.back.watch.deaf = &fleet.watch, fleet.watch.deaf
 
 
 cdef void lay_out_packed(void *call, Space *space) noexcept nogil:
     """What is packed of a net with lengths, and comes before all else."""
     cdef NetBackward *task = <NetBackward *>call
     cdef const Problem *net = &task.run.back.problem
-    cdef Py_ssize_t B = net.time.B, R = net.time.T * B
-    if task.fleet.lengths == NULL:
+    cdef Py_ssize_t R = net.time.T * net.time.B, places = task.fleet.places
+    if not may_be_ragged(task.fleet):
         return
-    lay_out_order(&task.order, net.time.T, B, space)
+    lay_out_order(&task.order, net.time.T, places, task.fleet.resets != NULL, space)
     lay_out_inputs(net, &task.x, &task.tokens, space)
     task.d_out = take(space, R * net.P)
     task.dx = take(space, R * net.I)
-    task.dh = take(space, B * net.P)
-    task.dc = take(space, B * net.H)
+    task.dh = take(space, places * net.P)
+    task.dc = take(space, places * net.H)
 
 
 cdef size_t room_for_net_backward(const Fleet *fleet) noexcept nogil:
@@ -293,9 +382,9 @@ cdef size_t room_for_net_backward(const Fleet *fleet) noexcept nogil:
     cdef Py_ssize_t any_step
     size_net_backward(&task, fleet, 0)
     plan_backward(run)
-    if fleet.lengths == NULL:
+    if not may_be_ragged(fleet):
         return bytes_of(lay_out_backward, run)
-    run.held_rows, run.back.problem.time.first = BACKWARD_ROWS + fleet.net.time.B, &any_step
+    run.held_rows, run.back.problem.time.first, run.back.problem.time.B = BACKWARD_ROWS + fleet.places, &any_step, fleet.places
     run.groups = 1
     ungrouped = bytes_of(lay_out_backward, run)
     run.groups = MAX_GROUPS
@@ -309,7 +398,7 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     cdef Gradients *run = &task.run
     cdef Problem *net = &run.back.problem
     cdef Order *order = &task.order
-    cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B, b
+    cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B
     cdef real *sum_of_x
     cdef real *dx
     cdef real *dh
@@ -321,8 +410,8 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     space.free = fleet.room + worker * fleet.room_each
     lay_out_packed(&task, &space)
     sum_of_x, dx, dh, dc = run.sums.dw_ih, run.dx, run.back.dh, run.back.dc
-    if fleet.lengths != NULL:
-        sort_rows_of_net(order, lengths_of_net(fleet, k), T, B)
+    if may_be_ragged(fleet):
+        sort_rows_of_net(order, lengths_of_net(fleet, k), fleet.resets, T, B)
         use_order(net, order)
     if order.ragged:
         pack_inputs(net, order, B, task.x, task.tokens)
@@ -331,10 +420,9 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
             run.back.d_out = task.d_out
         run.dx = task.dx if dx != NULL else NULL
         run.back.dh, run.back.dc = task.dh, task.dc if dc != NULL else NULL
-        for b in range(order.count):
-            memcpy(task.dh + b * P, dh + order.row[b] * P, P * sizeof(real))
-            if dc != NULL:
-                memcpy(task.dc + b * H, dc + order.row[b] * H, H * sizeof(real))
+        give_last_gradients(order, dh, P, task.dh)
+        if dc != NULL:
+            give_last_gradients(order, dc, H, task.dc)
     if not has_gates(net):
         net.a = net.h + net.time.B * P
     if net.time.T > 0:
@@ -347,9 +435,29 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     if order.ragged:
         if dx != NULL:
             unpack_order(order, B, task.dx, net.I * sizeof(real), dx)
-        for b in range(order.count):
-            memcpy(dh + order.row[b] * P, task.dh + b * P, P * sizeof(real))
-            if dc != NULL:
-                memcpy(dc + order.row[b] * H, task.dc + b * H, H * sizeof(real))
+        take_first_gradients(order, task.dh, P, dh)
+        if dc != NULL:
+            take_first_gradients(order, task.dc, H, dc)
     if run.back.watch.stop or interrupted(&fleet.watch, worker, 2 * work_of_net(net)):
         fleet.watch.stop = 1
+
+
+cdef void give_last_gradients(const Order *order, const real *of_rows, Py_ssize_t width, real *of_pieces) noexcept nogil:
+    """The gradient of a row's last state is that of the piece which ends the row; of all other pieces it is 0."""
+    cdef Py_ssize_t i, steps = order.T
+    for i in range(order.count):
+        steps = steps_of_piece(order, i, steps)
+        if ends_its_row(order, i, steps):
+            memcpy(of_pieces + i * width, of_rows + order.row[i] * width, width * sizeof(real))
+        else:
+            memset(of_pieces + i * width, 0, width * sizeof(real))
+
+
+cdef void take_first_gradients(const Order *order, const real *of_pieces, Py_ssize_t width, real *of_rows) noexcept nogil:
+    """The gradient of a row's initial state: 0 if the row is reset at once. A row without a step keeps that of its last state."""
+    cdef Py_ssize_t i
+    for i in range(order.count):
+        if takes_the_state(order, i):
+            memcpy(of_rows + order.row[i] * width, of_pieces + i * width, width * sizeof(real))
+        elif begins_its_row(order, i):
+            memset(of_rows + order.row[i] * width, 0, width * sizeof(real))
