@@ -3,20 +3,24 @@
 cdef struct Forward:
     Problem problem
     const ForwardWeights *weights
+    ForwardWeights *unpacked       # the same, if the pass begins with packing them; or NULL
+    const real *b_ih               # for that
+    const real *b_hh
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
     Projection projection
     Sharing sharing
     Watch watch
+    Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL
+    Progress *own                  # for another pass that goes after this one, or NULL
     # of a pass that is run once more (`recompute.pxi`)
     Py_ssize_t t0, t1              # the steps at hand
-    bint by_units
+    bint again, by_units
 
 
 cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept nogil:
-    """Once the problem is bound."""
+    """Once the problem is bound, and it is known how many threads there are."""
     cdef const Problem *problem = &run.problem
     run.weights = weights
-    run.sharing.threads = thread_limit()
     run.projection.rows = first_row(&problem.time, problem.time.T)
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
     run.projection.weights = weights.input
@@ -35,6 +39,9 @@ cdef void run_forward(Forward *run) noexcept nogil:
     cdef Py_ssize_t T = problem.time.T
     cdef int by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     run.sharing.tasks = 1
+    if run.below != NULL or run.own != NULL:
+        project_and_recur(run, 0, 0)
+        return
     if by_units == 1:
         share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
@@ -52,8 +59,12 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
     cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = max(1, rows_in_block(&run.projection) // held)
     cdef int stage
+    if run.below != NULL or run.own != NULL:
+        block = min(block, <Py_ssize_t>STEPS_BEHIND)
     while t < problem.time.T:
         t_end = min(problem.time.T, t + block)
+        if run.below != NULL:
+            wait_for(run.below, t_end, &run.watch)
         project_steps(run, t, t_end, &patch)
         while t < t_end:
             for stage in range(stages(problem)):
@@ -61,6 +72,8 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, &patch) + <double>held * problem.N * problem.I):
                 return
+        if run.own != NULL:
+            tell(run.own, t)
 
 
 cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, const Patch *patch) noexcept nogil:

@@ -8,6 +8,12 @@ cdef struct Watch:
     double work   # multiply-adds since signals were last looked at
     const Watch *above    # that of the call which this one is a part of, or NULL
 
+cdef extern from "<stdatomic.h>" nogil:
+    ctypedef Py_ssize_t atomic_llong
+
+cdef struct Progress:
+    atomic_llong steps    # that a task has done, for another that goes after it
+
 cdef enum:
     MAX_THREADS = 256
     MAX_PARTS = 16    # of a step in parallel_steps
@@ -16,5 +22,7 @@ cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
+cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil
+cdef void wait_for(Progress *progress, Py_ssize_t steps, Watch *watch) noexcept nogil
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil
 cdef int raise_if_interrupted(Watch *watch) except -1

@@ -117,6 +117,7 @@ cdef class Stream:
         cdef PackedWeights weights = self.of_vectors if problem.x != NULL else self.of_tokens
         if weights is None:
             weights = self._pack(problem.x != NULL)
+        self.run.sharing.threads = thread_limit()
         prepare_forward(&self.run, &weights.at)
         memset(&self.run.watch, 0, sizeof(Watch))
         with nogil:

@@ -203,8 +203,8 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
+    run.sharing.threads = fleet.threads
     prepare_forward(run, &task.weights)
-    run.sharing.threads = run.projection.sharing.threads = fleet.threads
     run.watch.above = &fleet.watch
     if net.time.T > 0:
         run_forward(run)
@@ -260,7 +260,7 @@ cdef void size_net_backward(NetBackward *task, const Fleet *fleet, Py_ssize_t k)
     run.back.dh = fleet.dh + k * B * P
     run.back.dc = fleet.dc + k * B * H if fleet.dc != NULL else NULL
     run.dx = fleet.dx + k * R * I if fleet.dx != NULL else NULL
-    run.sums.dw_ih = fleet.sums.dw_ih + k * N * I
+    run.dw_ih = run.sums.dw_ih = fleet.sums.dw_ih + k * N * I
     run.sums.dw_hh = fleet.sums.dw_hh + k * N * P
     run.sums.db_ih = fleet.sums.db_ih + k * N
     run.sums.db_hh = fleet.sums.db_hh + k * N if fleet.sums.db_hh != NULL else NULL
@@ -310,7 +310,6 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     cdef Problem *net = &run.back.problem
     cdef Order *order = &task.order
     cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B, b
-    cdef real *sum_of_x
     cdef real *dx
     cdef real *dh
     cdef real *dc
@@ -320,7 +319,7 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     size_net_backward(&task, fleet, k)
     space.free = fleet.room + worker * fleet.room_each
     lay_out_packed(&task, &space)
-    sum_of_x, dx, dh, dc = run.sums.dw_ih, run.dx, run.back.dh, run.back.dc
+    dx, dh, dc = run.dx, run.back.dh, run.back.dc
     if fleet.lengths != NULL:
         sort_rows_of_net(order, lengths_of_net(fleet, k), T, B)
         use_order(net, order)
@@ -340,10 +339,7 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     if net.time.T > 0:
         plan_backward(run)
         lay_out_backward(run, &space)
-        prepare_backward(run)
-        run_backward(run)
-        if net.tokens != NULL and not run.back.watch.stop:
-            transpose(run.sums.dw_ih, net.I, net.N, sum_of_x)
+        go_back(run)
     if order.ragged:
         if dx != NULL:
             unpack_order(order, B, task.dx, net.I * sizeof(real), dx)
