@@ -526,14 +526,16 @@ class Recurrent(Layer, Generic[S]):
         dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, None, **options)
         return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
 
-    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Array], lengths: Any, resets: Any, kept: Any, **options: Any) -> Pass:
-        """Of one direction of one layer; `functional.forward_pass` tells what it yields."""
-        if self._bias:
-            w_ih, w_hh, b_ih, b_hh, *_ = weights
-        else:
-            (w_ih, w_hh, *_), b_ih, b_hh = weights, None, None
-        parts = parts_of(CELLS[self._cell], "state", state)
-        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, **options)
+    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Any], lengths: Any, resets: Any, kept: Any) -> Pass:
+        """Of one direction of one layer; its weights are in the order of `params`."""
+        w_ih, w_hh, *rest = weights
+        b_ih, b_hh, *rest = rest if self._bias else (None, None, *rest)
+        parts, w_hr = parts_of(CELLS[self._cell], "state", state), rest[0] if rest else None
+        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Others that the cell's forward pass has."""
+        return {}
 
     def _backward_pass(self, tape: Any, d_out: Array | None, d_state: Any, need_dx: Any, clip_step: Any = None, carry: Any = None) -> Pass:
         return backward_pass(self._cell, tape, d_out, parts_of(CELLS[self._cell], "d_state", d_state), need_dx, clip_step, carry)
@@ -575,6 +577,7 @@ class Recurrent(Layer, Generic[S]):
 
     def _drop(self, x: Array) -> tuple[Array, Bools]:
         """One layer's outputs as the next one reads them, and which are left."""
+        assert self._rng is not None
         return stacks.dropped(x, self.dropout, self._rng)
 
     def _look_for_nonfinite(self, tape: Any, d_out: Array | None, d_state: Any, d_initial: Any, clip_step: ClipStep | None) -> None:
@@ -726,8 +729,8 @@ class RNN(Recurrent[Array]):
         )
         self.leak = leak
 
-    def _forward_pass(self, *arguments: Any) -> Pass:
-        return super()._forward_pass(*arguments, nonlinearity=self.nonlinearity, leak=self.leak)
+    def _options(self) -> dict[str, Any]:
+        return {"nonlinearity": self.nonlinearity, "leak": self.leak}
 
     _cell = "rnn"
 
@@ -830,9 +833,6 @@ class LSTM(Recurrent[Pair]):
             dtype=dtype,
             rng=rng,
         )
-
-    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Array], *others: Any) -> Pass:
-        return super()._forward_pass(x, state, weights, *others, w_hr=weights[-1] if self._proj_size else None)
 
     _cell = "lstm"
 
