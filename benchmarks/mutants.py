@@ -67,6 +67,7 @@ TESTS = {
     "product.pxi": ["gradients", "bounds", "bits", "early_stop", "layers", "lyapunov"],
     "projected.pxi": ["projection"],
     "recompute.pxi": ["memory_budget"],
+    "side_by_side.pxi": ["side_by_side", "core", "bits"],
     "simd.h": ["math", "bounds", "gradients", "bits"],
     "small_backward.pxi": ["fleet"],
     "small_forward.pxi": ["fleet"],

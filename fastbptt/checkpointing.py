@@ -380,6 +380,7 @@ def _back_through(
     weights = tape._w_ih, tape._w_hh, tape._leak
     inputs = segments.inputs(start, stop)
     numbers, options, projection = kernel_numbers(tape), (segments.first, *clip, carry), (tape._w_hr, dw_hr)
-    kernels[segments.dtype].backward(*numbers, *inputs, *weights, *arrays, d_out, dh, dc, d_inputs, *sums, *options, *projection, reached)
+    kernel = kernels[segments.dtype].backward
+    kernel(*numbers, *inputs, *weights, *arrays, d_out, dh, dc, d_inputs, *sums, *options, *projection, reached).run()
     if dx is not None and d_inputs is not None and pieces is not None:
         pieces.place(d_inputs, dx, start, stop)

@@ -13,6 +13,7 @@ from .cells import CELLS, NONLINEARITIES, Cell
 from .ragged import Pieces, cut
 from .results import Gradients
 from .segments import fits, forward_without_tape
+from .side_by_side import Pass, alone
 from .tape import Tape, kernel_arguments, require_tape
 
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
@@ -103,7 +104,8 @@ def rnn_forward(
     ((5, 3, 7), (3, 7), (6, 3, 7))
     """
     _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-    return _forward("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only), nonlinearity, leak)
+    kept = memory_budget, tape, last_only
+    return alone(*forward_pass("rnn", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, nonlinearity, leak))
 
 
 def rnn_backward(
@@ -168,7 +170,7 @@ def rnn_backward(
     >>> grads.x.shape, grads.w_hh.shape, grads.b_ih
     ((5, 3, 4), (7, 7), None)
     """
-    return _backward("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
+    return alone(*backward_pass("rnn", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry))
 
 
 def gru_forward(
@@ -229,7 +231,7 @@ def gru_forward(
     >>> out.shape, h_n.shape, tape.gates.shape
     ((5, 3, 7), (3, 7), (5, 3, 21))
     """
-    return _forward("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only))
+    return alone(*forward_pass("gru", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only)))
 
 
 def gru_backward(
@@ -266,7 +268,7 @@ def gru_backward(
     >>> fastbptt.gru_backward(tape, np.ones_like(out)).w_hh.shape
     (21, 7)
     """
-    return _backward("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
+    return alone(*backward_pass("gru", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry))
 
 
 def lstm_forward(
@@ -337,7 +339,7 @@ def lstm_forward(
     ((5, 3, 2), (3, 7))
     """
     kept = memory_budget, tape, last_only
-    return _forward("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr)
+    return alone(*forward_pass("lstm", x, pair("state", state), w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr))
 
 
 def lstm_backward(
@@ -377,10 +379,10 @@ def lstm_backward(
     >>> grads.w_hh.shape, [d.shape for d in grads.state]
     ((28, 7), [(3, 7), (3, 7)])
     """
-    return _backward("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step, carry)
+    return alone(*backward_pass("lstm", tape, d_out, pair("d_state", d_state), need_dx, clip_step, carry))
 
 
-def _forward(
+def forward_pass(
     name: CellName,
     x: Array,
     state: dict[str, Array | None],
@@ -394,7 +396,7 @@ def _forward(
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
     w_hr: Array | None = None,
-) -> Any:
+) -> Pass:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them, and ``kept`` the options
     that say what is kept and returned. In the annotations of the functions above, the types are those of a call without such options.
     """
@@ -408,10 +410,10 @@ def _forward(
         tape._initial = [None if part is None else part.copy() for part in initial]
     if budget is not None:
         out, last = checkpointing.forward(tape, initial, budget, last_only)
-        return out, cell.state(last), tape
+        return None, out, lambda: (out, cell.state(last), tape)
     if not (keep or fits(tape)):
         out, last = forward_without_tape(tape, initial, last_only)
-        return out, cell.state(last), None
+        return None, out, lambda: (out, cell.state(last), None)
     if pieces is not None:
         x = tape._x = pieces.pack(x)
     rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
@@ -428,22 +430,31 @@ def _forward(
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape._h, tape._c, tape._gates, tape._m = h, c, gates, m
+    bound = None
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
         activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
-        kernels[dtype].forward(cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first, None, w_hr)
+        bound = kernels[dtype].forward(
+            cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first, None, w_hr
+        )
     for array in (h, c, gates, m):
         if array is not None and keep:
             array.setflags(write=False)
-    if pieces is None:
-        out, last = h[1:], [history[T].copy() for history in histories]
-    else:
-        out, last = pieces.unpack(h[pieces.count :]), [pieces.end(*both) for both in zip(histories, initial)]
-        out.setflags(write=not keep)
-    return (None if last_only else out), cell.state(last), (tape if keep else None)
+    out = h[1:] if pieces is None and not last_only else None
+
+    def finish() -> Any:
+        if pieces is None:
+            return out, cell.state([history[T].copy() for history in histories]), tape if keep else None
+        unpacked, last = None, [pieces.end(*both) for both in zip(histories, initial)]
+        if not last_only:
+            unpacked = pieces.unpack(h[pieces.count :])
+            unpacked.setflags(write=not keep)
+        return unpacked, cell.state(last), tape if keep else None
+
+    return bound, out, finish
 
 
-def _backward(
+def backward_pass(
     name: CellName,
     tape: Tape,
     d_out: Array | None,
@@ -451,8 +462,8 @@ def _backward(
     need_dx: Bool,
     clip_step: ClipStep | None = None,
     carry: Array | None = None,
-) -> Gradients:
-    """Any cell's backward pass; ``d_state`` as for `_forward`."""
+) -> Pass:
+    """Any cell's backward pass; ``d_state`` as for `forward_pass`."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name, states=False), _checks.flag("need_dx", need_dx)
     P, w_hr = tape._w_hh.shape[1], tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
@@ -474,6 +485,7 @@ def _backward(
     db_ih = np.zeros(len(dw_hh), dtype)
     db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
     dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
+    bound = None
     if tape._checkpoints is not None:
         checkpointing.backward(tape, d_out, d_initial, dx, (dw_ih, dw_hh, db_ih, db_hh), dw_hr, clip, carry)
     elif tape._x.size:
@@ -481,15 +493,17 @@ def _backward(
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first = None if pieces is None else pieces.first
         sums = dw_ih, dw_hh, db_ih, db_hh
-        kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
-    if pieces is not None:
-        dx = dx if dx is None or tape._checkpoints is not None else pieces.unpack(dx)
-        d_initial = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
-    if tape._b_hh is None:
-        db_hh = None
-    elif not cell.reset_after:
-        db_hh = db_ih.copy()
-    return Gradients(dx, cell.state(d_initial), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, db_hh, dw_hr)
+        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
+
+    def finish() -> Gradients:
+        d_x, d_state = dx, d_initial
+        if pieces is not None:
+            d_x = dx if dx is None or tape._checkpoints is not None else pieces.unpack(dx)
+            d_state = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
+        d_bias = None if tape._b_hh is None else db_hh if cell.reset_after else db_ih.copy()
+        return Gradients(d_x, cell.state(d_state), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
+
+    return bound, dx if pieces is None else None, finish
 
 
 def _checked_kept(budget: Any, tape: Bool, last_only: Bool) -> tuple[int | None, bool, bool]:

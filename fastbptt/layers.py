@@ -17,11 +17,12 @@ from . import _checks, stacks
 from ._kernels import chunks, kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
-from .functional import check_leak, gru_backward, gru_forward, lstm_backward, lstm_forward, parts_of, rnn_backward, rnn_forward
+from .functional import backward_pass, check_leak, forward_pass, parts_of
 from .results import Gradients
+from .side_by_side import Pass, alone
 from .stacks import StackGradients, Tapes
 from .streaming import Stream
-from .tape import Tape, require_tape
+from .tape import require_tape
 
 if TYPE_CHECKING:
     from typing import Self
@@ -276,8 +277,6 @@ class Recurrent(Layer, Generic[S]):
     """What the recurrent layers share; see `RNN`, `GRU` and `LSTM`."""
 
     _cell: ClassVar[CellName]
-    _run: Callable[..., tuple[Array, Any, Tape]]
-    _run_back: Callable[..., Gradients]
     _proj_size: int = 0  # the numbers of an LSTM's h that is projected
     input_size: Fixed[int] = fixed("input_size")
     hidden_size: Fixed[int] = fixed("hidden_size")
@@ -411,8 +410,8 @@ class Recurrent(Layer, Generic[S]):
                 budgets = shares(self, x, lengths, resets, memory_budget)
         if self._is_stack:
             return self._forward_through_stack(x, state, lengths, resets, training, budgets)
-        options = {"lengths": lengths, "resets": resets, "tape": training, "memory_budget": budgets[0]}
-        out, last, tape = self._run(x, state, *self.params.values(), **options)
+        kept = budgets[0], training, False
+        out, last, tape = alone(*self._forward_pass(x, state, [*self.params.values()], lengths, resets, kept))
         self._keep(tape)
         return self._between_layouts(out), self._with_layer_axis(last)
 
@@ -517,7 +516,7 @@ class Recurrent(Layer, Generic[S]):
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, self._out_size)).swapaxes(0, 1)
         d_state = self._without_layer_axis("d_state", d_state, B)
-        return self._run_back(tape, d_out, d_state, need_dx=need_dx, clip_step=clip_step, carry=carry)
+        return alone(*self._backward_pass(tape, d_out, d_state, need_dx, clip_step, carry))
 
     def _through(self, tape: Any, d_out: Array | None, d_state: Any, *, need_dx: Bool, **options: Any) -> tuple[Any, Any, list[Array]]:
         """The gradients of the input, of the initial states, and of all parameters, in their order."""
@@ -527,16 +526,30 @@ class Recurrent(Layer, Generic[S]):
         dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, None, **options)
         return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
 
+    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Any], lengths: Any, resets: Any, kept: Any) -> Pass:
+        """Of one direction of one layer; its weights are in the order of `params`."""
+        w_ih, w_hh, *rest = weights
+        b_ih, b_hh, *rest = rest if self._bias else (None, None, *rest)
+        parts, w_hr = parts_of(CELLS[self._cell], "state", state), rest[0] if rest else None
+        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Others that the cell's forward pass has."""
+        return {}
+
+    def _backward_pass(self, tape: Any, d_out: Array | None, d_state: Any, need_dx: Any, clip_step: Any = None, carry: Any = None) -> Pass:
+        return backward_pass(self._cell, tape, d_out, parts_of(CELLS[self._cell], "d_state", d_state), need_dx, clip_step, carry)
+
     def _forward_through_stack(
         self, x: Array, state: Any, lengths: Any, resets: Any, training: bool, budgets: Sequence[int | None]
     ) -> tuple[Array, Any]:
         out, lasts, tapes, kept = stacks.forward(
             self._directions,
-            self._run,
+            self._forward_pass,
             x,
             self._of_each_direction(state),
             [*self.params.values()],
-            self._drop,
+            self._drop if self._drops() else None,
             lengths,
             resets,
             training,
@@ -555,13 +568,16 @@ class Recurrent(Layer, Generic[S]):
             axes = (B, T) if self.batch_first else (T, B)
             d_out = self._between_layouts(_checks.require_shape("d_out", d_out, (*axes, self._out_size)))
         d_states, need_dx = self._of_each_direction(self._without_layer_axis("d_state", d_state, B)), _checks.flag("need_dx", need_dx)
-        dx, directions = stacks.backward(self._directions, self._run_back, tapes, d_out, d_states, need_dx, d_outs, **options)
+        dx, directions = stacks.backward(self._directions, self._backward_pass, tapes, d_out, d_states, need_dx, d_outs, **options)
         return dx, self._of_all_directions([grads.state for grads in directions]), directions
 
-    def _drop(self, x: Array) -> tuple[Array, Bools | None]:
+    def _drops(self) -> bool:
+        """Whether anything is dropped between layers."""
+        return self._rng is not None and self.training and self.dropout > 0
+
+    def _drop(self, x: Array) -> tuple[Array, Bools]:
         """One layer's outputs as the next one reads them, and which are left."""
-        if self._rng is None or not (self.training and self.dropout):
-            return x, None
+        assert self._rng is not None
         return stacks.dropped(x, self.dropout, self._rng)
 
     def _look_for_nonfinite(self, tape: Any, d_out: Array | None, d_state: Any, d_initial: Any, clip_step: ClipStep | None) -> None:
@@ -713,10 +729,9 @@ class RNN(Recurrent[Array]):
         )
         self.leak = leak
 
-    def _run(self, x: Array, h0: Array | None, *weights: Array, **options: Any) -> tuple[Array, Array, Tape]:
-        return rnn_forward(x, h0, *weights, nonlinearity=self.nonlinearity, leak=self.leak, **options)
+    def _options(self) -> dict[str, Any]:
+        return {"nonlinearity": self.nonlinearity, "leak": self.leak}
 
-    _run_back = staticmethod(rnn_backward)
     _cell = "rnn"
 
 
@@ -752,8 +767,6 @@ class GRU(Recurrent[Array]):
     ((5, 3, 14), (4, 3, 7), 'bias_hh_l1_reverse')
     """
 
-    _run = staticmethod(gru_forward)
-    _run_back = staticmethod(gru_backward)
     _cell = "gru"
 
 
@@ -821,12 +834,6 @@ class LSTM(Recurrent[Pair]):
             rng=rng,
         )
 
-    def _run(self, x: Array, state: Any, *weights: Array, **options: Any) -> tuple[Array, Any, Tape]:
-        if not self._proj_size:
-            return lstm_forward(x, state, *weights, **options)
-        return lstm_forward(x, state, *weights[:-1], w_hr=weights[-1], **options)
-
-    _run_back = staticmethod(lstm_backward)
     _cell = "lstm"
 
 

@@ -118,7 +118,7 @@ class Segments:
         tape, arrays = self.tape, self.arrays(room, start, stop)
         biases = tape._w_ih, tape._w_hh, tape._b_ih, tape._b_hh, tape._leak
         inputs, first = self.inputs(start, stop), self._first(start, stop)
-        kernels[self.dtype].forward(*kernel_numbers(tape), *inputs, *biases, *arrays, first, weights, tape._w_hr, again)
+        kernels[self.dtype].forward(*kernel_numbers(tape), *inputs, *biases, *arrays, first, weights, tape._w_hr, again).run()
 
     def again(self, room: Room, start: int, stop: int, weights: Any) -> None:
         """The same once more, to the same bits; where all outputs are kept, as one product."""

@@ -16,16 +16,16 @@ from . import _checks
 from ._kernels import memory, pool
 from ._typing import Array, Bools, Integers
 from .ragged import Backwards
-from .side_by_side import both
+from .side_by_side import Pass, alone, both, one_behind
 
 if TYPE_CHECKING:
     from .results import Gradients
     from .tape import Tape
 
 MOST_LAYERS = 1 << 16
-# When two directions run side by side. With more rows, or threads, each does better to have them all; the work, in multiply-adds, is between
-# what a thread is woken for and what Ctrl-C may wait for.
-FEW_ROWS, MANY_THREADS, LEAST_WORK, MOST_WORK = 8, 4, 8e6, 1e9
+# When two directions, or layers, run side by side. With more rows, or threads, each does better to have them all, and so with recurrent
+# weights of more bytes, of which a thread's cache then holds its part; the work, in multiply-adds, is what a thread is woken for.
+FEW_ROWS, MANY_THREADS, MANY_WEIGHTS, LEAST_WORK = 8, 4, 1 << 20, 4e5
 
 
 class Direction(NamedTuple):
@@ -111,16 +111,13 @@ class StackGradients(NamedTuple):
     d_outs: tuple[Array | None, ...]
 
 
-Run = Callable[..., tuple[Array, Any, Any]]
-
-
 def forward(
     directions: Sequence[Direction],
-    run: Run,
+    begin: Callable[..., Pass],
     x: Array,
     states: Sequence[Any],
     parameters: Sequence[Array],
-    drop: Callable[[Array], tuple[Array, Bools | None]],
+    drop: Callable[[Array], tuple[Array, Bools]] | None,
     lengths: Integers | None,
     resets: Bools | None,
     keep: bool,
@@ -131,16 +128,16 @@ def forward(
     Parameters
     ----------
     directions : sequence of Direction
-    run : callable
-        A direction's forward pass, called as ``run(x, state, *weights, lengths=, resets=, tape=, memory_budget=)``.
+    begin : callable
+        A direction's forward pass, called as ``begin(x, state, weights, lengths, resets, kept)``; `functional.forward_pass` says what it is.
     x : ndarray
         Time first.
     states : sequence
         Each direction's initial state.
     parameters : sequence of ndarray
         All directions', in their order.
-    drop : callable
-        What becomes of one layer's outputs on their way to the next, and what was let through.
+    drop : callable or None
+        What becomes of one layer's outputs on their way to the next, and what was let through; None if they stay as they are.
     lengths, resets
         As for `rnn_forward`.
     keep : bool
@@ -155,32 +152,33 @@ def forward(
     n, sides = len(parameters) // len(directions), sides_of(directions)
     T, B = x.shape[:2]
     backwards = Backwards(T, B, lengths, resets) if sides == 2 else None
+    two = pays_side_by_side(T, B, parameters[1])
 
-    def of_direction(k: int, x: Array) -> tuple[Array, Any, Any]:
-        weights, kept = parameters[k * n : (k + 1) * n], {"tape": keep, "memory_budget": budgets[k]}
-        if backwards is None or not directions[k].reverse:
-            return run(x, states[k], *weights, lengths=lengths, resets=resets, **kept)
-        out, last, tape = run(backwards(x), states[k], *weights, lengths=lengths, resets=backwards.resets, **kept)
-        return backwards(out), last, tape
+    def turned(k: int, array: Array) -> Array:
+        return array if backwards is None or not directions[k].reverse else backwards(array)
+
+    def of_direction(k: int, x: Array) -> Pass:
+        own = resets if backwards is None or not directions[k].reverse else backwards.resets
+        return begin(turned(k, x), states[k], parameters[k * n : (k + 1) * n], lengths, own, (budgets[k], keep, False))
 
     lasts: list[Any] = []
     tapes: list[Any] = []
     kept: list[Bools | None] = []
-    for first in range(0, len(directions), sides):
-        if first:
+    for group in groups(len(directions), sides, two and drop is None):
+        if group[0] and drop is not None:
             x, left = drop(x)
             kept.append(left)
-        done = each([partial(of_direction, k, x) for k in range(first, first + sides)], B, T * B * parameters[first * n + 1].size)
-        x = together([out for out, _, _ in done])
+        done = run(group, sides, two, of_direction, x)
+        x = together([turned(k, out) for k, (out, _, _) in zip(group, done)][-sides:])
         lasts += [last for _, last, _ in done]
         if keep:
             tapes += [tape for _, _, tape in done]
-    return x, lasts, tapes, kept
+    return x, lasts, tapes, kept or [None] * (len(directions) // sides - 1)
 
 
 def backward(
     directions: Sequence[Direction],
-    run_back: Callable[..., Gradients],
+    begin: Callable[..., Pass],
     tapes: Tapes,
     d_out: Array | None,
     d_states: Sequence[Any],
@@ -193,8 +191,8 @@ def backward(
     Parameters
     ----------
     directions : sequence of Direction
-    run_back : callable
-        A direction's backward pass.
+    begin : callable
+        A direction's backward pass, called as ``begin(tape, d_out, d_state, need_dx, ...)``; `functional.backward_pass` says what it is.
     tapes : Tapes
     d_out : ndarray or None
         At the outputs of the last layer, time first.
@@ -204,7 +202,7 @@ def backward(
     d_outs : list or None
         Is filled with the gradients at each direction's outputs, if it is given.
     **options
-        Others of `run_back`.
+        Others of `begin`.
 
     Returns
     -------
@@ -214,25 +212,25 @@ def backward(
     at_outputs: list[Array | None] = [None] * len(directions)
     sides = sides_of(directions)
     (T, B, _), backwards = tapes.shape, tapes.backwards() if sides == 2 else None
+    two = pays_side_by_side(T, B, tapes[0].w_hh)
 
-    def of_direction(k: int, d_out: Array | None) -> Gradients:
+    def of_direction(k: int, d_out: Array | None) -> Pass:
         if d_out is not None and backwards is not None:
             W = d_out.shape[2] // 2
             d_out = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
-        at_outputs[k] = d_out
-        return run_back(tapes[k], d_out, d_states[k], need_dx=need_dx or k >= sides, **options)
+        if d_outs is not None:
+            at_outputs[k] = d_out
+        return begin(tapes[k], d_out, d_states[k], need_dx or k >= sides, **options)
 
-    for first in reversed(range(0, len(directions), sides)):
-        group = range(first, first + sides)
-        done = each([partial(of_direction, k, d_out) for k in group], B, T * B * tapes[first].w_hh.size)
-        d_out = done[0].x
+    for group in reversed(groups(len(directions), sides, two and not any(part is not None for part in tapes.kept))):
+        order = group if sides == 2 else group[::-1]
+        done = run(order, sides, two, of_direction, d_out)
+        d_out = done[-1].x if sides == 1 else done[0].x
         if sides == 2 and backwards is not None and d_out is not None:
             np.add(d_out, backwards(done[1].x), out=d_out)
-        for k, grads in zip(group, done):
+        for k, grads in zip(order, done):
             found[k] = grads._replace(x=None)
-            if d_outs is None:
-                at_outputs[k] = None
-        left = tapes.kept[first // sides - 1] if first else None
+        left = tapes.kept[group[0] // sides - 1] if group[0] else None
         if left is not None and d_out is not None:
             d_out *= left
             d_out *= tapes.scale
@@ -241,11 +239,28 @@ def backward(
     return d_out, found
 
 
-def each(calls: Sequence[Callable[[], Any]], B: int, work: float) -> Sequence[Any]:
-    """The results of a layer's directions, of so many rows and multiply-adds; side by side if neither is worth sharing among threads."""
-    if len(calls) == 2 and B < FEW_ROWS and LEAST_WORK <= work <= MOST_WORK and 1 < pool.get_num_threads() < MANY_THREADS:
-        return both(*calls)
-    return [call() for call in calls]
+def pays_side_by_side(T: int, B: int, w_hh: Array) -> bool:
+    """Whether two directions or layers of these sizes are better taken side by side than by all threads in turn."""
+    few = B < FEW_ROWS and w_hh.nbytes <= MANY_WEIGHTS
+    return few and T * B * w_hh.size >= LEAST_WORK and 1 < pool.threads_here() < MANY_THREADS
+
+
+def groups(directions: int, sides: int, layers_too: bool) -> list[range]:
+    """Which directions are taken together: a layer's, or, where each layer has one, those of two layers if they may be side by side."""
+    each = 2 if layers_too else sides
+    return [range(first, min(directions, first + each)) for first in range(0, directions, each)]
+
+
+def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[[int, Any], Pass], given: Any) -> Sequence[Any]:
+    """What the passes of a group return."""
+    if len(group) == 1:
+        return [alone(*of_direction(group[0], given))]
+    first = of_direction(group[0], given)
+    if sides == 1:
+        return one_behind(first, partial(of_direction, group[1]))
+    if two:
+        return both(first, of_direction(group[1], given))
+    return [alone(*first), alone(*of_direction(group[1], given))]
 
 
 def sides_of(directions: Sequence[Direction]) -> int:

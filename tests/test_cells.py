@@ -28,6 +28,7 @@ from fastbptt.app.train.settings import TaskSettings, TextSettings
 from fastbptt.cells import Cell, Gate
 from fastbptt.gradients.flow import gradient_flow
 from fastbptt.gradients.linearised import linearise, slopes_by_gate
+from fastbptt.side_by_side import alone
 from fastbptt.tape import Tape
 
 
@@ -107,11 +108,12 @@ def reference_jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, 
 
 
 def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, lengths=None, resets=None, memory_budget=None, tape=True, last_only=False):
-    return functional._forward("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, (memory_budget, tape, last_only))
+    kept = memory_budget, tape, last_only
+    return alone(*functional.forward_pass("mgu", x, {"h0": h0}, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept))
 
 
 def backward(tape, d_out, d_state=None, *, need_dx=True, clip_step=None, carry=None):
-    return functional._backward("mgu", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry)
+    return alone(*functional.backward_pass("mgu", tape, d_out, {"d_state": d_state}, need_dx, clip_step, carry))
 
 
 def jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None):
@@ -121,8 +123,6 @@ def jvp(tape, *, x=None, state=None, w_ih=None, w_hh=None, b_ih=None, b_hh=None)
 class MGU(layers.Recurrent):
     """A layer."""
 
-    _run = staticmethod(forward)
-    _run_back = staticmethod(backward)
     _cell = "mgu"
 
 

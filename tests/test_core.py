@@ -69,14 +69,14 @@ class Ragged:
             "m": np.full((R, 1, H), np.nan, dtype) if cell.reset_after else None,
             "first": self.first,
         }
-        kernels[dtype].forward(b_ih=p.b_ih, b_hh=p.b_hh, weights=weights, **common)
+        kernels[dtype].forward(b_ih=p.b_ih, b_hh=p.b_hh, weights=weights, **common).run()
         d_state = [s.copy() for s in p.d_state]
         dx = None if tokens else np.full((R, 1, p.x.shape[2]), np.nan, dtype)
         sums = {f"d{name}": np.zeros_like(getattr(p, name)) for name in WEIGHTS}
         apart = sums if cell.reset_after else sums | {"db_hh": None}
         d_out = self.packed(p.d_out)[:, None]
         dh, dc = (*d_state, None)[:2]
-        kernels[dtype].backward(d_out=d_out, dh=dh, dc=dc, dx=dx, **apart, **common)
+        kernels[dtype].backward(d_out=d_out, dh=dh, dc=dc, dx=dx, **apart, **common).run()
         if not cell.reset_after:
             sums["db_hh"] = sums["db_ih"]
         named = {f"state {i}": history[B:, 0] for i, history in enumerate(histories)} | sums
@@ -271,11 +271,11 @@ def test_states_with_more_numbers_than_units(shape, dtype, threads):
         h[0, :, :H], c[0] = whole.state
         h[:T, :, H:] = more
         a, dx = np.zeros((T, B, 4 * H), dtype), np.zeros_like(x)
-        kernels[np.dtype(dtype)].forward(row.number, 0, x, None, w_ih, w_hh, whole.b_ih, whole.b_hh, None, h, c, a, None)
+        kernels[np.dtype(dtype)].forward(row.number, 0, x, None, w_ih, w_hh, whole.b_ih, whole.b_hh, None, h, c, a, None).run()
         dh, dc = wide(whole.d_state[0]), whole.d_state[1].copy()
         dw_ih, dw_hh, db = np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(whole.b_ih)
         arrays = (w_ih, w_hh, None, h, c, a, None, wide(whole.d_out), dh, dc, dx, dw_ih, dw_hh, db, None)
-        kernels[np.dtype(dtype)].backward(row.number, 0, x, None, *arrays)
+        kernels[np.dtype(dtype)].backward(row.number, 0, x, None, *arrays).run()
         results.append((h[1:, :, :H], c[1:], dx, dh[:, :H], dc, np.hstack([dw_ih, dw_hh[:, H:]]), dw_hh[:, :H], db))
     oracle = whole.astype(TOLERANCES[np.dtype(dtype)].oracle)
     out, _, tape = oracle.forward(fastbptt.reference)

@@ -29,6 +29,8 @@ cdef struct Backward:
     StepClip clip
     Sharing sharing
     TimeBlock block                # the one at hand, if all rows go together
+    Progress *above                # of the pass whose dx is d_out, and not all there yet; or NULL
+    Progress *own                  # for another pass that goes after this one, or NULL
     Watch watch
 
 cdef enum:
@@ -130,8 +132,12 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     cdef Py_ssize_t t
     cdef int stage
     for t in range(block.t1 - 1, block.t0 - 1, -1):
+        if run.above != NULL:
+            wait_for(run.above, min(run.problem.time.T, run.problem.time.T - t + 1), &run.watch)
         for stage in range(stages(&run.problem)):
             back_stage(run, block, t, stage, patch)
+        if run.own != NULL and ((block.t1 - t) % STEPS_BEHIND == 0 or t == block.t0):
+            hand_down(<Gradients *>run, block, t)
         if interrupted(&run.watch, worker, patch_work(&run.problem, patch)):
             return
     leave_block(run, block, patch)

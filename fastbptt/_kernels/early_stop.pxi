@@ -4,7 +4,7 @@
 #
 # Of a pass in several calls, a call looks at its own steps, from ``start`` on; its caller must know of those before.
 
-cdef bint nothing_left(const Backward *run, TimeBlock *block, Py_ssize_t start, bint to_inputs) noexcept nogil:
+cdef bint nothing_left(Backward *run, TimeBlock *block, Py_ssize_t start, bint to_inputs) noexcept nogil:
     """Whether the steps before the block have gradients of 0 alone; ``to_inputs`` tells if dx is among them."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t P = problem.P, H = problem.H, held = block.b1 - block.b0
@@ -13,6 +13,8 @@ cdef bint nothing_left(const Backward *run, TimeBlock *block, Py_ssize_t start, 
     if run.dc != NULL and not all_zero_bits(run.dc + block.b0 * H, held * H):
         return False
     if block.loss >= block.t0:     # the last one that was found has been passed
+        if run.above != NULL:
+            wait_for(run.above, problem.time.T, &run.watch)
         block.loss = last_loss(run, block, start)
         if block.loss < start and not remains_finite(problem, block, start, to_inputs):
             block.loss = start     # a gradient of 0 becomes NaN on the way: go on as if there were a loss at the first step

@@ -3,13 +3,18 @@
 cdef struct Forward:
     Problem problem
     const ForwardWeights *weights
+    ForwardWeights *unpacked       # the same, if the pass begins with packing them; or NULL
+    const real *b_ih               # for that
+    const real *b_hh
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
     Projection projection
     Sharing sharing
     Watch watch
+    Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL
+    Progress *own                  # for another pass that goes after this one, or NULL
     # of a pass that is run once more (`recompute.pxi`)
     Py_ssize_t t0, t1              # the steps at hand
-    bint by_units
+    bint again, by_units
 
 
 cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept nogil:
@@ -35,9 +40,9 @@ cdef void run_forward(Forward *run) noexcept nogil:
     cdef int by_units
     cdef Patch patch
     run.sharing.tasks = 1
-    if run.sharing.threads == 1 and has_short_steps(problem):
+    if run.below != NULL or run.own != NULL or (run.sharing.threads == 1 and has_short_steps(problem)):
         patch = whole_rows(problem, 0, problem.time.B)
-        go_forward(run, &patch, 0)     # with nothing to share: of an LSTM's step of 8 units, asking how took a tenth
+        recur_rows(run, &patch, 0)     # with nothing to share: of an LSTM's step of 8 units, asking how took a tenth
         return
     by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     if by_units == 1:
@@ -54,18 +59,22 @@ cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time."""
     cdef Forward *run = <Forward *>context
     cdef Patch patch = rows_of_task(&run.problem, task, run.sharing.tasks)
-    go_forward(run, &patch, worker)
+    recur_rows(run, &patch, worker)
 
 
-cdef void go_forward(Forward *run, const Patch *patch, int worker) noexcept nogil:
+cdef void recur_rows(Forward *run, const Patch *patch, int worker) noexcept nogil:
     """The patch's rows, for all time."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t t = 0, t_end, held = patch.b1 - patch.b0, block = 1
     cdef int stage
     if problem.time.T > 1:
         block = max(1, rows_in_block(&run.projection) // held)
+    if run.below != NULL or run.own != NULL:
+        block = min(block, <Py_ssize_t>STEPS_BEHIND)
     while t < problem.time.T:
         t_end = min(problem.time.T, t + block)
+        if run.below != NULL:
+            wait_for(run.below, t_end, &run.watch)
         project_steps(run, t, t_end, patch)
         while t < t_end:
             for stage in range(stages(problem)):
@@ -73,6 +82,8 @@ cdef void go_forward(Forward *run, const Patch *patch, int worker) noexcept nogi
             t += 1
             if interrupted(&run.watch, worker, patch_work(problem, patch) + <double>held * problem.N * problem.I):
                 return
+        if run.own != NULL:
+            tell(run.own, t)
 
 
 cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, const Patch *patch) noexcept nogil:

@@ -22,7 +22,9 @@ cdef struct Gradients:
     Backward back
     Panels w_ih                    # N rows, I columns
     real *dx                       # (R, I) or NULL
-    Sums sums                      # the results
+    Py_ssize_t handed              # the step from which on another pass has it
+    Sums sums                      # the results; but a sum over tokens is collected elsewhere, a token a row,
+    real *dw_ih                    # and this is where it belongs
     int groups                     # of rows, each with sums of its own; 1: none
     real *group_sums
     bint begins, in_one_call       # whether this call begins the pass; and whether it is the only one
@@ -32,6 +34,19 @@ cdef struct Gradients:
     Py_ssize_t held_rows           # (step, row) pairs in a block, at most
     TimeBlock[MAX_GROUPS] blocks   # room for one; if rows are grouped, for one of each worker
     real *scratch                  # GRADIENT_SCRATCH for each worker
+
+
+cdef void go_back(void *call) noexcept nogil:
+    """The whole pass, once there is room for it."""
+    cdef Gradients *run = <Gradients *>call
+    cdef const Problem *problem = &run.back.problem
+    run.handed = problem.time.T
+    prepare_backward(run)
+    run_backward(run)
+    if run.back.own != NULL:
+        tell(run.back.own, problem.time.T)
+    if problem.tokens != NULL and is_over(run):
+        transpose(run.sums.dw_ih, problem.I, problem.N, run.dw_ih)
 
 
 cdef void run_backward(Gradients *run) noexcept nogil:
@@ -92,7 +107,17 @@ cdef void collect_part(void *context, int task, int worker) noexcept nogil:
     collect(run, &run.back.block, run.sums, task, run.back.sharing.tasks, worker)
 
 
-cdef inline void end_early(const Gradients *run, TimeBlock *block) noexcept nogil:
+cdef void hand_down(Gradients *run, const TimeBlock *block, Py_ssize_t t) noexcept nogil:
+    """The dx from step t on, as far as it is not there yet, to the pass that waits for it; of all rows, in rectangular time."""
+    cdef const Time *time = &run.back.problem.time
+    cdef Py_ssize_t N = run.back.problem.N, I = run.back.problem.I, first = first_row(time, t), held = first_row(time, run.handed) - first
+    add_input_gradient(block.da + da_row(time, block, t, 0) * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros,
+                       rows(run.dx + first * I, 0, I), &run.back.watch, 0)
+    run.handed = t
+    tell(run.back.own, time.T - t)
+
+
+cdef inline void end_early(Gradients *run, TimeBlock *block) noexcept nogil:
     """If nothing is left before the block."""
     if run.quiet and nothing_left(&run.back, block, run.start, run.dx != NULL):
         clear_dx(run, block)
@@ -208,7 +233,7 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
     if scattered:
         collect_inputs(run, block, sums, n0, n1, worker)
-    elif run.dx != NULL:
+    elif run.dx != NULL and run.back.own == NULL:
         add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.back.zeros,
                            rows(run.dx + first * I, B * I, I), watch, worker)
     if problem.x != NULL:

@@ -1,6 +1,7 @@
 # All kernels, for one element type and one instruction set. setup.py makes a module of this source for every pair of the two;
 # `simd.h` says what `real` and `vec` are in each.
 
+cimport cython
 from fastbptt._kernels cimport interface
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
@@ -15,7 +16,8 @@ cdef extern from "Python.h":
 from fastbptt._kernels.chunks cimport CHUNK, READ, WRITE, Arrays, Chunks, OverChunk, plan_chunks, run_chunks
 from fastbptt._kernels.memory cimport Block
 from fastbptt._kernels.pool cimport (
-    MAX_PARTS, MAX_THREADS, Task, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, thread_limit
+    MAX_PARTS, MAX_THREADS, Progress, Task, Watch, interrupted, parallel, parallel_steps, raise_if_interrupted, tasks_for, tell,
+    thread_limit, wait_for
 )
 from fastbptt._kernels.simd cimport *
 
@@ -38,6 +40,7 @@ include "gradients.pxi"
 include "jvp.pxi"
 include "cells.pxi"
 include "views.pxi"
+include "side_by_side.pxi"
 include "passes.pxi"
 include "fleet.pxi"
 include "whole_nets.pxi"

@@ -3,81 +3,99 @@
 # Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them without rows. One that a cell has no use for is None.
 # With ``first`` (`time.pxi`), arrays with a row for each step and active row are (R, 1, ...), and histories of states (B + R, 1, ...).
 
+@cython.no_gc
+cdef class ForwardPass(Pass):
+    cdef Forward at
+
+    cdef void go_behind(self, Progress *ahead) noexcept:
+        self.at.below = ahead
+
+    cdef void show(self, Progress *own) noexcept:
+        self.at.own = own
+
+
+@cython.no_gc
+cdef class BackwardPass(Pass):
+    cdef Gradients at
+    cdef Reached reached
+
+    cdef void note(self) noexcept:
+        if self.reached is not None:
+            self.reached.note(&self.at)
+
+    cdef void go_behind(self, Progress *ahead) noexcept:
+        self.at.back.above = ahead
+
+    cdef void show(self, Progress *own) noexcept:
+        self.at.back.own = own
+
+
 def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
             w_hr=None, bint again=False):
-    """Fill c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are.
+    """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are.
 
     ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before. ``again``: all of h is there already, and is only read.
     """
-    cdef Forward run
-    cdef Block room
+    cdef ForwardPass one = ForwardPass.__new__(ForwardPass)
+    cdef Forward *run = &one.at
+    cdef Views *views = &one.views
+    one.go, one.call, one.watch, one.sharing = go_forward, run, &run.watch, &run.sharing
+    bind(&run.problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE, READ if again else WRITE)
+    if weights is None:
+        weights = room_for_weights(&run.problem, kind_of_input(&run.problem))
+        run.unpacked = &weights.at
+        run.b_ih, run.b_hh = view_or_null(views, "b_ih", b_ih, 1, READ), view_or_null(views, "b_hh", b_hh, 1, READ)
+    elif not weights.fit(&run.problem):
+        raise ValueError("weights: packed for another layer, or for other inputs")
+    one.weights, run.weights, run.again = weights, &weights.at, again
+    run.sharing.threads = thread_limit()
+    if run.problem.w_hr != NULL or again:
+        one.room = make_room(lay_out_shown, run)
+    return one
+
+
+cdef void go_forward(void *call) noexcept nogil:
+    cdef Forward *run = <Forward *>call
     cdef const Problem *problem = &run.problem
-    cdef Views views
-    views.count = 0
-    memset(&run, 0, sizeof(Forward))
-    try:
-        bind(&run.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, WRITE,
-             READ if again else WRITE)
-        if weights is None:
-            weights = packed(problem, kind_of_input(problem), view_or_null(&views, "b_ih", b_ih, 1, READ),
-                             view_or_null(&views, "b_hh", b_hh, 1, READ))
-        elif not weights.fit(problem):
-            raise ValueError("weights: packed for another layer, or for other inputs")
-        run.sharing.threads = thread_limit()
-        prepare_forward(&run, &weights.at)
-        if problem.w_hr != NULL or again:
-            room = make_room(lay_out_shown, &run)
-        with nogil:
-            if again:
-                recompute_all(&run)
-            else:
-                run_forward(&run)
-        raise_if_interrupted(&run.watch)
-    finally:
-        release(&views)
+    if run.unpacked != NULL:
+        pack_forward(run.unpacked, problem.w_ih, problem.w_hh, problem.w_hr, run.b_ih, run.b_hh)
+    prepare_forward(run, run.weights)
+    if run.again:
+        recompute_all(run)
+    else:
+        run_forward(run)
 
 
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
              int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None):
-    """Fill dx unless it is None, and of tokens dw_ih; add to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
+    """The pass that fills dx unless it is None, and of tokens dw_ih; adds to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
     ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls.
     """
-    cdef Gradients run
-    cdef Block room
-    cdef real *sum_of_x            # dw_ih: a sum over tokens is collected elsewhere, a token a row
-    cdef Views views
-    views.count = 0
-    memset(&run, 0, sizeof(Gradients))
-    try:
-        bind(&run.back.problem, &views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
-        bind_cotangents(&run.back, &views, d_out, dh, dc)
-        run.begins = run.in_one_call = run.quiet = reached is None
-        run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
-        run.back.carry = view_or_null(&views, "carry", carry, 2, READ)
-        run.dx = view_or_null(&views, "dx", dx, 3, WRITE)
-        run.sums.dw_ih = sum_of_x = <real *>view(&views, "dw_ih", dw_ih, 2, WRITE).buf
-        run.sums.dw_hh = <real *>view(&views, "dw_hh", dw_hh, 2, WRITE).buf
-        run.sums.db_ih = <real *>view(&views, "db_ih", db_ih, 1, WRITE).buf
-        run.sums.db_hh = view_or_null(&views, "db_hh", db_hh, 1, WRITE)
-        run.sums.dw_hr = view_or_null(&views, "dw_hr", dw_hr, 2, WRITE)
-        if reached is not None:
-            reached.go_on(&run)
-        plan_backward(&run)
-        if reached is not None:
-            reached.give_sums(&run)
-        room = make_room(lay_out_backward, &run)
-        with nogil:
-            prepare_backward(&run)
-            run_backward(&run)
-            if run.back.problem.tokens != NULL and is_over(&run):
-                transpose(run.sums.dw_ih, run.back.problem.I, run.back.problem.N, sum_of_x)
-        raise_if_interrupted(&run.back.watch)
-        if reached is not None:
-            reached.note(&run)
-    finally:
-        release(&views)
+    cdef BackwardPass one = BackwardPass.__new__(BackwardPass)
+    cdef Gradients *run = &one.at
+    cdef Views *views = &one.views
+    one.go, one.call, one.watch, one.sharing, one.reached = go_back, run, &run.back.watch, &run.back.sharing, reached
+    bind(&run.back.problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
+    bind_cotangents(&run.back, views, d_out, dh, dc)
+    run.begins = run.in_one_call = run.quiet = reached is None
+    run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
+    run.back.carry = view_or_null(views, "carry", carry, 2, READ)
+    run.dx = view_or_null(views, "dx", dx, 3, WRITE)
+    run.sums.dw_ih = <real *>view(views, "dw_ih", dw_ih, 2, WRITE).buf
+    run.sums.dw_hh = <real *>view(views, "dw_hh", dw_hh, 2, WRITE).buf
+    run.sums.db_ih = <real *>view(views, "db_ih", db_ih, 1, WRITE).buf
+    run.sums.db_hh = view_or_null(views, "db_hh", db_hh, 1, WRITE)
+    run.sums.dw_hr = view_or_null(views, "dw_hr", dw_hr, 2, WRITE)
+    run.dw_ih = run.sums.dw_ih
+    if reached is not None:
+        reached.go_on(run)
+    plan_backward(run)
+    if reached is not None:
+        reached.give_sums(run)
+    one.room = make_room(lay_out_backward, run)
+    return one
 
 
 cdef class Reached:

@@ -9,6 +9,12 @@ cdef struct Watch:
     const Watch *above    # that of the call which this one is a part of, or NULL
     bint deaf     # signals are not looked at: the caller may be no Python thread, and has not said that the GIL can be had
 
+cdef extern from "<stdatomic.h>" nogil:
+    ctypedef Py_ssize_t atomic_llong
+
+cdef struct Progress:
+    atomic_llong steps    # that a task has done, for another that goes after it
+
 cdef enum:
     MAX_THREADS = 256
     MAX_PARTS = 16    # of a step in parallel_steps
@@ -17,5 +23,7 @@ cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
+cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil
+cdef void wait_for(Progress *progress, Py_ssize_t steps, Watch *watch) noexcept nogil
 cdef bint interrupted(Watch *watch, int worker, double work) noexcept nogil
 cdef int raise_if_interrupted(Watch *watch) except -1

@@ -29,7 +29,6 @@ cdef extern from "pythread.h" nogil:
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef int atomic_int
-    ctypedef Py_ssize_t atomic_llong
     int atomic_load(atomic_int *value)
     void atomic_store(atomic_int *value, int desired)
     int atomic_exchange(atomic_int *value, int desired)
@@ -38,6 +37,7 @@ cdef extern from "<stdatomic.h>" nogil:
     bint atomic_compare_exchange_strong(atomic_llong *value, long long *expected, long long desired)
     long long load_wide "atomic_load"(atomic_llong *value)
     long long add_wide "atomic_fetch_add"(atomic_llong *value, long long addend)
+    void store_wide "atomic_store"(atomic_llong *value, long long desired)
 
 cdef extern from *:
     """
@@ -113,6 +113,7 @@ cdef enum:
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
+cdef double WORK_PER_YIELD = 1e4  # multiply-adds that giving way once is counted as
 cdef double WORK_PER_LOOK = 1e8  # multiply-adds between looks at signals: some 10 ms of vector code, 0.1 s of scalar code
 
 cdef struct Helper:
@@ -253,6 +254,24 @@ cdef bint take_others_parts(Chain *chain, Py_ssize_t step, int own, int worker) 
     return any_left
 
 
+cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil:
+    """So many steps are done."""
+    store_wide(&progress.steps, steps)
+
+
+cdef void wait_for(Progress *progress, Py_ssize_t steps, Watch *watch) noexcept nogil:
+    """Return once so many are, or ``watch`` says stop. Who does them has begun: tasks are begun in their order."""
+    cdef int spins = 0
+    while load_wide(&progress.steps) < steps:
+        if spins < SPINS:
+            spins += 1
+            spin_pause()
+            continue
+        give_way()
+        if interrupted(watch, 0, WORK_PER_YIELD):
+            return
+
+
 cdef void wait_for_helpers(Watch *watch) noexcept nogil:
     """Return once no helper is inside the job: spin, then sleep, looking at signals now and then."""
     cdef int spins = 0
@@ -328,20 +347,6 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
     if lock != NULL:
         PyThread_acquire_lock(lock, 1)
     return lock
-
-
-def one_thread(call):
-    """The result of ``call()``, whose kernels use one thread each.
-
-    It is compiled so that no signal's handler can come between: it would leave all later calls with one thread.
-    """
-    global cap_of_thread
-    cdef int before = cap_of_thread
-    cap_of_thread = 1
-    try:
-        return call()
-    finally:
-        cap_of_thread = before
 
 
 def forget_helpers():

@@ -15,6 +15,7 @@ cdef enum:
     MANY_ROWS = 64                 # ... and with fewer than these, if W_hh does not fit the cache
     SHARES = 4                     # tasks for each thread, at most
     LEAST_ROWS = 4                 # of the batch in a task
+    STEPS_BEHIND = 12              # steps that a layer goes behind the one it reads, where both go side by side
 
 
 cdef inline double recurrent_work(const Problem *problem, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:

@@ -33,3 +33,4 @@ cdef void release(Views *views):
     cdef int i
     for i in range(views.count):
         PyBuffer_Release(&views.held[i])
+    views.count = 0

@@ -119,11 +119,17 @@ cdef class PackedWeights:
         return weights_fit(&self.at, problem)
 
 
-cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):
-    """The weights of a problem, of which sizes and weights alone must be known."""
+cdef PackedWeights room_for_weights(const Problem *problem, InputKind kind):
+    """For those of a problem, of which sizes alone must be known."""
     cdef PackedWeights weights = PackedWeights.__new__(PackedWeights)
     set_sizes(&weights.at, problem, kind)
     weights.block = make_room(lay_out_forward, &weights.at)
+    return weights
+
+
+cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):
+    """The weights of a problem, of which sizes and weights alone must be known."""
+    cdef PackedWeights weights = room_for_weights(problem, kind)
     with nogil:
         pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh)
     return weights

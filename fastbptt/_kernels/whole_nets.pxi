@@ -349,7 +349,7 @@ cdef void size_net_backward(NetBackward *task, const Fleet *fleet, Py_ssize_t k)
     run.back.dh = fleet.dh + k * B * P
     run.back.dc = fleet.dc + k * B * H if fleet.dc != NULL else NULL
     run.dx = fleet.dx + k * R * I if fleet.dx != NULL else NULL
-    run.sums.dw_ih = fleet.sums.dw_ih + k * N * I
+    run.dw_ih = run.sums.dw_ih = fleet.sums.dw_ih + k * N * I
     run.sums.dw_hh = fleet.sums.dw_hh + k * N * P
     run.sums.db_ih = fleet.sums.db_ih + k * N
     run.sums.db_hh = fleet.sums.db_hh + k * N if fleet.sums.db_hh != NULL else NULL
@@ -399,7 +399,6 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     cdef Problem *net = &run.back.problem
     cdef Order *order = &task.order
     cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B
-    cdef real *sum_of_x
     cdef real *dx
     cdef real *dh
     cdef real *dc
@@ -409,7 +408,7 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     size_net_backward(&task, fleet, k)
     space.free = fleet.room + worker * fleet.room_each
     lay_out_packed(&task, &space)
-    sum_of_x, dx, dh, dc = run.sums.dw_ih, run.dx, run.back.dh, run.back.dc
+    dx, dh, dc = run.dx, run.back.dh, run.back.dc
     if may_be_ragged(fleet):
         sort_rows_of_net(order, lengths_of_net(fleet, k), fleet.resets, T, B)
         use_order(net, order)
@@ -428,10 +427,7 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     if net.time.T > 0:
         plan_backward(run)
         lay_out_backward(run, &space)
-        prepare_backward(run)
-        run_backward(run)
-        if net.tokens != NULL and not run.back.watch.stop:
-            transpose(run.sums.dw_ih, net.I, net.N, sum_of_x)
+        go_back(run)
     if order.ragged:
         if dx != NULL:
             unpack_order(order, B, task.dx, net.I * sizeof(real), dx)

@@ -90,7 +90,7 @@ def forward(
     for history, state in zip(tape, initial):
         layout.begin(history, 0 if state is None else state)
     number, activation, (*weights_and_biases, w_hr) = CELLS[cell].number, NONLINEARITIES[nonlinearity].number, weights
-    kernels[tape.h.dtype].forward(number, activation, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr)
+    kernels[tape.h.dtype].forward(number, activation, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr).run()
 
 
 def backward(
@@ -124,6 +124,6 @@ def backward(
     number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
     kernels[dtype].backward(
         number, activation, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr
-    )
+    ).run()
     grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
     return dx, grads
