@@ -233,7 +233,9 @@ def dtype(name: str, value: Any) -> np.dtype[Any]:
 def generator(name: str, value: Any) -> np.random.Generator:
     """`numpy.random.default_rng` of ``value``, which is checked first: a matrix crashes NumPy."""
     value = scalar(value)
-    if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)):
+    if isinstance(value, np.random.RandomState):
+        return np.random.Generator(value._bit_generator)  # default_rng does so since NumPy 2.2
+    if value is None or isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence)):
         return np.random.default_rng(value)
     if isinstance(value, (int, np.integer)):
         return np.random.default_rng(size(name, value, 0))

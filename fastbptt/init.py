@@ -40,8 +40,8 @@ def basic_tanh(rnn: RNN, readout: Linear | None = None, rng: Seed = None) -> Non
     >>> import numpy as np, fastbptt
     >>> layer = fastbptt.RNN(6, 50)
     >>> fastbptt.init.basic_tanh(layer, rng=0)
-    >>> float(layer.params["weight_hh_l0"].std().round(2)), layer.params["bias_hh_l0"].any()
-    (0.1, np.False_)
+    >>> float(layer.params["weight_hh_l0"].std().round(2)), bool(layer.params["bias_hh_l0"].any())
+    (0.1, False)
     """
     rng = _checked(RNN, rnn, readout, rng)
     _write(_normal(0.1, rnn, readout, rng))

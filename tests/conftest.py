@@ -16,6 +16,9 @@ import fastbptt
 from fastbptt._kernels import memory
 
 
+collect_ignore = ["consumer"]  # a package that is installed elsewhere, by tests/consumers.py
+
+
 @pytest.fixture
 def threads():
     """`fastbptt.set_num_threads`, undone after the test."""

@@ -104,7 +104,7 @@ def assert_right(nets, got, **options):
 @pytest.mark.parametrize("shape", [SMALL, (300, 2, 3, 2), (5, 6, 1, 9), LARGE], ids=str)
 @EACH_CELL
 def test_against_the_reference(cell, shape, dtype):
-    nets = problems(cell, enough(shape, dtype), *shape, dtype=dtype)
+    nets = problems(cell, enough(shape, dtype), *shape, dtype=dtype, gain=0.5)  # with more, 300 steps may leave float32's range
     assert_right(nets, results(nets))
 
 
@@ -501,6 +501,7 @@ def test_backward_refuses(call, kind, message):
 
 
 @pytest.mark.one_level
+@pytest.mark.filterwarnings("ignore:Setting the shape")
 def test_a_tape_whose_arrays_were_resized():
     x = np.zeros((5, 3, 4))
     tape = gru(x=x)[2]

@@ -240,7 +240,7 @@ def test_where_one_array_is_read_only_none_is_written(write, views):
     np.testing.assert_array_equal(getattr(layer, f"flat_{views}"), before)
 
 
-@pytest.mark.filterwarnings("ignore:Setting the shape")
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype)")
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 def test_what_is_written_is_the_layers_memory_whatever_its_views_are_taken_for(make):
     changed, plain = make(), make()
@@ -749,6 +749,7 @@ def at_the(n, interloper, action):
 
     with ThreadPoolExecutor(1) as other:
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # Python 3.12.1 tells of no instruction unless some frame wants it by now
         sys.settrace(trace)
         try:
             result = promised(action)

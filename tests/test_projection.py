@@ -343,7 +343,7 @@ def test_packed_weights():
     h, c = np.zeros((6, 3, 3)), np.zeros((6, 3, 7))
     h[0], c[0] = p.state
     arrays = (p.x, None, p.w_ih, p.w_hh, None, None, None, h, c, np.zeros((5, 3, 28)), None, None)
-    kernel.forward(2, 0, *arrays, kernel.pack(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 7, 0, False, p.w_hr), p.w_hr)
+    kernel.forward(2, 0, *arrays, kernel.pack(p.w_ih, p.w_hh, p.b_ih, p.b_hh, 7, 0, False, p.w_hr), p.w_hr).run()
     assert_same_bits("h", h, tape.h)
     with pytest.raises(ValueError, match="weights: packed for another layer"):
         kernel.forward(2, 0, *arrays, kernel.pack(p.w_ih, np.ones((28, 7)), None, None, 7, 0, False), p.w_hr)

@@ -259,6 +259,7 @@ def test_bad_arguments(call, error, message):
         call()
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape")
 def test_a_layer_whose_arrays_have_another_shape():
     layer = make("gru")
     weight = layer.params["weight_hh_l0"]

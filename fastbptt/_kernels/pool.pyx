@@ -17,6 +17,8 @@ import operator
 import os
 import threading
 
+import numpy as np
+
 from libc.string cimport memset
 
 cdef extern from "pythread.h" nogil:
@@ -447,7 +449,7 @@ def set_num_threads(n):
     """
     global wanted
     try:
-        count = None if isinstance(n, bool) else operator.index(n)
+        count = None if isinstance(n, (bool, np.bool_)) else operator.index(n)
     except TypeError:
         count = None
     if count is None:

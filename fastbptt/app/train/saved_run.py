@@ -183,10 +183,16 @@ def _restore(training, arrays, metadata):
         setattr(training, name, arrays[f"training.{name}"].tolist())
     training.evaluations = [_evaluation(*numbers, updates=training.updates) for numbers in arrays[EVALUATIONS].tolist()]
     training.clipped = sum(norm > training.settings.clip for norm in training.norms)
-    training.rng.bit_generator.state = metadata["rng"]
+    _set_generator(training.rng, metadata["rng"])
     if training.settings.dropout:
-        training.model.rnn.rng.bit_generator.state = metadata["dropout_rng"]
+        _set_generator(training.model.rnn.rng, metadata["dropout_rng"])
     training.seconds = _checks.number("seconds", metadata["seconds"], 0)
+
+
+def _set_generator(generator, state):
+    if any(number < 0 for number in state["state"].values()):  # which NumPy 1 takes, with a warning
+        raise ValueError("negative numbers in a generator's state")
+    generator.bit_generator.state = state
 
 
 def _evaluation(update, loss, sequences, wrong, *, updates):
