@@ -15,7 +15,6 @@ from problems import CELLS, ONE_OF_EACH
 import fastbptt
 from fastbptt._kernels import memory
 
-
 collect_ignore = ["consumer"]  # a package that is installed elsewhere, by tests/consumers.py
 
 
