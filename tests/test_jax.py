@@ -2,7 +2,9 @@
 
 import ctypes
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,7 @@ from fastbptt._kernels import xla  # noqa: E402
 from fastbptt.jax import target  # noqa: E402
 
 pytestmark = pytest.mark.one_level
+PAGE = Path(__file__).parent.parent / "docs" / "jax.md"
 SHAPE = 5, 3, 4, 7  # T, B, I, H
 NONLINEARITIES = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "identity": lambda a: a}
 
@@ -339,13 +342,13 @@ def test_wrong_arguments_while_traced(wrong, kind, message):
 
 def test_wrong_options_of_an_rnn():
     arguments = zeros(5, 3, 4), None, zeros(7, 4), zeros(7, 7)
-    with pytest.raises(ValueError, match="^nonlinearity: expected one of"):
+    with pytest.raises(ValueError, match=r"^nonlinearity: expected one of"):
         fastbptt.jax.rnn(*arguments, nonlinearity="gelu")
-    with pytest.raises(ValueError, match="^leak: expected a number above 0"):
+    with pytest.raises(ValueError, match=r"^leak: expected a number above 0"):
         fastbptt.jax.rnn(*arguments, leak=2.0)
     with pytest.raises(ValueError, match=r"^leak: expected shape \(7,\)"):
         fastbptt.jax.rnn(*arguments, leak=jnp.ones(6))
-    with pytest.raises(NotImplementedError, match="^leak: there is no gradient of it"):
+    with pytest.raises(NotImplementedError, match=r"^leak: there is no gradient of it"):
         jax.grad(lambda leak: fastbptt.jax.rnn(*arguments, leak=leak)[0].sum())(0.5)
 
 
@@ -451,6 +454,54 @@ def test_an_unknown_major_version(introduced, monkeypatch, tmp_path):
 def test_the_installed_version():
     fastbptt.jax.rnn(zeros(5, 3, 4), None, zeros(7, 4), zeros(7, 7))
     assert target.installed_version() == xla.version()
+
+
+def test_threads():
+    """Fewer than when a program was compiled, or more: the same bits, in the memory that it has."""
+    problem = random_problem("lstm", 50, 32, 16, 48)
+    moving, fixed = arguments_of(problem)
+    expected, before = from_functions(problem), fastbptt.get_num_threads()
+
+    def both(moving):
+        results, back = jax.vjp(lambda moving: fastbptt.jax.lstm(**moving, **fixed), moving)
+        return results, back((problem.d_out, problem._state(problem.d_state)))[0]
+
+    try:
+        for first, then in ((1, 3), (3, 1)):
+            fastbptt.set_num_threads(first)
+            compiled = jax.jit(both).lower(moving).compile()
+            fastbptt.set_num_threads(then)
+            (out, _), gradients = compiled(moving)
+            assert_same_bits("out", np.asarray(out), expected["out"])
+            assert_same_bits("w_hh", np.asarray(gradients["w_hh"]), expected["d_w_hh"])
+    finally:
+        fastbptt.set_num_threads(before)
+
+
+def test_from_many_threads():
+    problems = [random_problem("gru", 30, 8, 8, 20, seed=seed) for seed in range(4)]
+    run = jax.jit(lambda x, *weights: fastbptt.jax.gru(x, None, *weights)[0])
+
+    def outputs(problem):
+        return [np.asarray(run(problem.x, *[getattr(problem, name) for name in WEIGHTS])) for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as threads:
+        for problem, outs in zip(problems, threads.map(outputs, problems)):
+            problem.state = None
+            for out in outs:
+                assert_same_bits("out", out, problem.forward(fastbptt)[0])
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="this is not a checkout")
+def test_the_example_of_the_page():
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert "assert " in code
+    exec(code, {})
+
+
+def test_without_jax():
+    code = "import sys; sys.modules['jax'] = None\ntry:\n    import fastbptt.jax\nexcept ImportError as error:\n    print(error)"
+    assert run_python(code).startswith("fastbptt.jax needs JAX, which is not installed: pip install")
 
 
 def test_it_is_imported_on_request_alone():

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 
 from .._kernels import require, xla
+from .._version import __version__
 
-NAME = "fastbptt"
+NAME = f"fastbptt {__version__}"  # programs are compiled for one version, wherever JAX may keep them
 VERSION = r"^#define XLA_FFI_API_MAJOR (\d+)$.*^#define XLA_FFI_API_MINOR (\d+)$"
 
 
