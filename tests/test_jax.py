@@ -184,6 +184,15 @@ def test_without_jit_and_twice():
             assert_same_bits(name, np.asarray(one), np.asarray(other))
 
 
+def test_with_jit_disabled():
+    problem = random_problem("gru")
+    moving, fixed = arguments_of(problem)
+    with jax.disable_jit():
+        gradient = jax.grad(lambda moving: fastbptt.jax.gru(**moving, **fixed)[0].sum())(moving)
+    problem.d_out, problem.d_state = np.ones_like(problem.d_out), None
+    assert_same_bits("w_hh", np.asarray(gradient["w_hh"]), problem.results(fastbptt)["d_w_hh"])
+
+
 def test_integers_of_32_bits_without_x64():
     jax.config.update("jax_enable_x64", False)
     problem = ragged("gru", *SHAPE, what="both", dtype=np.dtype(np.float32))
@@ -245,6 +254,17 @@ def test_vmap_with_shared_weights(cell):
     assert_close(together(weights), summed)
     one_call = re.findall(r"fastbptt_(\w+)\[", str(jax.make_jaxpr(together)(weights)))
     assert one_call == ["forward", "backward"], "all rows in one call each"
+
+
+def test_vmap_of_some_arguments():
+    """Whatever its axis; what has none is the same for all."""
+    problem = ragged("lstm", *SHAPE, what="both")
+    (h0, c0), weights = problem._state(problem.state), [getattr(problem, name) for name in WEIGHTS]
+    many = np.stack([c0, 2 * c0], axis=2)
+    got = jax.vmap(lambda c0: fastbptt.jax.lstm(problem.x, (h0, c0), *weights, **problem.options), in_axes=2)(many)
+    for k in range(2):
+        one = fastbptt.jax.lstm(problem.x, (h0, many[..., k]), *weights, **problem.options)
+        jax.tree.map(lambda a, b, k=k: assert_same_bits("result", np.asarray(a[k]), np.asarray(b)), got, one)
 
 
 def test_vmap_of_weights_and_of_gradients_with_respect_to_outputs():

@@ -160,7 +160,12 @@ def primitive(name: str, shapes: Callable[..., list[Any]]) -> Primitive:
     made.multiple_results = True
     made.def_abstract_eval(shapes)
     compiled = jax.jit(lambda *arrays, run: made.bind(*arrays, run=run), static_argnames="run")
-    made.def_impl(lambda *arrays, run: compiled(*arrays, run=run))
+
+    @made.def_impl
+    def run_now(*arrays: Any, run: Any) -> Any:
+        with jax.disable_jit(False):  # there is no other way to run it
+            return compiled(*arrays, run=run)
+
     return made
 
 
