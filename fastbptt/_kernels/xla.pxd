@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint32_t
 cdef enum:
     MAJOR = 0
     MINOR = 3
+    OLDEST_MINOR = 1
 
 cdef enum:                         # errors
     INVALID_ARGUMENT = 3

@@ -211,7 +211,10 @@ cdef int seen_major = -1, seen_minor = -1
 cdef xla.Error *introduce(const xla.Api *api, xla.Metadata *metadata) noexcept nogil:
     """Say for which version this was made: if XLA's is older, for that one."""
     global seen_major, seen_minor
-    seen_major, seen_minor = api.api_version.major_version, api.api_version.minor_version
+    if api == NULL:                # as before 0.2
+        seen_major, seen_minor = xla.MAJOR, xla.OLDEST_MINOR
+    else:
+        seen_major, seen_minor = api.api_version.major_version, api.api_version.minor_version
     metadata.api_version.major_version = xla.MAJOR
     metadata.api_version.minor_version = min(seen_minor, xla.MINOR) if seen_major == xla.MAJOR else xla.MINOR
     metadata.traits = 0
