@@ -24,6 +24,8 @@ include_patterns = ["docs/**", "benchmarks/RESULTS.md", "CHANGELOG.md", "CONTRIB
 exclude_patterns = [".*", "build", "docs/*.template.md"]
 if find_spec("torch") is None:
     exclude_patterns.append("docs/api/torch.rst")  # docstrings are read where they are imported
+if find_spec("jax") is None:
+    exclude_patterns.append("docs/api/jax.rst")
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -31,7 +33,7 @@ myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 
 default_role = "autolink"  # what a docstring has in single backticks is a name
-nitpick_ignore_regex = [("py:obj", r"(torch|numpy)\..*")]  # and of other packages, a name alone
+nitpick_ignore_regex = [("py:obj", r"(torch|numpy|jax|lax)\..*")]  # and of other packages, a name alone
 add_module_names = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -81,7 +81,7 @@ def test_the_stubs(tmp_path):
     allowed = tmp_path / "allowed.txt"
     allowed.write_text(ADDED_BY_CYTHON)
     modules = [f"fastbptt._kernels.{name}" for name in PLAIN]
-    modules += ["fastbptt.cython_api", "fastbptt.reference"]
+    modules += ["fastbptt.cython_api", "fastbptt._kernels.xla", "fastbptt.reference"]
     run("mypy.stubtest", "--ignore-unused-allowlist", "--allowlist", allowed, *modules)
 
 
