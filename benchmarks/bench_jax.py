@@ -1,6 +1,7 @@
 """`fastbptt.jax` beside our own functions and `lax.scan`.
 
     python benchmarks/bench_jax.py
+    python benchmarks/bench_jax.py --grid    # passes at all points of the grid
 
 First what a call costs inside a compiled program: a loop of many small calls, each from the state that the one before has left, beside the
 same loop of our function in Python. Then forward + backward passes, compiled, beside the better `lax.scan` (unroll 1 and 4): how many times
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from grid import Case
-from timing import alternate, median, processor
+from grid import Case, grid
+from timing import alternate, geometric_mean, median, processor
 
 import fastbptt
 import fastbptt.jax
@@ -22,7 +23,7 @@ import fastbptt.jax
 jax.config.update("jax_enable_x64", True)
 LOOPS = 500
 SMALL = [("rnn", 1, 1, 4, 4), ("gru", 1, 1, 4, 4), ("lstm", 1, 1, 4, 4), ("lstm", 10, 4, 8, 16)]  # T, B, I, H
-PASSES = [(cell, dtype, B, H) for cell in ("gru", "lstm") for dtype in ("float64", "float32") for B, H in ((1, 32), (16, 128))]
+FEW = [Case(cell, dtype, 100, B, H, H) for cell in ("gru", "lstm") for dtype in ("float64", "float32") for B, H in ((1, 32), (16, 128))]
 
 
 def arrays(cell, T, B, I, H, dtype):
@@ -54,27 +55,29 @@ def many_small_calls(cell, *sizes):
     }
 
 
-def passes(cell, dtype, B, H):
-    case = Case(cell, dtype, 100, B, H, H)
-    x, state, weights = arrays(cell, 100, B, H, H, dtype)
-    d_out = jnp.ones((100, B, H), dtype)
+def passes(case):
+    run, ours = getattr(fastbptt.jax, case.family), peers.build("fastbptt", case)
+    x, state, weights, d_out = (jax.tree.map(jnp.asarray, part) for part in case.arrays())
+
+    def layer(x, state, weights):
+        return run(x, case.traits.state(state), *weights)[0]
 
     @jax.jit
-    def both(x, weights):
-        out, back = jax.vjp(lambda x, weights: getattr(fastbptt.jax, cell)(x, state, *weights)[0], x, weights)
+    def both(d_out, *inputs):
+        out, back = jax.vjp(layer, *inputs)
         return out, back(d_out)
 
-    def functions():
-        _, _, tape = getattr(fastbptt, f"{cell}_forward")(x, state, *weights)
-        getattr(fastbptt, f"{cell}_backward")(tape, np.asarray(d_out))
-
-    calls = {"JAX": lambda: jax.block_until_ready(both(x, weights)), "functions": functions}
-    return calls | {"scan": peers.build_jax(case, case.arrays()).forward_backward}
+    return {
+        "JAX": lambda: jax.block_until_ready(both(d_out, x, state, weights)),
+        "functions": ours.forward_backward,
+        "scan": peers.build("jax", case).forward_backward,
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--grid", action="store_true", help="as many passes as the README's table has")
     options = parser.parse_args()
     print(f"{processor()}, {fastbptt.get_num_threads()} threads\n")
     print("| a call in a loop of a compiled program, float32 | in JAX, us | our function, us | difference, us |\n| :-- | --: | --: | --: |")
@@ -89,10 +92,13 @@ def main():
     print(
         "\n| forward + backward, T = 100, I = H | ours, ms | as part of our functions' | scan, times as long |\n| :-- | --: | --: | --: |"
     )
-    for cell, dtype, B, H in PASSES:
-        times = {name: median(each) for name, each in alternate(passes(cell, dtype, B, H), options.rounds).items()}
-        part, scan = times["JAX"] / times["functions"], times["scan"] / times["JAX"]
-        print(f"| {cell.upper()}, {dtype}, B = {B}, H = {H} | {1e3 * times['JAX']:.2f} | {part:.2f} | {scan:.2f}x |", flush=True)
+    parts, ratios = [], []
+    for case in grid() if options.grid else FEW:
+        times = {name: median(each) for name, each in alternate(passes(case), options.rounds).items()}
+        parts.append(times["JAX"] / times["functions"])
+        ratios.append(times["scan"] / times["JAX"])
+        print(f"| {case} | {1e3 * times['JAX']:.3g} | {parts[-1]:.2f} | {ratios[-1]:.2f}x |", flush=True)
+    print(f"| geometric mean | | {geometric_mean(parts):.3f} | {geometric_mean(ratios):.2f}x |")
 
 
 if __name__ == "__main__":
