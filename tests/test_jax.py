@@ -536,6 +536,24 @@ def test_threads():
         fastbptt.set_num_threads(before)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_subnormal_numbers(n, threads):
+    """XLA's threads flush them to 0, and ours and theirs together did so here and there."""
+    threads(n)
+    arguments = [zeros(160, 64, 4), np.ones((64, 64)), np.ones((64, 4)), np.eye(64) / 2]
+    arguments = [array.astype(np.float32) for array in arguments]
+    run = jax.jit(partial(fastbptt.jax.rnn, nonlinearity="identity"))
+    expected, _, tape = fastbptt.rnn_forward(*arguments, nonlinearity="identity")
+    gradients = fastbptt.rnn_backward(tape, None, np.ones((64, 64), np.float32))
+    assert (expected[140] > 0).all()
+    for _ in range(3):
+        assert_same_bits("out", np.asarray(run(*arguments)[0]), expected)
+        got = jax.grad(lambda x, *others: run(x, *others)[1].sum())(*arguments)
+        assert_same_bits("dx", np.asarray(got), gradients.x)
+    two = jnp.float32(2.0) ** -100
+    assert not jax.jit(lambda a: a * a * 2.0**60)(two).any(), "XLA's own numbers are as ever"
+
+
 def test_from_many_threads():
     problems = [random_problem("gru", 30, 8, 8, 20, seed=seed) for seed in range(4)]
     run = jax.jit(lambda x, *weights: fastbptt.jax.gru(x, None, *weights)[0])
