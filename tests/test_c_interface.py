@@ -373,6 +373,23 @@ def test_statuses_of_sizes(calls):
     assert calls.without_problem() == {status["WRONG_STRUCT"]}
 
 
+def test_a_size_is_never_a_status(calls):
+    """Of whatever numbers there may be: the bytes of a workspace are an integer that is not below 0, or it is said that they are too many."""
+    status, any_length = calls.STATUS["TOO_LARGE"], np.array([1])
+    for others in ({}, {"lengths": any_length}, {"x": None, "dx": None, "tokens": np.zeros(1, np.int64), "lengths": any_length}):
+        for name in "TIH":
+            call = complete(calls, H=8, P=8, T=1, B=1, **others)
+            for function in ("forward", "backward", "step"):
+                sizes = [
+                    call.set(**{name: 1 << n} | ({"P": 1 << n} if name == "H" else {})).workspace_bytes(calls.CALLS[function])
+                    for n in range(62)
+                    if function != "step" or (name != "T" and "lengths" not in others)
+                ]
+                small = [size for size in sizes if size != status]
+                assert all(size > 0 for size in small), (name, function)
+                assert sizes == small + [status] * (len(sizes) - len(small)), (name, function)
+
+
 def test_statuses_of_clipping(calls):
     status, array = calls.STATUS, np.ones(3)
     assert calls.clip_norm(3, [array], 1.0, 2.0)[0] == status["UNKNOWN_DTYPE"]
@@ -461,6 +478,13 @@ def test_the_example_of_the_page(target):
     assert_same_bits("c", c, state[1])
     with pytest.raises(ValueError, match="shapes"):
         stepper.step(problem.x[0, :2].copy())
+    for wrong in (
+        (problem.w_ih, problem.w_hh, h[:, :6].copy(), c),
+        (problem.w_ih, problem.w_hh, h, c[:2]),
+        (problem.w_ih[:27], problem.w_hh, h, c),
+    ):
+        with pytest.raises(ValueError, match="shapes"):
+            module.Stepper(*wrong)
 
 
 if __name__ == "__main__":

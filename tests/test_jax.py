@@ -267,6 +267,19 @@ def test_vmap_of_some_arguments():
         jax.tree.map(lambda a, b, k=k: assert_same_bits("result", np.asarray(a[k]), np.asarray(b)), got, one)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_vmap_of_none(shared):
+    """Of an axis of length 0, as JAX's own functions take it."""
+    weights, axes = (zeros(21, 4) if shared else zeros(0, 21, 4), zeros(21, 7)), (0, None if shared else 0)
+
+    def loss(x, w_ih):
+        out, state = fastbptt.jax.gru(x, None, w_ih, weights[1])
+        return out.sum() + state.sum(), out
+
+    gradient, out = jax.vmap(jax.grad(loss, has_aux=True), axes)(zeros(0, 5, 3, 4), weights[0])
+    assert gradient.shape == (0, 5, 3, 4) and out.shape == (0, 5, 3, 7)
+
+
 def test_vmap_of_weights_and_of_gradients_with_respect_to_outputs():
     problem = random_problem("gru")
     many = np.stack([problem.w_hh, 2 * problem.w_hh])
@@ -379,6 +392,27 @@ def test_wrong_values_when_it_runs():
     for value in (-1, 6):
         with pytest.raises(jax.errors.JaxRuntimeError, match="lengths: expected numbers of steps from 0 to T"):
             fastbptt.jax.gru(zeros(5, 3, 4), None, w_ih, w_hh, lengths=np.full(3, value))[0].block_until_ready()
+
+
+def test_wrong_values_in_a_program_that_has_run_before():
+    run = jax.jit(lambda x: fastbptt.jax.gru(x, None, zeros(21, 4), zeros(21, 7))[0])
+    for _ in range(2):
+        run(np.full((5, 3), 3)).block_until_ready()
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="x: expected tokens from 0 to I - 1"):
+        run(np.full((5, 3), 4)).block_until_ready()
+    assert not run(np.full((5, 3), 3)).any()
+
+
+def test_integers_that_jax_would_cut():
+    """Without x64, 2^32 + 1 is 1 to JAX."""
+    jax.config.update("jax_enable_x64", False)
+    x, w_ih, w_hh = zeros(5, 3, 4, dtype=np.float32), zeros(21, 4, dtype=np.float32), zeros(21, 7, dtype=np.float32)
+    for value in ((1 << 32) + 1, -(1 << 32)):
+        with pytest.raises(ValueError, match=rf"^x: expected integers of 32 bits, as jax_enable_x64 is off, got {value} to "):
+            fastbptt.jax.gru(np.full((5, 3), value), None, w_ih, w_hh)
+        with pytest.raises(ValueError, match=r"^lengths: expected integers of 32 bits"):
+            fastbptt.jax.gru(x, None, w_ih, w_hh, lengths=np.full(3, value))
+    fastbptt.jax.gru(np.full((5, 3), 3), None, w_ih, w_hh, lengths=np.full(3, 5, np.uint64))
 
 
 def test_second_derivatives_and_forward_mode():
@@ -500,6 +534,24 @@ def test_threads():
             assert_same_bits("w_hh", np.asarray(gradients["w_hh"]), expected["d_w_hh"])
     finally:
         fastbptt.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_subnormal_numbers(n, threads):
+    """XLA's threads flush them to 0, and ours and theirs together did so here and there."""
+    threads(n)
+    arguments = [zeros(160, 64, 4), np.ones((64, 64)), np.ones((64, 4)), np.eye(64) / 2]
+    arguments = [array.astype(np.float32) for array in arguments]
+    run = jax.jit(partial(fastbptt.jax.rnn, nonlinearity="identity"))
+    expected, _, tape = fastbptt.rnn_forward(*arguments, nonlinearity="identity")
+    gradients = fastbptt.rnn_backward(tape, None, np.ones((64, 64), np.float32))
+    assert (expected[140] > 0).all()
+    for _ in range(3):
+        assert_same_bits("out", np.asarray(run(*arguments)[0]), expected)
+        got = jax.grad(lambda x, *others: run(x, *others)[1].sum())(*arguments)
+        assert_same_bits("dx", np.asarray(got), gradients.x)
+    two = jnp.float32(2.0) ** -100
+    assert not jax.jit(lambda a: a * a * 2.0**60)(two).any(), "XLA's own numbers are as ever"
 
 
 def test_from_many_threads():

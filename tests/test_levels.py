@@ -59,10 +59,66 @@ KERNEL_TESTS = [
 def test_what_the_processor_can_do():
     """An installed wheel once ran all there is at the baseline: the linker's library had no answer for the compiler's question."""
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE).group(1).split())
-    v3 = {"avx2", "fma", "bmi1", "bmi2"} <= flags
+    v3 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"} <= flags
     v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags
     usable = {"scalar": True, "baseline": True, "x86-64-v3": v3, "x86-64-v4": v4}
     assert {level: state != "not supported here" for level, state in CONFIG["isa_levels"].items()} == usable
+
+
+ANOTHER_PROCESSOR = """
+#include <cpuid.h>
+#include <stdio.h>
+#include <stdlib.h>
+static unsigned lacks[3]; /* of ecx of leaf 1, of ebx of leaf 7, and of ecx of leaf 0x80000001 */
+static int answer(unsigned leaf, unsigned *a, unsigned *b, unsigned *c, unsigned *d)
+{
+    *a = *b = *c = *d = ~0u;
+    if (leaf == 1) *c = ~lacks[0];
+    if (leaf == 7) *b = ~lacks[1];
+    if (leaf == 0x80000001) *c = ~lacks[2];
+    return 1;
+}
+#define __get_cpuid answer
+#define __get_cpuid_count(leaf, subleaf, a, b, c, d) answer(leaf, a, b, c, d)
+%s
+int main(int argc, char **argv)
+{
+    int i;
+    printf("%%d%%d", cpu_has_v3(), cpu_has_v4());
+    for (i = 1; i + 1 < argc; i += 2) {
+        lacks[atoi(argv[i])] = 1u << atoi(argv[i + 1]);
+        printf(" %%d%%d", cpu_has_v3(), cpu_has_v4());
+        lacks[atoi(argv[i])] = 0;
+    }
+    return 0;
+}
+"""
+OF_V3 = {
+    "fma": (0, 12),
+    "movbe": (0, 22),
+    "osxsave": (0, 27),
+    "avx": (0, 28),
+    "f16c": (0, 29),
+    "bmi": (1, 3),
+    "avx2": (1, 5),
+    "bmi2": (1, 8),
+    "lzcnt": (2, 5),
+}
+OF_V4 = {"f": (1, 16), "dq": (1, 17), "cd": (1, 28), "bw": (1, 30), "vl": (1, 31)}
+
+
+@pytest.mark.skipif("x86-64-v4" not in USABLE, reason="the operating system's answer is this machine's")
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a compiler")
+def test_a_processor_that_lacks_one_feature(tmp_path):
+    """All that -march lets a compiler use must be there, whether or not ours has used it so far."""
+    source = Path(fastbptt.__file__).parent / "_kernels" / "cpu.pyx"
+    if not source.exists():
+        pytest.skip("the source is not here")
+    (tmp_path / "cpu.c").write_text(ANOTHER_PROCESSOR % source.read_text().split('"""')[3])
+    subprocess.run(["cc", "-o", tmp_path / "cpu", tmp_path / "cpu.c"], check=True, timeout=60 * PATIENCE)
+    bits = [str(n) for place in (*OF_V3.values(), *OF_V4.values()) for n in place]
+    whole, *others = subprocess.run([tmp_path / "cpu", *bits], check=True, capture_output=True, text=True).stdout.split()
+    assert whole == "11" and dict(zip((*OF_V3, *OF_V4), others)) == dict.fromkeys(OF_V3, "00") | dict.fromkeys(OF_V4, "10")
 
 
 @pytest.mark.parametrize("asked", dict.fromkeys(name for level in USABLE for name in (level, SHORT.get(level, level))))

@@ -1,11 +1,14 @@
 """The library in a process with other work: forks, threads, signals, limits. Time limits are for hangs, but for Ctrl-C's half a second."""
 
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -523,6 +526,39 @@ def test_more_threads_than_rows(threads):
 
 
 @linux
+@contextmanager
+def flushing():
+    """Subnormal numbers are 0 in this thread, as `torch.set_flush_denormal` has it."""
+    libm, environment = ctypes.CDLL("libm.so.6"), (ctypes.c_uint32 * 16)()
+    assert libm.fegetenv(environment) == 0
+    usual = environment[7]
+    try:
+        environment[7] |= 0x8040  # glibc keeps MXCSR there: flush results, and take arguments as 0
+        assert libm.fesetenv(environment) == 0
+        yield
+    finally:
+        environment[7] = usual
+        libm.fesetenv(environment)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="knows where glibc keeps MXCSR")
+def test_helpers_round_and_flush_as_their_caller(threads):
+    x, w_ih, w_hh = np.zeros((160, 64, 4), np.float32), np.zeros((64, 4), np.float32), np.eye(64, dtype=np.float32) / 2
+
+    def decay(n):
+        threads(n)
+        return fastbptt.rnn_forward(x, np.ones((64, 64), np.float32), w_ih, w_hh, nonlinearity="identity")[0]
+
+    expected = decay(1)
+    assert (expected[135] > 0).all()
+    for _ in range(5):
+        assert_same_bits("out", decay(2), expected)
+        with flushing():
+            flushed, together = decay(1), decay(2)
+        assert not flushed[135].any()
+        assert_same_bits("out", together, flushed)
+
+
 def test_threads_that_cannot_be_started_are_done_without():
     """Room for arrays, none for the stack of a thread: 256 MB, as long as the process starts with that limit."""
     code = (

@@ -8,17 +8,20 @@ cdef extern from *:
     #if defined(__x86_64__)
     #include <cpuid.h>
     #define BIT(n) (1u << (n))
-    #define FMA_OSXSAVE_AVX (BIT(12) | BIT(27) | BIT(28))
+    #define FMA_MOVBE_OSXSAVE_AVX_F16C (BIT(12) | BIT(22) | BIT(27) | BIT(28) | BIT(29))
+    #define LZCNT BIT(5) /* of leaf 0x80000001: where it is not known, it counts from the other end, without a fault */
     #define BMI1_AVX2_BMI2 (BIT(3) | BIT(5) | BIT(8))
     #define AVX512_F_DQ_CD_BW_VL (BIT(16) | BIT(17) | BIT(28) | BIT(30) | BIT(31))
     #define YMM (BIT(1) | BIT(2))
     #define ZMM (YMM | BIT(5) | BIT(6) | BIT(7))
 
-    /* Whether all of these features of leaf 7 are there, and all of these registers are saved. */
+    /* Whether all of these features of leaf 7 are there, with the rest of what -march=x86-64-v3 lets a compiler use, and all of these
+     * registers are saved. */
     static int cpu_has(unsigned features, unsigned registers)
     {
         unsigned eax, ebx, ecx, edx, saved, upper_half;
-        if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & FMA_OSXSAVE_AVX) != FMA_OSXSAVE_AVX) return 0;
+        if (!__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) || !(ecx & LZCNT)) return 0;
+        if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & FMA_MOVBE_OSXSAVE_AVX_F16C) != FMA_MOVBE_OSXSAVE_AVX_F16C) return 0;
         __asm__("xgetbv" : "=a"(saved), "=d"(upper_half) : "c"(0));
         if ((saved & registers) != registers) return 0;
         return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & features) == features;

@@ -79,9 +79,11 @@ cdef int check_sizes(const interface.Problem *given) noexcept nogil:
 
 
 cdef inline bint too_large(const interface.Problem *given) noexcept nogil:
-    """For the address space: as doubles, products do not overflow."""
+    """For the address space: as doubles, products do not overflow. A workspace may be many times as large as the largest array, with sums
+    for each of `MAX_GROUPS`, and its size is to be an integer of 64 bits still.
+    """
     cdef double N = <double>given.H * MAX_GATES, R = <double>given.T * given.B, I = <double>given.I
-    return max(N * max(I, N), 2 * (R + given.B) * max(I, N)) > 2.0 ** 56
+    return max(N * max(I, N), 2 * (R + given.B) * max(I, N)) > 2.0 ** 52
 
 
 cdef inline bint misaligned(const interface.Problem *given) noexcept nogil:

@@ -11,6 +11,9 @@ does itself.
 Locks are CPython's own (``pythread.h``), and so are threads on Windows; elsewhere they are POSIX threads, whose stack must be asked for
 where the usual one is small. A failed start is a return value.
 If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
+
+Helpers compute as their caller does: they take over how its processor rounds, and whether it flushes subnormal numbers to 0, as PyTorch's
+`set_flush_denormal` and XLA's own threads have it. A result would else depend on who made which part of it.
 """
 
 import operator
@@ -47,6 +50,21 @@ cdef extern from *:
     #include "pythread.h"
 
     static _Thread_local int cap_of_thread; /* 0: none */
+
+    /* How this thread's floating-point unit rounds, flushes and traps, without the flags that its results have raised. */
+    #if defined(__x86_64__)
+    enum { USUAL_CONTROLS = 0x1f80 };
+    static size_t controls_here(void) { return __builtin_ia32_stmxcsr() & ~0x3fu; }
+    static void control(size_t controls) { __builtin_ia32_ldmxcsr((unsigned)controls | (__builtin_ia32_stmxcsr() & 0x3fu)); }
+    #elif defined(__aarch64__)
+    enum { USUAL_CONTROLS = 0 };
+    static size_t controls_here(void) { size_t controls; __asm__ volatile("mrs %0, fpcr" : "=r"(controls)); return controls; }
+    static void control(size_t controls) { __asm__ volatile("msr fpcr, %0" : : "r"(controls) : "memory"); }
+    #else
+    enum { USUAL_CONTROLS = 0 };
+    static size_t controls_here(void) { return 0; }
+    static void control(size_t Py_UNUSED(controls)) {}
+    #endif
 
     #if defined(__x86_64__) || defined(__i386__)
     #define spin_pause() __builtin_ia32_pause()
@@ -98,6 +116,9 @@ cdef extern from *:
     #endif
     """
     int cap_of_thread
+    const size_t USUAL_CONTROLS
+    size_t controls_here() nogil
+    void control(size_t controls) nogil
     void spin_pause() nogil
     void give_way() nogil
     bint start_thread(void (*life)(void *) noexcept nogil, void *argument, size_t stack) nogil  # of that size or, where it is usual, more
@@ -128,6 +149,7 @@ cdef struct Job:
     void *context
     int tasks
     int threads         # how many may take part
+    size_t controls     # the caller's
     atomic_int next     # the first task that nobody has taken
     atomic_int open     # 1 while helpers may still join
     atomic_int inside   # helpers that have joined and not left
@@ -167,6 +189,7 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
     job.context = context
     job.tasks = tasks
     job.threads = threads
+    job.controls = controls_here()
     atomic_store(&job.next, 0)
     atomic_store(&job.open, 1)
     atomic_fetch_add(&epoch, 1)
@@ -177,6 +200,19 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
     atomic_store(&job.open, 0)
     wait_for_helpers(watch)
     atomic_store(&busy, 0)
+
+
+cdef size_t use_controls(size_t controls) noexcept nogil:
+    """Have this thread's floating-point unit work so; how it did before."""
+    cdef size_t before = controls_here()
+    if before != controls:
+        control(controls)
+    return before
+
+
+cdef size_t usual_controls() noexcept nogil:
+    """As C begins: to nearest, and subnormal numbers are numbers."""
+    return USUAL_CONTROLS
 
 
 cdef void take_tasks(int worker) noexcept nogil:
@@ -305,6 +341,7 @@ cdef void help_out(void *argument) noexcept nogil:
         wait_for_job(helper)
         atomic_fetch_add(&job.inside, 1)
         if atomic_load(&job.open) and worker < job.threads:
+            use_controls(job.controls)
             take_tasks(worker)
         if atomic_fetch_sub(&job.inside, 1) == 1 and atomic_exchange(&caller_sleeps, 0):
             PyThread_release_lock(finished)

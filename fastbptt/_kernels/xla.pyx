@@ -11,6 +11,7 @@ from libc.string cimport memset
 
 cimport fastbptt.cython_api as bptt
 from fastbptt._kernels cimport xla
+from fastbptt._kernels.pool cimport use_controls, usual_controls
 
 import sys
 
@@ -177,6 +178,7 @@ cdef xla.Error *handle(xla.CallFrame *frame) noexcept nogil:
     cdef const xla.Api *api = frame.api
     cdef bptt.Problem problem
     cdef int status
+    cdef size_t controls
     cdef const char *wrong
     cdef xla.Extension *extension = frame.extension_start
     while extension != NULL:
@@ -190,7 +192,9 @@ cdef xla.Error *handle(xla.CallFrame *frame) noexcept nogil:
     wrong = bind(&problem, frame)
     if wrong != NULL:
         return error(api, INTERNAL_ERROR, wrong)
+    controls = use_controls(usual_controls())   # XLA's threads flush subnormal numbers to 0
     status = bptt.backward(&problem) if call_of(frame) == bptt.BACKWARD else bptt.forward(&problem)
+    use_controls(controls)
     return error(api, INVALID, words_for(status)) if status != bptt.OK else NULL
 
 

@@ -63,8 +63,8 @@ def rnn(
         While traced: if shapes or dtypes do not fit together; the message names the argument.
     NotImplementedError
         Where a program is lowered for another platform than the CPU, or asks for forward mode or second derivatives.
-    jax.errors.JaxRuntimeError
-        When it runs: if a token is not in [0, I), or a length not in [0, T].
+    jax.errors.JaxRuntimeError, ValueError
+        When it runs: if a token is not in [0, I), or a length not in [0, T]. JAX raises the second if it has run the program before.
 
     Examples
     --------
@@ -236,7 +236,13 @@ def _run(
 def _array(name: str, value: Any) -> Any:
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got {_checks.describe(value)}")
-    return jnp.asarray(value)
+    array = jnp.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and array.dtype.itemsize < value.dtype.itemsize:
+        # without jax_enable_x64, JAX drops the upper half unseen, and 2^32 + 1 would be a token like any other
+        limits = np.iinfo(array.dtype)
+        if value.size and not limits.min <= value.min() <= value.max() <= limits.max:
+            raise ValueError(f"{name}: expected integers of 32 bits, as jax_enable_x64 is off, got {value.min()} to {value.max()}")
+    return array
 
 
 def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Any:

@@ -233,10 +233,10 @@ def one_by_one(made: Primitive, arrays: Sequence[Any], axes: Sequence[int | None
 
 
 def batch_forward(arrays: Sequence[Any], axes: Sequence[int | None], *, run: Call) -> tuple[list[Any], list[int]]:
-    """One call with all rows, where all have the same weights."""
-    if any(axis is not None for name, axis in zip(run.names, axes) if name in WEIGHTS) or (run.keep and run.ragged):
-        return one_by_one(forward, arrays, axes, run=run)
+    """One call with all rows, where all have the same weights; a call has at least one."""
     (size,) = {array.shape[axis] for array, axis in zip(arrays, axes) if axis is not None}
+    if any(axis is not None for name, axis in zip(run.names, axes) if name in WEIGHTS) or (run.keep and run.ragged) or not size:
+        return one_by_one(forward, arrays, axes, run=run)
 
     def fold(name: str, array: Any, axis: int | None) -> Any:
         if name in WEIGHTS:
