@@ -38,9 +38,9 @@ def start(rng):
 def losses(net, x, choices, gradients=True):
     """Of each agent, the mean of -log p(choice); and its gradients."""
     out, _, tape = fleet.gru_forward(x, None, net["w_ih"], net["w_hh"], net["b_ih"], net["b_hh"], tape=gradients)
-    h = out.reshape(AGENTS, -1, 2)
+    h = out.reshape(len(out), -1, 2)
     logit = (h @ net["w"] + net["b"][:, None])[..., 0]
-    target = choices.reshape(AGENTS, -1)
+    target = choices.reshape(len(out), -1)
     loss = np.logaddexp(0, np.where(target, -logit, logit)).mean(axis=1)
     if not gradients:
         return loss, None

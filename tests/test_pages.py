@@ -60,7 +60,16 @@ def test_the_console_sessions(name):
 
 def test_no_code_is_left_out():
     """Every block of Python is a session, or has a test that runs it as it stands."""
-    run_elsewhere = {"README.md", "docs/from_elsewhere.md", GUIDE, "docs/fleet.md", "docs/pytorch.md", "docs/jax.md", "docs/c_interface.md"}
+    run_elsewhere = {
+        "README.md",
+        "docs/from_elsewhere.md",
+        GUIDE,
+        "docs/fleet.md",
+        "docs/pytorch.md",
+        "docs/jax.md",
+        "docs/c_interface.md",
+        "docs/machines.md",
+    }
     for name, page in PAGES.items():
         for block in blocks(page.read_text(), "python"):
             assert name in run_elsewhere or ".template" in name or (name in SESSIONS and block.startswith(">>> ")), block
