@@ -96,7 +96,7 @@ def test_what_the_page_quotes():
 
 def test_torch_ddp(torch, monkeypatch, start, tmp_path):
     """Two processes, twice, by torchrun and by hand: the same bits. They are the gradients of the joined batch, in one process without DDP."""
-    options = "--updates", UPDATES, "--out"
+    options = "--updates", UPDATES, "--timeout", LIMIT, "--out"
     module = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     finish(start(*module, DOCS / "train_ddp.py", *options, tmp_path / "first.npz"))
     for process in two_ranks(start, *options, tmp_path / "second.npz"):
@@ -126,7 +126,8 @@ def test_torch_ddp(torch, monkeypatch, start, tmp_path):
 )
 def test_torch_ddp_that_loses_a_process(torch, start, lost, how):
     """The other ends with an error: soon after one is killed, and after the time that the program grants to one that is silent."""
-    ranks = two_ranks(start, "--updates", 10**9, "--timeout", 5)
+    granted = 20 * PATIENCE if how == signal.SIGSTOP else LIMIT  # also for both to start
+    ranks = two_ranks(start, "--updates", 10**9, "--timeout", granted)
     assert ranks[0].stdout.readline().startswith("update ")
     os.kill(ranks[lost].pid, how)
     assert "RuntimeError" in finish(ranks[1 - lost], fails=True)
