@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--out", help="an .npz file for losses and nets")
     options = parser.parse_args()
-    here = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": None}
+    here = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with Client(options.scheduler) if options.scheduler else Client(**here) as client:
         client.upload_file(bandits.__file__)  # workers elsewhere have fastbptt, but not this
         losses, net = fit_all(client, *problem(), options.updates)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import PATIENCE, environment
+from processes import PATIENCE, current_level, environment
 
 DOCS = Path(__file__).parent.parent / "docs"
 if not (DOCS / "train_ddp.py").exists():
@@ -21,6 +21,9 @@ if not (DOCS / "train_ddp.py").exists():
 pytestmark = pytest.mark.one_level
 LIMIT = 300 * PATIENCE
 UPDATES = 3
+SETTINGS = {"OMP_NUM_THREADS": 1, "FASTBPTT_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
+# Open MPI's, for root in a container, and for two ranks on one core
+SETTINGS |= {"OMPI_ALLOW_RUN_AS_ROOT": 1, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": 1, "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def start():
             process = running.enter_context(
                 subprocess.Popen(
                     [*map(str, command)],
-                    env=environment(**({"OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"} | variables)),
+                    env=environment(**(current_level() | SETTINGS | variables)),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -93,7 +96,7 @@ def test_what_the_page_quotes():
 
 def test_torch_ddp(torch, monkeypatch, start, tmp_path):
     """Two processes, twice, by torchrun and by hand: the same bits. They are the gradients of the joined batch, in one process without DDP."""
-    options = "--updates", UPDATES, "--out"
+    options = "--updates", UPDATES, "--timeout", LIMIT, "--out"
     module = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     finish(start(*module, DOCS / "train_ddp.py", *options, tmp_path / "first.npz"))
     for process in two_ranks(start, *options, tmp_path / "second.npz"):
@@ -123,7 +126,8 @@ def test_torch_ddp(torch, monkeypatch, start, tmp_path):
 )
 def test_torch_ddp_that_loses_a_process(torch, start, lost, how):
     """The other ends with an error: soon after one is killed, and after the time that the program grants to one that is silent."""
-    ranks = two_ranks(start, "--updates", 10**9, "--timeout", 5)
+    granted = 20 * PATIENCE if how == signal.SIGSTOP else LIMIT  # also for both to start
+    ranks = two_ranks(start, "--updates", 10**9, "--timeout", granted)
     assert ranks[0].stdout.readline().startswith("update ")
     os.kill(ranks[lost].pid, how)
     assert "RuntimeError" in finish(ranks[1 - lost], fails=True)
@@ -139,14 +143,11 @@ def mpi():
     return [mpiexec, "-n", 2, sys.executable, "-m", "mpi4py"]
 
 
-ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": 1, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": 1, "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
-
-
 def test_mpi_allreduce(mpi, start, tmp_path):
     """Twice: the same bits, on both ranks. They are the gradients of the joined batch, in one rank."""
     for run in "first", "second":
-        finish(start(*mpi, DOCS / "train_mpi.py", "--updates", UPDATES, "--out", tmp_path / f"{run} *.npz", **ROOT_MAY))
-    finish(start(sys.executable, DOCS / "train_mpi.py", "--updates", UPDATES, "--out", tmp_path / "alone *.npz", **ROOT_MAY))
+        finish(start(*mpi, DOCS / "train_mpi.py", "--updates", UPDATES, "--out", tmp_path / f"{run} *.npz"))
+    finish(start(sys.executable, DOCS / "train_mpi.py", "--updates", UPDATES, "--out", tmp_path / "alone *.npz"))
     first, *others = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("first 0", "first 1", "second 0", "second 1"))
     alone = dict(np.load(tmp_path / "alone 0.npz"))
     assert first["gradients"].any(axis=1).all() and len(first["gradients"]) == UPDATES
@@ -159,7 +160,7 @@ def test_mpi_allreduce(mpi, start, tmp_path):
 def test_mpi_rank_that_raises(mpi, start):
     """All end, instead of waiting for it: this is what ``-m mpi4py`` is for."""
     code = "import sys, train_mpi as t\nif t.MPI.COMM_WORLD.rank: t.clip_grad_norm_ = None\nsys.argv = ['', '--updates', '2']\nt.main()"
-    process = start(*mpi, "-c", code, PYTHONPATH=os.pathsep.join([environment()["PYTHONPATH"], str(DOCS)]), **ROOT_MAY)
+    process = start(*mpi, "-c", code, PYTHONPATH=os.pathsep.join([environment()["PYTHONPATH"], str(DOCS)]))
     assert "'NoneType' object is not callable" in finish(process, fails=True)
 
 
@@ -178,18 +179,18 @@ def test_dask_fleet(monkeypatch, start, tmp_path):
 def test_dask_worker_that_is_killed(monkeypatch, start, tmp_path):
     """Its parts are fitted by another one, to the same bits."""
     pytest.importorskip("distributed")
-    code = f"""if __name__ == "__main__":
-    import os, signal, sys
-    import numpy as np, fit_dask, dask.distributed
+    code = f"""
+import os, signal, sys
+import fit_dask
 
-    def fit(*arguments, _fit=fit_dask.fit, marker={str(tmp_path / "killed")!r}, **options):
-        import os, signal
-        try:
-            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return _fit(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
+def fit(*arguments, fitted=fit_dask.fit, marker={str(tmp_path / "killed")!r}, **options):
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return fitted(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
 
+if __name__ == "__main__":
     fit_dask.fit = fit
     sys.argv = ["", "--updates", "1", "--out", {str(tmp_path / "fit.npz")!r}]
     fit_dask.main()
