@@ -61,7 +61,7 @@ def headline(run):
     ratios, machine = [point["ratio"] for point in run["points"] if "ratio" in point], run["machine"]
     return (
         f"**{geometric_mean(ratios):.1f} times as fast as {best_of(run)}**: the geometric mean of {len(ratios)} points, from "
-        f"{min(ratios):.2f} to {max(ratios):.1f} times; slower at {sum(ratio < 1 for ratio in ratios)} of them. {machine['threads']} threads, "
+        f"{min(ratios):.2f} to {max(ratios):.1f} times; slower at {sum(map(is_lost, ratios))} of them. {machine['threads']} threads, "
         f"{machine['processor']}."
     )
 
@@ -119,9 +119,14 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def is_lost(ratio):
+    """By what is shown of it."""
+    return round(ratio, 2) < 1
+
+
 def times(ratio):
     """A ratio; a loss stands out."""
-    return f"{ratio:.2f}x" if ratio >= 1 else f"**{ratio:.2f}x (slower)**"
+    return f"**{ratio:.2f}x (slower)**" if is_lost(ratio) else f"{ratio:.2f}x"
 
 
 def milliseconds(seconds):
