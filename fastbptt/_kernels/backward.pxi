@@ -49,10 +49,10 @@ cdef void lay_out_weights(Backward *run, Space *space) noexcept nogil:
 
 cdef void prepare_weights(Backward *run) noexcept nogil:
     cdef const Problem *problem = &run.problem
-    pack_backward(run.w_hh, problem.w_hh, problem.N, problem.P)
+    pack_backward(run.w_hh, problem.w_hh, problem.N, problem.P, run.sharing.threads, &run.watch)
     memset(<void *>run.zeros, 0, zeros_needed(problem) * sizeof(real))
     if problem.w_hr != NULL:
-        pack_backward(run.w_hr, problem.w_hr, problem.P, problem.H)
+        pack_backward(run.w_hr, problem.w_hr, problem.P, problem.H, run.sharing.threads, &run.watch)
 
 
 cdef inline Py_ssize_t zeros_needed(const Problem *problem) noexcept nogil:

@@ -169,7 +169,7 @@ cdef int pack_given(const interface.Problem *given) noexcept nogil:
     packed.here, packed.unit = <const void *>space.free, sizeof(real)
     lay_out_packed_weights(&packed, &space)
     pack_forward(&packed.weights, <const real *>given.w_ih, <const real *>given.w_hh, <const real *>given.w_hr, <const real *>given.b_ih,
-                 <const real *>given.b_hh)
+                 <const real *>given.b_hh, 1, NULL)
     memcpy(<void *>packed.here, &packed, sizeof(Packed))
     return interface.OK
 

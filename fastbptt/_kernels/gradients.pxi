@@ -314,6 +314,6 @@ cdef void prepare_backward(Gradients *run) noexcept nogil:
     cdef const Problem *problem = &run.back.problem
     prepare_weights(&run.back)
     if run.dx != NULL:
-        pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I)
+        pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I, run.back.sharing.threads, &run.back.watch)
     if problem.tokens != NULL and run.begins:
         memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))

@@ -11,7 +11,7 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
     p.sharing.threads = thread_limit()
     cdef Block room = make_room(lay_out_input, &p.weights)
     with nogil:
-        pack_input(&p.weights, &w[0, 0], vector(b))
+        pack_input(&p.weights, &w[0, 0], vector(b), p.sharing.threads, &watch)
         project_all(&p)
     raise_if_interrupted(&watch)
 

@@ -58,7 +58,7 @@ cdef void go_forward(void *call) noexcept nogil:
     cdef Forward *run = <Forward *>call
     cdef const Problem *problem = &run.problem
     if run.unpacked != NULL:
-        pack_forward(run.unpacked, problem.w_ih, problem.w_hh, problem.w_hr, run.b_ih, run.b_hh)
+        pack_forward(run.unpacked, problem.w_ih, problem.w_hh, problem.w_hr, run.b_ih, run.b_hh, run.sharing.threads, &run.watch)
     prepare_forward(run, run.weights)
     if run.again:
         recompute_all(run)
@@ -186,8 +186,8 @@ def jvp(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, x_dot
         plan_jvp(&run)
         room = make_room(lay_out_jvp, &run)
         with nogil:
-            pack_forward(&run.weights, run.problem.w_ih, run.problem.w_hh, run.problem.w_hr, NULL, NULL)
-            pack_forward(&run.changes, run.w_ih_dot, run.w_hh_dot, run.w_hr_dot, b_ih, b_hh)
+            pack_forward(&run.weights, run.problem.w_ih, run.problem.w_hh, run.problem.w_hr, NULL, NULL, run.sharing.threads, &run.watch)
+            pack_forward(&run.changes, run.w_ih_dot, run.w_hh_dot, run.w_hr_dot, b_ih, b_hh, run.sharing.threads, &run.watch)
             run_jvp(&run)
         raise_if_interrupted(&run.watch)
     finally:

@@ -23,6 +23,40 @@ cdef struct ForwardWeights:
     real *m_bias                   # (H,): the recurrent bias of a gate whose reset comes after the product
 
 
+cdef struct Packing:               # of a matrix, by threads
+    const real *source
+    Py_ssize_t K, N                # rows and columns, as they are packed
+    Panels into
+    int tasks
+    bint transposed                # the source is (N, K)
+
+cdef double PACK_WORK = 4          # an element's packing costs about as much as this many multiply-adds
+
+
+cdef void pack_by_threads(const real *source, Py_ssize_t K, Py_ssize_t N, bint transposed, Panels into, int threads,
+                          Watch *watch) noexcept nogil:
+    """Panels of LANES columns of a matrix (K, N), or of the transpose of one (N, K), by so many threads if it is large."""
+    cdef Packing packing
+    packing.source, packing.K, packing.N, packing.transposed, packing.into = source, K, N, transposed, into
+    packing.tasks = tasks_for(threads, PACK_WORK * K * N, ceil_div(N, LANES))
+    if packing.tasks == 1:
+        pack_part(&packing, 0, 0)
+    else:
+        parallel(pack_part, &packing, packing.tasks, packing.tasks, watch)
+
+
+cdef void pack_part(void *context, int task, int worker) noexcept nogil:
+    cdef const Packing *packing = <const Packing *>context
+    cdef Py_ssize_t first, end
+    cdef Panels into
+    cut_panels(packing.N, task, packing.tasks, &first, &end)
+    into = panels_from(packing.into, first // LANES)
+    if packing.transposed:
+        pack_transposed(packing.source + first * packing.K, packing.K, packing.K, end - first, into.at, into.panel)
+    else:
+        pack_rows(rows(packing.source + first, 0, packing.N), packing.K, 0, packing.K, end - first, LANES, into.at, into.panel)
+
+
 cdef inline void set_sizes(ForwardWeights *packed, const Problem *problem, InputKind kind) noexcept nogil:
     """What weights and biases of this problem need room for; ``packed`` is 0 on entry."""
     packed.input.N, packed.input.I, packed.input.kind = problem.N, problem.I, kind
@@ -40,13 +74,13 @@ cdef void lay_out_input(void *call, Space *space) noexcept nogil:
         input.token_weight = take(space, input.I * input.N)
 
 
-cdef void pack_input(InputWeights *input, const real *w, const real *bias) noexcept nogil:
+cdef void pack_input(InputWeights *input, const real *w, const real *bias, int threads, Watch *watch) noexcept nogil:
     if bias != NULL:
         memcpy(input.bias, bias, input.N * sizeof(real))
     else:
         memset(input.bias, 0, input.N * sizeof(real))
     if input.kind == VECTORS:
-        pack_transposed(w, input.I, input.I, input.N, input.w.at, input.w.panel)
+        pack_by_threads(w, input.I, input.N, 1, input.w, threads, watch)
     elif input.kind == TOKENS:
         transpose(w, input.N, input.I, <real *>input.token_weight)
         input.token_row, input.token_gate = input.N, 1
@@ -78,11 +112,11 @@ cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
 
 
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *w_hr, const real *b_ih,
-                       const real *b_hh) noexcept nogil:
+                       const real *b_hh, int threads, Watch *watch) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product. A NULL bias is 0."""
     cdef Py_ssize_t H = packed.H, P = packed.P, gate = 0, n, summed = packed.input.N - packed.reset_after * H, together
     cdef real *bias = packed.input.bias
-    pack_input(&packed.input, w_ih, b_ih)
+    pack_input(&packed.input, w_ih, b_ih, threads, watch)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
     if b_hh != NULL:
         for n in range(summed):
@@ -90,11 +124,10 @@ cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_h
         memcpy(packed.m_bias, b_hh + summed, packed.reset_after * H * sizeof(real))
     while gate * H < packed.input.N:
         together = summed // H if gates_touch(H) and gate == 0 else 1
-        pack_transposed(w_hh + gate * H * P, P, P, together * H, panels_from(packed.w_hh, panel_of_gate(packed, gate)).at,
-                        packed.w_hh.panel)
+        pack_by_threads(w_hh + gate * H * P, P, together * H, 1, panels_from(packed.w_hh, panel_of_gate(packed, gate)), threads, watch)
         gate += together
     if packed.w_hr.N:
-        pack_input(&packed.w_hr, w_hr, NULL)
+        pack_input(&packed.w_hr, w_hr, NULL, threads, watch)
 
 
 cdef inline InputKind kind_of_input(const Problem *problem) noexcept nogil:
@@ -131,13 +164,13 @@ cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_
     """The weights of a problem, of which sizes and weights alone must be known."""
     cdef PackedWeights weights = room_for_weights(problem, kind)
     with nogil:
-        pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh)
+        pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh, 1, NULL)
     return weights
 
 
-cdef void pack_backward(Panels packed, const real *w, Py_ssize_t N, Py_ssize_t I) noexcept nogil:
+cdef void pack_backward(Panels packed, const real *w, Py_ssize_t N, Py_ssize_t I, int threads, Watch *watch) noexcept nogil:
     """W (N, I) as it is, which takes gradients of N pre-activations to those of I inputs."""
-    pack_rows(rows(w, 0, I), N, 0, N, I, LANES, packed.at, packed.panel)
+    pack_by_threads(w, N, I, 0, packed, threads, watch)
 
 
 cdef inline const real *vector(const real[::1] v) noexcept nogil:

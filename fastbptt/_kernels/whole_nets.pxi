@@ -281,7 +281,7 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
         net.a = net.h + net.time.B * P
     if fleet.packed == NULL:
         pack_forward(&task.weights, net.w_ih, net.w_hh, net.w_hr, fleet.b_ih + of_k * N if fleet.b_ih != NULL else NULL,
-                     fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL)
+                     fleet.b_hh + of_k * N if fleet.b_hh != NULL else NULL, fleet.threads, &fleet.watch)
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
