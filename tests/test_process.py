@@ -525,7 +525,6 @@ def test_more_threads_than_rows(threads):
         assert_same_bits(name, value, expected[name])
 
 
-@linux
 @contextmanager
 def flushing():
     """Subnormal numbers are 0 in this thread, as `torch.set_flush_denormal` has it."""
@@ -559,6 +558,7 @@ def test_helpers_round_and_flush_as_their_caller(threads):
         assert_same_bits("out", together, flushed)
 
 
+@linux
 def test_threads_that_cannot_be_started_are_done_without():
     """Room for arrays, none for the stack of a thread: 256 MB, as long as the process starts with that limit."""
     code = (
