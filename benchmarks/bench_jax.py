@@ -12,7 +12,6 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
 from grid import Case, grid
 from timing import alternate, geometric_mean, median, processor
@@ -22,22 +21,14 @@ import fastbptt.jax
 
 jax.config.update("jax_enable_x64", True)
 LOOPS = 500
-SMALL = [("rnn", 1, 1, 4, 4), ("gru", 1, 1, 4, 4), ("lstm", 1, 1, 4, 4), ("lstm", 10, 4, 8, 16)]  # T, B, I, H
+SMALL = [Case(cell, "float32", 1, 1, 4, 4) for cell in ("tanh", "gru", "lstm")] + [Case("lstm", "float32", 10, 4, 8, 16)]
 FEW = [Case(cell, dtype, 100, B, H, H) for cell in ("gru", "lstm") for dtype in ("float64", "float32") for B, H in ((1, 32), (16, 128))]
 
 
-def arrays(cell, T, B, I, H, dtype):
-    rng = np.random.default_rng(0)
-    N = {"rnn": 1, "gru": 3, "lstm": 4}[cell] * H
-    h0 = np.zeros((B, H), dtype)
-    shapes = ((N, I), (N, H), (N,), (N,))
-    weights = [(rng.standard_normal(shape) / H**0.5).astype(dtype) for shape in shapes]
-    return rng.standard_normal((T, B, I)).astype(dtype), (h0, h0) if cell == "lstm" else h0, weights
-
-
-def many_small_calls(cell, *sizes):
-    x, state, weights = arrays(cell, *sizes, np.float32)
-    run, ours = getattr(fastbptt.jax, cell), getattr(fastbptt, f"{cell}_forward")
+def many_small_calls(case):
+    x, parts, weights, _ = case.arrays()
+    state = case.traits.state(parts)
+    run, ours = getattr(fastbptt.jax, case.family), getattr(fastbptt, f"{case.family}_forward")
 
     def program(body):
         loop = jax.jit(lambda state: jax.lax.fori_loop(0, LOOPS, lambda _, state: body(state), state))
@@ -80,15 +71,11 @@ def main():
     parser.add_argument("--grid", action="store_true", help="as many passes as the README's table has")
     options = parser.parse_args()
     print(f"{processor()}, {fastbptt.get_num_threads()} threads\n")
-    print("| a call in a loop of a compiled program, float32 | in JAX, us | our function, us | difference, us |\n| :-- | --: | --: | --: |")
-    for cell, *sizes in SMALL:
-        least = {
-            name: 1e6 * min(times) / LOOPS for name, times in alternate(many_small_calls(cell, *sizes), options.rounds, pause=0).items()
-        }
+    print("| a call in a loop of a compiled program | in JAX, us | our function, us | difference, us |\n| :-- | --: | --: | --: |")
+    for case in SMALL:
+        least = {name: 1e6 * min(times) / LOOPS for name, times in alternate(many_small_calls(case), options.rounds, pause=0).items()}
         inside, ours = least["JAX"] - least["nothing"], least["functions"]
-        print(
-            f"| {cell.upper()}, T, B, I, H = {', '.join(map(str, sizes))} | {inside:.1f} | {ours:.1f} | {inside - ours:+.1f} |", flush=True
-        )
+        print(f"| {case} | {inside:.1f} | {ours:.1f} | {inside - ours:+.1f} |", flush=True)
     print(
         "\n| forward + backward, T = 100, I = H | ours, ms | as part of our functions' | scan, times as long |\n| :-- | --: | --: | --: |"
     )

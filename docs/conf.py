@@ -22,10 +22,9 @@ version = release = re.search('"(.+)"', (ROOT / "fastbptt" / "_version.py").read
 root_doc = "docs/index"
 include_patterns = ["docs/**", "benchmarks/RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 exclude_patterns = [".*", "build", "docs/*.template.md"]
-if find_spec("torch") is None:
-    exclude_patterns.append("docs/api/torch.rst")  # docstrings are read where they are imported
-if find_spec("jax") is None:
-    exclude_patterns.append("docs/api/jax.rst")
+for package in "torch", "jax":
+    if find_spec(package) is None:
+        exclude_patterns.append(f"docs/api/{package}.rst")  # docstrings are read where they are imported
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -567,15 +567,22 @@ def check_leak(leak: Real | Array | None, H: int, dtype: np.dtype[Any]) -> Array
     return each
 
 
-def _checked_projection(w_hr: Any, w_hh: Array, dtype: np.dtype[Any]) -> Array:
-    """``w_hr``, if it and ``w_hh`` can be an LSTM's: (P, H) and (4*H, P)."""
-    w_hr = _checks.require_array("w_hr", w_hr)
-    P, H = w_hr.shape if w_hr.ndim == 2 else (0, 0)
-    if not 1 <= P < H:
-        raise ValueError(f"w_hr: expected shape (P, H) with 1 <= P < H, got {w_hr.shape}")
-    if w_hh.shape != (4 * H, P):
-        raise ValueError(f"w_hh: expected shape {(4 * H, P)}, (4*H, P) to go with w_hr {w_hr.shape}, got {w_hh.shape}")
-    return _checks.array("w_hr", w_hr, (P, H), dtype)
+def sizes_of_weights(gates: int, w_ih: Any, w_hh: Any, w_hr: Any) -> tuple[int, int, int, int]:
+    """N, P, H and I: gates times units, numbers of h, units and inputs. ValueError unless the shapes go together, of arrays of any kind."""
+    N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
+    H = P
+    if w_hr is not None:
+        P, H = w_hr.shape if w_hr.ndim == 2 else (0, 0)
+        if not 1 <= P < H:
+            raise ValueError(f"w_hr: expected shape (P, H) with 1 <= P < H, got {w_hr.shape}")
+        if w_hh.shape != (4 * H, P):
+            raise ValueError(f"w_hh: expected shape {(4 * H, P)}, (4*H, P) to go with w_hr {w_hr.shape}, got {w_hh.shape}")
+    if gates * H != N or not H:
+        raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
+    rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
+    if rows != N or not I:
+        raise ValueError(f"w_ih: expected shape ({N}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
+    return N, P, H, I
 
 
 def _checked_call(
@@ -592,16 +599,11 @@ def _checked_call(
     """The sizes T, B and H; x, and its pieces if the batch is ragged; and the other arrays, in the layout that the kernels read."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
-    N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
-    H = P
     if w_hr is not None:
-        w_hr = _checked_projection(w_hr, w_hh, dtype)
-        H = w_hr.shape[1]
-    if gates * H != N or not H:
-        raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
-    rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
-    if rows != N or not I:
-        raise ValueError(f"w_ih: expected shape ({N}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
+        w_hr = _checks.require_array("w_hr", w_hr)
+    N, P, H, I = sizes_of_weights(gates, w_ih, w_hh, w_hr)
+    if w_hr is not None:
+        w_hr = _checks.array("w_hr", w_hr, (P, H), dtype)
     tokens = x.dtype.kind in "iu"
     if x.ndim != (2 if tokens else 3):
         expected = "tokens of shape (T, B)" if tokens else f"shape (T, B, {I}), or integer tokens (T, B)"

@@ -514,26 +514,23 @@ def test_the_installed_version():
     assert target.installed_version() == xla.version()
 
 
-def test_threads():
+def test_fewer_or_more_threads(threads):
     """Fewer than when a program was compiled, or more: the same bits, in the memory that it has."""
     problem = random_problem("lstm", 50, 32, 16, 48)
     moving, fixed = arguments_of(problem)
-    expected, before = from_functions(problem), fastbptt.get_num_threads()
+    expected = from_functions(problem)
 
     def both(moving):
         results, back = jax.vjp(lambda moving: fastbptt.jax.lstm(**moving, **fixed), moving)
         return results, back((problem.d_out, problem._state(problem.d_state)))[0]
 
-    try:
-        for first, then in ((1, 3), (3, 1)):
-            fastbptt.set_num_threads(first)
-            compiled = jax.jit(both).lower(moving).compile()
-            fastbptt.set_num_threads(then)
-            (out, _), gradients = compiled(moving)
-            assert_same_bits("out", np.asarray(out), expected["out"])
-            assert_same_bits("w_hh", np.asarray(gradients["w_hh"]), expected["d_w_hh"])
-    finally:
-        fastbptt.set_num_threads(before)
+    for first, then in ((1, 3), (3, 1)):
+        threads(first)
+        compiled = jax.jit(both).lower(moving).compile()
+        threads(then)
+        (out, _), gradients = compiled(moving)
+        assert_same_bits("out", np.asarray(out), expected["out"])
+        assert_same_bits("w_hh", np.asarray(gradients["w_hh"]), expected["d_w_hh"])
 
 
 @pytest.mark.parametrize("n", [1, 2])

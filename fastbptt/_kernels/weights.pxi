@@ -39,10 +39,7 @@ cdef void pack_by_threads(const real *source, Py_ssize_t K, Py_ssize_t N, bint t
     cdef Packing packing
     packing.source, packing.K, packing.N, packing.transposed, packing.into = source, K, N, transposed, into
     packing.tasks = tasks_for(threads, PACK_WORK * K * N, ceil_div(N, LANES))
-    if packing.tasks == 1:
-        pack_part(&packing, 0, 0)
-    else:
-        parallel(pack_part, &packing, packing.tasks, packing.tasks, watch)
+    parallel(pack_part, &packing, packing.tasks, packing.tasks, watch)
 
 
 cdef void pack_part(void *context, int task, int worker) noexcept nogil:

@@ -11,7 +11,7 @@ import numpy as np
 from .. import _checks
 from .._typing import CellName, Nonlinearity, Real
 from ..cells import CELLS, NONLINEARITIES
-from ..functional import check_leak, pair
+from ..functional import check_leak, pair, sizes_of_weights
 from . import primitives
 
 Array: TypeAlias = "jax.Array"
@@ -189,25 +189,13 @@ def _run(
     w_hr: Any = None,
 ) -> Any:
     """Any cell; ``states`` are the initial ones, and what errors call them."""
-    gates = len(CELLS[name].gates)
     w_ih, w_hh, x = _array("w_ih", w_ih), _array("w_hh", w_hh), _array("x", x)
     dtype = w_ih.dtype
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"w_ih: expected dtype float32 or float64, got {dtype}")
-    N, P = w_hh.shape if w_hh.ndim == 2 else (-1, 0)
-    H = P
     if w_hr is not None:
         w_hr = _array("w_hr", w_hr)
-        P, H = w_hr.shape if w_hr.ndim == 2 else (0, 0)
-        if not 1 <= P < H:
-            raise ValueError(f"w_hr: expected shape (P, H) with 1 <= P < H, got {w_hr.shape}")
-        if w_hh.shape != (4 * H, P):
-            raise ValueError(f"w_hh: expected shape {(4 * H, P)}, (4*H, P) to go with w_hr {w_hr.shape}, got {w_hh.shape}")
-    if gates * H != N or not H:
-        raise ValueError(f"w_hh: expected shape ({'' if gates == 1 else f'{gates}*'}H, H) with H >= 1, got {w_hh.shape}")
-    rows, I = w_ih.shape if w_ih.ndim == 2 else (-1, 0)
-    if rows != N or not I:
-        raise ValueError(f"w_ih: expected shape ({N}, I) with I >= 1 to go with w_hh {w_hh.shape}, got {w_ih.shape}")
+    N, P, H, I = sizes_of_weights(len(CELLS[name].gates), w_ih, w_hh, w_hr)
     tokens = jnp.issubdtype(x.dtype, jnp.integer)
     if x.ndim != (2 if tokens else 3) or 0 in x.shape[:2]:
         expected = "tokens of shape (T, B)" if tokens else f"shape (T, B, {I}), or integer tokens (T, B)"
