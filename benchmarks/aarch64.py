@@ -4,7 +4,7 @@
     python benchmarks/aarch64.py tests/test_math.py   or whatever pytest is to be told
     python benchmarks/aarch64.py --build              no tests
 
-It runs on Debian 12. It needs the packages qemu-user and gcc-aarch64-linux-gnu, a Python with Cython and setuptools, git, and the archives
+It runs on Debian 12. It needs the packages qemu-user and gcc-aarch64-linux-gnu, a Python with what `pyproject.toml` builds with, git, and the archives
 of packages: Python for aarch64 comes from Debian's, NumPy and pytest from Python's. Nothing is installed on this machine; all of it stands
 below ``--folder``, and what is there already is not fetched or built again. Nothing here measures speed: qemu translates instructions.
 
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "aarch64", help="where everything is put (%(default)s)")
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc", help="such as 'clang --target=aarch64-linux-gnu' (%(default)s)")
     parser.add_argument("--build", action="store_true", help="build only")
+    parser.add_argument("--jobs", type=int, default=1, help="so many runs of pytest beside each other (%(default)s)")
     options, arguments = parser.parse_known_args()
     for tool in ("apt-get", "dpkg-deb", "git", "qemu-aarch64", shlex.split(options.compiler)[0]):
         if not shutil.which(tool):
@@ -51,7 +53,7 @@ def main():
     build(system, tree, options.compiler)
     print(run(python, "-m", "fastbptt", "info", cwd=tree, capture_output=True, text=True).stdout)
     if not options.build:
-        sys.exit(test(python, tree, arguments))
+        sys.exit(test(python, tree, arguments, options.jobs))
 
 
 def run(*command, **options):
@@ -126,22 +128,26 @@ def build(system, tree, compiler):
     run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=os.environ | environment)
 
 
-def test(python, tree, arguments):
+def test(python, tree, arguments, jobs):
     """One file after the other, at each level, or as ``arguments`` say; how many runs of pytest failed."""
-    runs = [(level, [f"tests/test_{name}.py", "-m", "not one_level and not slow"]) for name in TESTS.split() for level in LEVELS]
-    failed = 0
-    for level, words in [("", arguments)] if arguments else runs:
+    command = [str(python), "-m", "pytest", "-q", "-rfE", "--tb=short"]
+    environment = os.environ | MODEST
+    if arguments:
+        return int(subprocess.run(command + arguments, cwd=tree, env=environment).returncode != 0)
+
+    def failed(run_of):
+        level, file = run_of
         start = time.monotonic()
-        command = [str(python), "-m", "pytest", "-q", "-rfE", "--tb=short", *words]
-        environment = os.environ | MODEST | ({"FASTBPTT_ISA": level} if level else {})
-        result = subprocess.run(command, cwd=tree, env=environment, capture_output=bool(level), text=True)
-        failed += result.returncode != 0
-        if level:
-            if result.returncode:
-                print(result.stdout[-20_000:], result.stderr[-5000:], sep="\n")
-            minutes = (time.monotonic() - start) / 60
-            print(f"{level:7} {words[0]:30} {result.stdout.strip().splitlines()[-1]} ({minutes:.1f} minutes)", flush=True)
-    return failed
+        words = [*command, file, "-m", "not one_level and not slow"]
+        result = subprocess.run(words, cwd=tree, env=environment | {"FASTBPTT_ISA": level}, capture_output=True, text=True)
+        if result.returncode:
+            print(result.stdout[-20_000:], result.stderr[-5000:], sep="\n")
+        minutes = (time.monotonic() - start) / 60
+        print(f"{level:7} {file:30} {result.stdout.strip().splitlines()[-1]} ({minutes:.1f} minutes)", flush=True)
+        return result.returncode != 0
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return sum(pool.map(failed, [(level, f"tests/test_{name}.py") for name in TESTS.split() for level in LEVELS]))
 
 
 if __name__ == "__main__":

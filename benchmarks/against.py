@@ -13,11 +13,10 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from grid import BATCHES, CELLS, DTYPES, LAYERS, PASSES, WIDTHS, Case, grid
-from timing import alternate, geometric_mean
+from timing import alternate, geometric_mean, median_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 BITS_SHAPES = [(1, 1, 3, 8), (7, 3, 5, 13), (40, 9, 6, 33), (300, 4, 2, 16), (70, 65, 20, 40), (30, 2, 7, 300), (520, 1, 3, 24)]
@@ -93,7 +92,7 @@ def compare_speed(packages, threads, rounds, least, cases):
         built = [calls(package, case, case.arrays(), options) for package in packages]
         for which, title in PASSES.items():
             samples = alternate({"ours": built[0][which], "theirs": built[1][which]}, rounds, least, pause=0)
-            ratio = median(theirs / ours for ours, theirs in zip(samples["ours"], samples["theirs"]))
+            ratio = median_ratio(samples["theirs"], samples["ours"])
             ratios.setdefault(f"{title}, {case.dtype}", {})[str(case)] = ratio
             print(f"{case}, {title}: {ratio:.3f}", flush=True)
     for title, group in ratios.items():

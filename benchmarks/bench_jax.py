@@ -5,16 +5,22 @@
 
 First what a call costs inside a compiled program: a loop of many small calls, each from the state that the one before has left, beside the
 same loop of our function in Python. Then forward + backward passes, compiled, beside the better `lax.scan` (unroll 1 and 4): how many times
-as long scan takes, and what part of our own functions' time ours takes. All take turns; on a busy machine the least times say most.
+as long scan takes, and what part of our own functions' time ours takes. All take turns, and ratios are medians of those of each round.
+
+XLA finds memory for results and tapes at each call, by malloc. That of glibc gives what is freed back to the system, which clears it and
+gives it again, page by page; how much it keeps depends on what the process has freed before. So it is told to keep all, by
+MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_, unless these are set, or with ``--default-malloc``.
 """
 
 import argparse
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
 import peers
 from grid import Case, grid
-from timing import alternate, geometric_mean, median, processor
+from timing import alternate, geometric_mean, median, median_ratio, processor
 
 import fastbptt
 import fastbptt.jax
@@ -22,6 +28,7 @@ import fastbptt.jax
 jax.config.update("jax_enable_x64", True)
 LOOPS = 500
 SMALL = [Case(cell, "float32", 1, 1, 4, 4) for cell in ("tanh", "gru", "lstm")] + [Case("lstm", "float32", 10, 4, 8, 16)]
+KEEP = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
 FEW = [Case(cell, dtype, 100, B, H, H) for cell in ("gru", "lstm") for dtype in ("float64", "float32") for B, H in ((1, 32), (16, 128))]
 
 
@@ -69,7 +76,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--grid", action="store_true", help="as many passes as the README's table has")
+    parser.add_argument("--default-malloc", action="store_true", help="let malloc give memory back as it likes")
     options = parser.parse_args()
+    if not (options.default_malloc or os.environ.keys() & KEEP.keys()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP)  # glibc looks only when a process begins
     print(f"{processor()}, {fastbptt.get_num_threads()} threads\n")
     print("| a call in a loop of a compiled program | in JAX, us | our function, us | difference, us |\n| :-- | --: | --: | --: |")
     for case in SMALL:
@@ -81,10 +91,10 @@ def main():
     )
     parts, ratios = [], []
     for case in grid() if options.grid else FEW:
-        times = {name: median(each) for name, each in alternate(passes(case), options.rounds).items()}
-        parts.append(times["JAX"] / times["functions"])
-        ratios.append(times["scan"] / times["JAX"])
-        print(f"| {case} | {1e3 * times['JAX']:.3g} | {parts[-1]:.2f} | {ratios[-1]:.2f}x |", flush=True)
+        samples = alternate(passes(case), options.rounds)
+        parts.append(median_ratio(samples["JAX"], samples["functions"]))
+        ratios.append(median_ratio(samples["scan"], samples["JAX"]))
+        print(f"| {case} | {1e3 * median(samples['JAX']):.3g} | {parts[-1]:.2f} | {ratios[-1]:.2f}x |", flush=True)
     print(f"| geometric mean | | {geometric_mean(parts):.3f} | {geometric_mean(ratios):.2f}x |")
 
 

@@ -11,6 +11,7 @@ import warnings
 from statistics import median
 
 import torch
+from timing import median_ratio
 
 import fastbptt.torch
 
@@ -71,7 +72,7 @@ def bench_ppo(name, rounds):
             update[way].append(seconds(model.train))
     rates = {way: [STEPS * ENVIRONMENTS / (a + EPOCHS * b) for a, b in zip(rollout[way], update[way])] for way in models}
     for way in models:
-        seen = ", ".join(f"{median(a / b for a, b in zip(rates[way], rates[other])):.2f} of {other}" for other in models if other != way)
+        seen = ", ".join(f"{median_ratio(rates[way], rates[other]):.2f} of {other}" for other in models if other != way)
         parts = f"rollout {median(rollout[way]):.2f} s, epoch {median(update[way]):.2f} s"
         print(f"{name}, {way}: {median(rates[way]):.0f} frames/s ({parts}); {seen}", flush=True)
 
@@ -103,7 +104,7 @@ def bench_darts(rounds):
         for _ in range(rounds):
             for way, model in models.items():
                 took[way].append(seconds(lambda m=model: m.fit(series, epochs=2)))
-        ratio = median(a / b for a, b in zip(took["PyTorch"], took["ours"]))
+        ratio = median_ratio(took["PyTorch"], took["ours"])
         print(
             f"Darts {cell}: an epoch {median(took['PyTorch']):.2f} s, ours {median(took['ours']):.2f} s, {ratio:.2f} times as fast",
             flush=True,

@@ -27,7 +27,8 @@ def enough_repeats(call, least):
 
 
 def alternate(calls, rounds, least=0.02, pause=PAUSE):
-    """Time contestants in turn: A B C A B C ...
+    """Time contestants in turn, there and back, A B C C B A ...: what one leaves behind, such as threads that spin, does not meet the same one
+    each time.
 
     Parameters
     ----------
@@ -50,17 +51,22 @@ def alternate(calls, rounds, least=0.02, pause=PAUSE):
         call()
         repeats[name] = enough_repeats(call, least)
     samples = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    for i in range(rounds):
+        for name in list(calls)[:: -1 if i % 2 else 1]:
             time.sleep(pause)
             if repeats[name] > 1:
-                call()  # wakes the threads that the pause has put to sleep
-            samples[name].append(sample(call, repeats[name]))
+                calls[name]()  # wakes the threads that the pause has put to sleep
+            samples[name].append(sample(calls[name], repeats[name]))
     return samples
 
 
 def medians(samples):
     return {name: median(values) for name, values in samples.items()}
+
+
+def median_ratio(numerators, denominators):
+    """Of samples of the same rounds: a phase in which the machine is slow has slowed both."""
+    return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def geometric_mean(values):

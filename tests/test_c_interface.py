@@ -83,7 +83,7 @@ def test_ragged_batches(calls, cell, what, dtype):
 @EACH_DTYPE
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_projection(calls, cut, dtype):
-    for shape in ((5, 3, 4, 7, 2), (40, 33, 6, 40, 30)):
+    for shape in ((5, 3, 4, 7, 2), (40, 33, 6, 40, 30), (20, 2, 6, 250, 130)):
         problem = projected(*shape, dtype=dtype.type, lengths=cut, resets=cut)
         assert_results_same_bits(results_of(calls, problem, 2), problem.results(fastbptt))
 

@@ -7,6 +7,7 @@ cdef struct Forward:
     const real *b_ih               # for that
     const real *b_hh
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
+    real *out                      # (T, B, P): where h goes besides, while it is in the cache; in rectangular time, or NULL
     Projection projection
     Sharing sharing
     Watch watch
@@ -113,6 +114,19 @@ cdef inlined forward_stage(const Forward *run, Py_ssize_t t, int stage, const Pa
         recur(run, t, patch)
     else:
         project_shown(&run.problem, &run.weights.w_hr, run.shown, t, patch, run.problem.h)
+    if run.out != NULL and stage == stages(&run.problem) - 1:
+        put_outputs(run, t, patch)
+
+
+cdef void put_outputs(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
+    cdef Py_ssize_t B = run.problem.time.B, P = run.problem.P, columns = patch.p1 - patch.p0, rows_left = patch.b1 - patch.b0
+    cdef const real *h = run.problem.h + ((t + 1) * B + patch.b0) * P + patch.p0
+    cdef real *out = run.out + (t * B + patch.b0) * P + patch.p0
+    if columns == P:               # rows lie end to end
+        columns, rows_left = rows_left * P, 1
+    while rows_left > 0:
+        memcpy(out, h, columns * sizeof(real))
+        h, out, rows_left = h + P, out + P, rows_left - 1
 
 
 cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

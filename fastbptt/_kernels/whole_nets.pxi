@@ -285,6 +285,8 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
+    if fleet.out != NULL and not task.order.ragged:
+        run.out = fleet.out + of_k * T * B * P
     run.sharing.threads = fleet.threads
     prepare_forward(run, fleet.packed if fleet.packed != NULL else <const ForwardWeights *>&task.weights)
     run.watch.above, run.watch.deaf = &fleet.watch, fleet.watch.deaf
@@ -296,8 +298,6 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
         end_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c, fleet.c_n + of_k * B * H)
     if fleet.out != NULL and task.order.ragged:
         unpack_order(&task.order, B, net.h + net.time.B * P, P * sizeof(real), fleet.out + of_k * T * B * P)
-    elif fleet.out != NULL:
-        memcpy(fleet.out + of_k * T * B * P, net.h + B * P, T * B * P * sizeof(real))
     if run.watch.stop or interrupted(&fleet.watch, worker, work_of_net(net)):
         fleet.watch.stop = 1
 

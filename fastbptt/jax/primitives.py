@@ -45,8 +45,8 @@ class Call(NamedTuple):
 
     @property
     def results(self) -> tuple[str, ...]:
-        """What the primitive returns. Where rows are equally long, the tape's h has the outputs."""
-        return (self.outputs if not self.keep else self.outputs[0 if self.ragged else 1 :]) + self.tape
+        """What the primitive returns. Outputs are in the tape, too, but JAX's arrays cannot share memory."""
+        return self.outputs + self.tape
 
     @property
     def tape(self) -> tuple[str, ...]:
@@ -187,8 +187,6 @@ def differentiate(primals: Sequence[Any], dots: Sequence[Any], *, run: Call) -> 
         refused(SECOND_ORDER)(run=run)
     kept = run._replace(keep=True)
     arrays = dict(zip(run.names, primals)) | dict(zip(kept.results, forward.bind(*primals, run=kept)))
-    if "out" not in arrays:
-        arrays["out"] = arrays["h"][1:]
     moving = {name: dot for name, dot in zip(run.names, dots) if type(dot) is not ad.Zero}
     if "leak" in moving:
         raise NotImplementedError("leak: there is no gradient of it; expected a constant, as jax.lax.stop_gradient makes one")
