@@ -4,14 +4,16 @@
     python benchmarks/against.py ../before --bits
     python benchmarks/against.py ../before --rounds 15 --json ratios.json
 
-Both are loaded into one process and take turns. With ``--bits`` a fixed set of calls of all cells, in both precisions and at 1, 2 and 3
-threads, is compared element by element, by their bits.
+Both are loaded into one process and take turns. With ``--bits`` a fixed set of calls of all cells, in both precisions, on rectangles and
+ragged batches, and at 1, 2 and 3 threads, is compared element by element, by their bits.
 """
 
 import argparse
 import importlib
 import json
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -66,18 +68,19 @@ def compare_bits(packages):
                 case = Case(cell, dtype, T, B, I, H)
                 arrays = case.arrays()
                 tokens = arrays._replace(x=np.random.default_rng(1).integers(0, I, (T, B)))
-                for inputs in (arrays, tokens):
-                    for threads in (1, 2, 3):
-                        results = []
-                        for package in packages:
-                            package.set_num_threads(threads)
-                            results.append([a for call in calls(package, case, inputs, options).values() for a in flat(call())])
-                        same = [a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True)]
-                        count += len(same)
-                        if not all(same):
-                            differing += same.count(False)
-                            worst = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*results))
-                            print(f"{case} {options or ''} {threads} threads: {same.count(False)} differ, by {worst:.1e} of the largest")
+                ragged = replace(case, lengths="uniform", resets=0.1).ragged()
+                for inputs, more, threads in product((arrays, tokens), ({}, ragged), (1, 2, 3)):
+                    results = []
+                    for package in packages:
+                        package.set_num_threads(threads)
+                        results.append([a for call in calls(package, case, inputs, options | more).values() for a in flat(call())])
+                    same = [a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True)]
+                    count += len(same)
+                    if not all(same):
+                        differing += same.count(False)
+                        worst = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*results))
+                        what = f"{case} {options or ''} {', '.join(more)}, {threads} threads"
+                        print(f"{what}: {same.count(False)} differ, by {worst:.1e} of the largest")
     print(f"{count} arrays compared, {differing} differ")
     return differing
 
@@ -88,7 +91,7 @@ def compare_speed(packages, threads, rounds, least, cases):
     for package in packages:
         package.set_num_threads(threads)
     for case in cases:
-        options = {"nonlinearity": case.cell} if case.family == "rnn" else {}
+        options = ({"nonlinearity": case.cell} if case.family == "rnn" else {}) | case.ragged()
         built = [calls(package, case, case.arrays(), options) for package in packages]
         for which, title in PASSES.items():
             samples = alternate({"ours": built[0][which], "theirs": built[1][which]}, rounds, least, pause=0)
@@ -109,6 +112,8 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--lengths", choices=["full", "uniform"], help="as of `compare.py`")
+    parser.add_argument("--resets", type=float, default=0.0, metavar="SHARE")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15, help="samples of each (default: 15)")
     parser.add_argument("--least", type=float, default=0.02, help="seconds that a sample lasts, at least (default: 0.02)")
@@ -118,6 +123,7 @@ def main():
     if options.bits:
         sys.exit(compare_bits(packages) > 0)
     cases = grid(options.cells, options.dtypes, options.batches, options.widths, options.steps)
+    cases = [replace(case, lengths=options.lengths, resets=options.resets) for case in cases]
     ratios = compare_speed(packages, options.threads, options.rounds, options.least, cases)
     if options.json:
         options.json.write_text(json.dumps(ratios, indent=1))

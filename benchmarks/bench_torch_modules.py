@@ -11,7 +11,7 @@ import numpy as np
 import peers
 import pytest
 from grid import BATCHES, CELLS, DTYPES, STEPS, WIDTHS, Case
-from timing import alternate, enough_repeats, median
+from timing import alternate, enough_repeats, median, median_ratio
 
 torch = pytest.importorskip("torch")
 
@@ -95,6 +95,8 @@ def empty_function(case):
 def overhead(contestants, rounds):
     """By name, seconds of process time a call, in turn: short samples, whose differences waiting for a processor does not enter."""
     samples = {name: [] for name in contestants}
+    for call in contestants.values():
+        call()  # PyTorch's first takes a quarter of a second
     repeats = {name: enough_repeats(call, 0.02) for name, call in contestants.items()}
     for _ in range(3 * rounds):
         for name, call in contestants.items():
@@ -142,7 +144,7 @@ def main():
     for cell, dtype, B, H in cases:
         case = Case(cell, dtype, options.steps, B, H, H)
         samples = alternate(contestants(case), options.rounds)
-        ratios = {name: median(a / b for a, b in zip(samples[name], samples["ours"])) for name in samples if name != "ours"}
+        ratios = {name: median_ratio(samples[name], samples["ours"]) for name in samples if name != "ours"}
         print(f"{case}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
 
 

@@ -383,4 +383,4 @@ def _back_through(
     kernel = kernels[segments.dtype].backward
     kernel(*numbers, *inputs, *weights, *arrays, d_out, dh, dc, d_inputs, *sums, *options, *projection, reached).run()
     if dx is not None and d_inputs is not None and pieces is not None:
-        pieces.place(d_inputs, dx, start, stop)
+        pieces.put_steps(d_inputs, dx, start, stop)

@@ -414,10 +414,16 @@ def forward_pass(
     if not (keep or fits(tape)):
         out, last = forward_without_tape(tape, initial, last_only)
         return None, out, lambda: (out, cell.state(last), None)
+    given, rows, slots = None, (T, B), (T + 1, B)
     if pieces is not None:
-        x = tape._x = pieces.pack(x)
-    rows, slots = x.shape[:2], (T + 1, B) if pieces is None else (pieces.count + len(x), 1)
+        R = len(pieces.place)
+        rows, slots = (R, 1), (pieces.count + R, 1)
     try:
+        if pieces is not None and x.ndim == 3:
+            given, x = x, memory.empty((*rows, x.shape[2]), dtype)  # packed, which the kernels do
+        elif pieces is not None:
+            x = pieces.pack(x)
+        tape._x = x
         histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
@@ -430,28 +436,28 @@ def forward_pass(
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape._h, tape._c, tape._gates, tape._m = h, c, gates, m
+    out = None if last_only or pieces is None else pieces.room(P, dtype)
     bound = None
     if x.size:
         vectors, tokens = vectors_or_tokens(x)
-        activation, first = NONLINEARITIES[nonlinearity].number, None if pieces is None else pieces.first
-        bound = kernels[dtype].forward(
-            cell.number, activation, vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m, first, None, w_hr
-        )
+        arrays = vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m
+        ragged = () if pieces is None else (pieces.first, None, w_hr, False, pieces.place, given, out)
+        activation = NONLINEARITIES[nonlinearity].number
+        bound = kernels[dtype].forward(cell.number, activation, *arrays, *(ragged or (None, None, w_hr)))
     for array in (h, c, gates, m):
         if array is not None and keep:
             array.setflags(write=False)
-    out = h[1:] if pieces is None and not last_only else None
+    if pieces is None and not last_only:
+        out = h[1:]
 
     def finish() -> Any:
         if pieces is None:
             return out, cell.state([history[T].copy() for history in histories]), tape if keep else None
-        unpacked, last = None, [pieces.end(*both) for both in zip(histories, initial)]
-        if not last_only:
-            unpacked = pieces.unpack(h[pieces.count :])
-            unpacked.setflags(write=not keep)
-        return unpacked, cell.state(last), tape if keep else None
+        if out is not None:
+            out.setflags(write=not keep)
+        return out, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape if keep else None
 
-    return bound, out, finish
+    return bound, out if pieces is None else None, finish
 
 
 def backward_pass(
@@ -475,12 +481,15 @@ def backward_pass(
         d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
     given = state_arrays(d_state, (B,), (P, H), dtype)
     d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in zip(given, (P, H))]
-    if pieces is not None and tape._checkpoints is None:
-        d_out, carry = (None if array is None else pieces.pack(array) for array in (d_out, carry))
+    if pieces is not None and tape._checkpoints is None and carry is not None:
+        carry = pieces.pack(carry)
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
     dx = None
     if need_dx and tokens is None:
-        dx = (memory.empty if pieces is None or tape._checkpoints is None else memory.zeros)(x.shape, dtype)
+        if pieces is not None and tape._checkpoints is None:
+            dx = pieces.room(x.shape[-1], dtype)
+        else:
+            dx = (memory.empty if pieces is None else memory.zeros)(x.shape, dtype)
     dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
     db_ih = np.zeros(len(dw_hh), dtype)
     db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
@@ -491,17 +500,16 @@ def backward_pass(
     elif tape._x.size:
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
-        first = None if pieces is None else pieces.first
-        sums = dw_ih, dw_hh, db_ih, db_hh
-        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, dh, dc, dx, *sums, first, *clip, carry, w_hr, dw_hr)
+        first, place = (None, None) if pieces is None else (pieces.first, pieces.place)
+        results = dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
+        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, *results, first, *clip, carry, w_hr, dw_hr, None, place)
 
     def finish() -> Gradients:
-        d_x, d_state = dx, d_initial
+        d_state = d_initial
         if pieces is not None:
-            d_x = dx if dx is None or tape._checkpoints is not None else pieces.unpack(dx)
             d_state = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
         d_bias = None if tape._b_hh is None else db_hh if cell.reset_after else db_ih.copy()
-        return Gradients(d_x, cell.state(d_state), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
+        return Gradients(dx, cell.state(d_state), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
 
     return bound, dx if pieces is None else None, finish
 

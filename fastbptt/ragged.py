@@ -60,22 +60,14 @@ class Pieces:
         How many pieces there are.
     first : intp ndarray (S+1,)
         Where each of the S steps of the longest piece begins among the packed rows, R in all.
+    place : int64 ndarray (R,)
+        Which row of an array (T * B, W) each packed row is.
     """
 
     def __init__(self, T: int, lengths: Integers, resets: Bools | None) -> None:
         self.T, self.B, self.lengths, self.resets = T, len(lengths), lengths, resets
-        found = pieces.find(lengths, None if resets is None else resets.view(np.uint8))
-        row, start, length = found
-        self.count = len(row)
-        # where a packed row stands in the caller's arrays, and the other way
-        self.first, self._padded, self._packed = pieces.lay_out(found, T, self.B)
-        # pieces that the row's state enters and leaves, and those rows; in a history, the slot in which each row's last piece ends
-        enters, leaves = start == 0, start + length == lengths[row]
-        if resets is not None:
-            enters &= ~resets[0, row]
-        self._entered, self._enters = row[enters], np.flatnonzero(enters)
-        self._left, self._leaves = row[leaves], np.flatnonzero(leaves)
-        self._ends = self.count + self.first[length[leaves] - 1] + self._leaves
+        self.count, self._idle, arrays = pieces.lay_out(T, lengths, None if resets is None else resets.view(np.uint8))
+        self.first, self.place, self._packed, self._source, self._target, self._started, self._ended, self._ends = arrays
 
     @property
     def there(self) -> Bools:
@@ -88,7 +80,7 @@ class Pieces:
 
     def pack(self, array: Array) -> Array:
         """The rows that are there of an array (T, B) or (T, B, W): (R, 1) or (R, 1, W)."""
-        return _gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self._padded)[:, None]
+        return _gather(np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:]), self.place)[:, None]
 
     def pack_steps(self, array: Array, start: int, stop: int) -> Array:
         """The same for the kernels' steps ``start`` to ``stop`` alone.
@@ -96,42 +88,55 @@ class Pieces:
         In memory of NumPy's, which is free again when it is let go: segments of time have so many sizes that `memory` would keep them all.
         """
         rows = np.ascontiguousarray(array).reshape(self.T * self.B, *array.shape[2:])
-        return rows[self._padded[self.first[start] : self.first[stop]], None]
+        return rows[self.place[self.first[start] : self.first[stop]], None]
 
-    def place(self, packed: Array, array: Array, start: int, stop: int) -> None:
+    def put_steps(self, packed: Array, array: Array, start: int, stop: int) -> None:
         """The reverse, into an array (T, B, W) that is contiguous."""
-        array.reshape(self.T * self.B, -1)[self._padded[self.first[start] : self.first[stop]]] = packed[:, 0]
+        array.reshape(self.T * self.B, -1)[self.place[self.first[start] : self.first[stop]]] = packed[:, 0]
 
     def unpack(self, packed: Array) -> Array:
         """The reverse, 0 behind each row's end."""
         return _gather(packed[:, 0], self._packed).reshape(self.T, self.B, *packed.shape[2:])
 
+    def room(self, width: int, dtype: np.dtype[Any]) -> Array:
+        """An array (T, B, W) into which the kernels can put packed rows by `place`: 0 behind each row's end, and else not filled."""
+        array = memory.empty((self.T, self.B, width), dtype)
+        if array.size:
+            kernels[dtype].clear_missing(self._packed, array.reshape(self.T * self.B, width))
+        return array
+
     def begin(self, history: Array, state: Array | None) -> None:
         """Fill slot 0 of a history (count + R, 1, W) with the states that pieces start from; ``state`` is (B, W), or None for zeros."""
-        history[: self.count] = 0
-        if state is not None:
-            history[self._enters, 0] = state[self._entered]
+        if state is None:
+            history[: self.count] = 0
+        else:
+            _gather(state, self._source, history[: self.count, 0])
 
     def end(self, history: Array, state: Array | None) -> Array:
         """The state (B, W) in which each row ends, from a history (count + R, 1, W); that of rows without a step is ``state``."""
-        return self._of_rows(history[self._ends, 0], state)
+        return self._of_rows(history, self._ends, state)
 
     def end_steps(self, histories: Sequence[Array | None], states: Sequence[Array], start: int, stop: int) -> None:
         """Where a row ends in the kernels' steps ``start`` to ``stop``, put its last state into ``states``; of these steps the histories."""
         row, rows = self._ends - self.count - self.first[start], self.first[stop] - self.first[start]
-        here = (row >= 0) & (row < rows)
+        here = (row >= 0) & (row < rows)  # which a row without steps is not
         for history, state in zip(histories, states):
             assert history is not None
-            state[self._left[here]] = history[len(history) - rows :][row[here], 0]
+            state[here] = history[len(history) - rows :][row[here], 0]
 
     def end_carried(self, carried: Array, state: Array | None) -> Array:
         """The same from what a pass has carried along each piece, (count, 1, W)."""
-        return self._of_rows(carried[self._leaves, 0], state)
+        return self._of_rows(carried, self._ended, state)
 
-    def _of_rows(self, last: Array, state: Array | None) -> Array:
-        out = np.zeros((self.B, last.shape[1]), last.dtype) if state is None else state.copy()
-        out[self._left] = last
-        return out
+    def _of_rows(self, last: Array, index: Integers, state: Array | None) -> Array:
+        return self._without_steps(_gather(last[:, 0], index), state)
+
+    def _without_steps(self, of_rows: Array, state: Array | None) -> Array:
+        """``of_rows``, but of a row without a step what ``state`` has."""
+        if state is not None and self._idle:
+            none = self.lengths == 0
+            of_rows[none] = state[none]
+        return of_rows
 
     def unpack_history(self, history: Array, state: Array | None) -> Array:
         """The states of each row, (T+1, B, W), slot 0 those before the first step; 0 behind a row's end."""
@@ -149,15 +154,11 @@ class Pieces:
 
     def end_gradient(self, d_state: Array) -> Array:
         """(count, W): the gradient of the state in which each piece ends, from that of the rows' last states."""
-        out = np.zeros((self.count, d_state.shape[1]), d_state.dtype)
-        out[self._leaves] = d_state[self._left]
-        return out
+        return _gather(d_state, self._target)
 
     def begin_gradient(self, d_begin: Array, d_state: Array) -> Array:
         """(B, W): the gradient of the rows' initial states, from that of the pieces'. Rows without a step keep ``d_state``."""
-        out = np.where((self.lengths == 0)[:, None], d_state, 0)
-        out[self._entered] = d_begin[self._enters]
-        return out
+        return self._without_steps(_gather(d_begin, self._started), d_state)
 
     def part(self, start: int, stop: int, rows: slice) -> Pieces | None:
         """The pieces of steps ``start`` to ``stop`` of some rows; None if they are a rectangle."""
@@ -201,13 +202,14 @@ class Backwards:
         return _gather(flat, self._index).reshape(array.shape)
 
 
-def _gather(array: Array, index: Integers) -> Array:
+def _gather(array: Array, index: Integers, out: Array | None = None) -> Array:
     """``array[index]``, 0 where the index is -1."""
     if array.ndim == 1:
-        out = array[index] if len(array) else np.zeros(len(index), array.dtype)
-        out[index < 0] = 0
-        return out
-    out = memory.empty((len(index), array.shape[1]), array.dtype)
-    if len(index):
+        gathered = array[index] if len(array) else np.zeros(len(index), array.dtype)
+        gathered[index < 0] = 0
+        return gathered
+    if out is None:
+        out = memory.empty((len(index), array.shape[1]), array.dtype)
+    if out.size:
         kernels[array.dtype].gather(array, index, out)
     return out

@@ -210,7 +210,7 @@ class Segments:
                 if self.out is not None:
                     h = states[0]
                     assert h is not None
-                    self.pieces.place(h[int(self.entering(start)) :], self.out, start, stop)
+                    self.pieces.put_steps(h[int(self.entering(start)) :], self.out, start, stop)
         if self.pieces is None and len(bounds) > 1:
             last = [states[i][-1].copy() for i in range(len(last))]  # type: ignore[index]
         return last

@@ -78,17 +78,25 @@ def test_lengths_and_resets_that_are_none(cell):
 @EACH_CELL
 def test_a_row_alone(cell, dtype):
     """A row's bits are those of its own steps by themselves, whatever else is in the batch and however long the others are."""
-    problem = ragged(cell, 60, 9, 5, 33, what="lengths", dtype=dtype)
-    lengths = problem.options["lengths"]
-    got = problem.results(fastbptt)
-    for b in range(9):
+    check_rows_alone(ragged(cell, 60, 9, 5, 33, what="lengths", dtype=dtype))
+
+
+@pytest.mark.parametrize("I", [700, 90_000, 170_000])
+def test_wide_inputs(I):
+    """A block's gradients of the inputs do not fit into the kernels' scratch memory: more rows than one do, one, and none."""
+    check_rows_alone(ragged("lstm", 7, 5, I, 2, what="lengths"))
+
+
+def check_rows_alone(problem):
+    got, lengths = problem.results(fastbptt), problem.options["lengths"]
+    for b, length in enumerate(lengths):
         alone = replace(problem.rows([b]), options={})
-        alone = alone.steps(0, lengths[b], alone.state, alone.d_state).results(fastbptt)
-        assert_same_bits("out", got["out"][: lengths[b], b], alone["out"][:, 0])
-        assert_same_bits("dx", got["d_x"][: lengths[b], b], alone["d_x"][:, 0])
+        alone = alone.steps(0, length, alone.state, alone.d_state).results(fastbptt)
+        assert_same_bits("out", got["out"][:length, b], alone["out"][:, 0])
+        assert_same_bits("dx", got["d_x"][:length, b], alone["d_x"][:, 0])
         for name in (name for name in got if "state" in name):
             assert_same_bits(name, got[name][b], alone[name][0])
-        assert not got["out"][lengths[b] :, b].any() and not got["d_x"][lengths[b] :, b].any()
+        assert not got["out"][length:, b].any() and not got["d_x"][length:, b].any()
 
 
 @EACH_DTYPE

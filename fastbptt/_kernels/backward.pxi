@@ -210,7 +210,7 @@ cdef void scale_carried(const Backward *run, Py_ssize_t t, const Patch *patch) n
         if run.dc != NULL:
             scale_row(factor, run.dc + b * H + patch.u0, patch.u1 - patch.u0)
         if t >= 0 and run.d_out != NULL:
-            add(run.d_out + (first_row(time, t) + b) * P + patch.p0, columns, run.dh + b * P + patch.p0)
+            add(outputs_at(run, t, b) + patch.p0, columns, run.dh + b * P + patch.p0)
 
 
 cdef inline void scale_row(real factor, real *v, Py_ssize_t n) noexcept nogil:
@@ -228,7 +228,7 @@ cdef void add_last_outputs(Backward *run, Py_ssize_t t, const Patch *patch) noex
     if t + 1 < time.T:
         b = max(b, active(time, t + 1))
     while b < min(patch.b1, active(time, t)):
-        add(run.d_out + (first_row(time, t) + b) * P + patch.p0, patch.p1 - patch.p0, run.dh + b * P + patch.p0)
+        add(outputs_at(run, t, b) + patch.p0, patch.p1 - patch.p0, run.dh + b * P + patch.p0)
         b += 1
 
 
@@ -245,11 +245,16 @@ cdef inline void clip_state(const Backward *run, Py_ssize_t t, const Patch *patc
             clip_row(&run.clip, run.dh + b * problem.P + patch.p0, columns, NULL, 0)
 
 
-cdef inline const real *outputs_before(const Backward *run, Py_ssize_t t) noexcept nogil:
-    """d_out_{t-1}, or zeros where there is none, or where it is added later, since what is carried is scaled first."""
+cdef inline const real *outputs_at(const Backward *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
+    """d_out of row b of step t."""
+    return run.d_out + place_of(&run.problem.time, first_row(&run.problem.time, t) + b) * run.problem.P
+
+
+cdef inline const real *outputs_before(const Backward *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
+    """d_out_{t-1} of row b, or zeros where there is none, or where it is added later, since what is carried is scaled first."""
     if t == 0 or run.d_out == NULL or run.carry != NULL:
-        return run.zeros
-    return run.d_out + first_row(&run.problem.time, t - 1) * run.problem.P
+        return run.zeros + b * run.problem.P
+    return outputs_at(run, t - 1, b)
 
 
 cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:
@@ -257,11 +262,10 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
     cdef Span span = any_span(problem, patch, &held)
-    cdef const real *d_before = outputs_before(run, t)
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0
-        span.d_prev = d_before + b * P + patch.u0
+        span.d_prev = outputs_before(run, t, b) + patch.u0
         span.dh = run.dh + b * P + patch.u0
         span.dc = run.dc + b * problem.H + patch.u0 if run.dc != NULL else NULL
         span.da = block.da + at

@@ -23,12 +23,23 @@ cdef bint nothing_left(Backward *run, TimeBlock *block, Py_ssize_t start, bint t
 
 cdef Py_ssize_t last_loss(const Backward *run, const TimeBlock *block, Py_ssize_t start) noexcept nogil:
     """The last step before the block with a d_out other than 0; one before ``start`` if there is none."""
-    cdef const Time *time = &run.problem.time
-    cdef Py_ssize_t t = block.t0 - 1, P = run.problem.P
-    while t >= start and (run.d_out == NULL or all_zero_bits(run.d_out + (first_row(time, t) + block.b0) * P,
-                                                         rows_at(time, t, block.b0, block.b1) * P)):
+    cdef Py_ssize_t t = block.t0 - 1
+    while t >= start and not has_loss(run, block, t):
         t -= 1
     return t
+
+
+cdef bint has_loss(const Backward *run, const TimeBlock *block, Py_ssize_t t) noexcept nogil:
+    cdef const Time *time = &run.problem.time
+    cdef Py_ssize_t P = run.problem.P, held = rows_at(time, t, block.b0, block.b1), b
+    if run.d_out == NULL or held == 0:
+        return False
+    if time.place == NULL:         # rows lie end to end
+        return not all_zero_bits(outputs_at(run, t, block.b0), held * P)
+    for b in range(block.b0, block.b0 + held):
+        if not all_zero_bits(outputs_at(run, t, b), P):
+            return True
+    return False
 
 
 cdef bint remains_finite(const Problem *problem, const TimeBlock *block, Py_ssize_t start, bint to_inputs) noexcept nogil:

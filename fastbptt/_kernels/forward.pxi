@@ -1,5 +1,8 @@
 # The time loop, forward. Time is taken in blocks, so that the recurrence finds in the cache what the projection has written.
 
+cdef enum:
+    PROJECTED_FIRST = 1 << 20      # bytes of `a`, at most, that are projected before all steps where tasks have parts of ragged steps
+
 cdef struct Forward:
     Problem problem
     const ForwardWeights *weights
@@ -7,8 +10,9 @@ cdef struct Forward:
     const real *b_ih               # for that
     const real *b_hh
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
-    real *out                      # (T, B, P): where h goes besides, while it is in the cache; in rectangular time, or NULL
+    real *out                      # where h goes besides, while it is in the cache; or NULL
     Projection projection
+    bint projected                 # whether that is done for all steps
     Sharing sharing
     Watch watch
     Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL
@@ -49,6 +53,9 @@ cdef void run_forward(Forward *run) noexcept nogil:
     if by_units == 1:
         share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
+        if problem.time.first != NULL and first_row(&problem.time, T) * problem.N * <Py_ssize_t>sizeof(real) <= PROJECTED_FIRST:
+            project_all(&run.projection)
+            run.projected = True
         parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
     else:
         project_all(&run.projection)   # rows are few, but threads can still share the projection
@@ -76,7 +83,8 @@ cdef void recur_rows(Forward *run, const Patch *patch, int worker) noexcept nogi
         t_end = min(problem.time.T, t + block)
         if run.below != NULL:
             wait_for(run.below, t_end, &run.watch)
-        project_steps(run, t, t_end, patch)
+        if not run.projected:
+            project_steps(run, t, t_end, patch)
         while t < t_end:
             for stage in range(stages(problem)):
                 forward_stage(run, t, stage, patch)
@@ -119,14 +127,15 @@ cdef inlined forward_stage(const Forward *run, Py_ssize_t t, int stage, const Pa
 
 
 cdef void put_outputs(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:
-    cdef Py_ssize_t B = run.problem.time.B, P = run.problem.P, columns = patch.p1 - patch.p0, rows_left = patch.b1 - patch.b0
-    cdef const real *h = run.problem.h + ((t + 1) * B + patch.b0) * P + patch.p0
-    cdef real *out = run.out + (t * B + patch.b0) * P + patch.p0
-    if columns == P:               # rows lie end to end
-        columns, rows_left = rows_left * P, 1
-    while rows_left > 0:
-        memcpy(out, h, columns * sizeof(real))
-        h, out, rows_left = h + P, out + P, rows_left - 1
+    cdef const Time *time = &run.problem.time
+    cdef Py_ssize_t P = run.problem.P, columns = patch.p1 - patch.p0, held = rows_at(time, t, patch.b0, patch.b1), b
+    cdef Py_ssize_t row = first_row(time, t) + patch.b0
+    cdef const real *h = run.problem.h + (slot(time, t + 1) + patch.b0) * P + patch.p0
+    if time.place == NULL and columns == P:                # rows lie end to end in both
+        memcpy(run.out + row * P, h, held * P * sizeof(real))
+        return
+    for b in range(held):
+        memcpy(run.out + place_of(time, row + b) * P + patch.p0, h + b * P, columns * sizeof(real))
 
 
 cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

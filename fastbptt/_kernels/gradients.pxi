@@ -128,10 +128,12 @@ cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept
     """dx = 0 before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
-    cdef Py_ssize_t t, I = problem.I
+    cdef Py_ssize_t t, b, row, I = problem.I
     if run.dx != NULL:
         for t in range(run.start, block.t0):
-            memset(run.dx + (first_row(time, t) + block.b0) * I, 0, rows_at(time, t, block.b0, block.b1) * I * sizeof(real))
+            row = first_row(time, t) + block.b0
+            for b in range(rows_at(time, t, block.b0, block.b1)):
+                memset(run.dx + place_of(time, row + b) * I, 0, I * sizeof(real))
 
 
 # --- Groups of rows ---------------------------------------------------------------------------------------------------
@@ -231,8 +233,8 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     if time.first != NULL:
         h = ragged_sequence(problem.h, P, time, block.t0, block.b0, block.b1, True)
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
-    if scattered:
-        collect_inputs(run, block, sums, n0, n1, worker)
+    if run.dx != NULL and (scattered or time.place != NULL):
+        collect_inputs(run, block, part, parts, worker)
     elif run.dx != NULL and run.back.own == NULL:
         add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.back.zeros,
                            rows(run.dx + first * I, B * I, I), watch, worker)
@@ -241,7 +243,9 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
         if scattered:
             x = ragged_sequence(problem.x, I, time, block.t0, block.b0, block.b1, False)
         add_weight_gradient(block.da, N, K, x, I, min(p0, x_panels), min(p1, x_panels), sums.dw_ih, scratch, watch, worker)
-    elif not scattered:
+    elif scattered:
+        collect_tokens(run, block, sums, n0, n1)
+    else:
         add_token_gradient(block.da, N, K, problem.tokens + first, B, inner, n0, n1, sums.dw_ih)
     add_weight_gradient(block.da_h, N, K, h, P, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
     if sums.db_ih != NULL:
@@ -252,20 +256,38 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
         add_projection_gradient(problem, block, K, part, parts, sums.dw_hr, scratch, watch, worker)
 
 
-cdef void collect_inputs(Gradients *run, const TimeBlock *block, Sums sums, Py_ssize_t n0, Py_ssize_t n1, int worker) noexcept nogil:
-    """dx, and what tokens make of da, step by step: of a group of rows in ragged time."""
+cdef void collect_inputs(Gradients *run, const TimeBlock *block, int part, int parts, int worker) noexcept nogil:
+    """A part of a ragged block's dx: products for many rows at once, and each row from there to where it belongs."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
-    cdef Py_ssize_t N = problem.N, I = problem.I, t, held, first
-    cdef Watch *watch = &run.back.watch
-    cdef const real *da
+    cdef Py_ssize_t N = problem.N, I = problem.I, K = rows_of_block(time, block), k = K * part // parts, end = K * (part + 1) // parts
+    cdef Py_ssize_t most = max(1, min(<Py_ssize_t>GRADIENT_K, <Py_ssize_t>GRADIENT_SCRATCH // I)), held, i, t = block.t0
+    cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
+    cdef real *found
+    while k < end and not run.back.watch.stop:
+        held = min(most, end - k)
+        found = scratch if held > 1 else run.dx + place_of(time, row_of_da(time, block, k, &t)) * I
+        add_input_gradient(block.da + k * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(found, 0, I), &run.back.watch, worker)
+        for i in range(held if held > 1 else 0):
+            memcpy(run.dx + place_of(time, row_of_da(time, block, k + i, &t)) * I, scratch + i * I, I * sizeof(real))
+        k += held
+
+
+cdef inline Py_ssize_t row_of_da(const Time *time, const TimeBlock *block, Py_ssize_t k, Py_ssize_t *t) noexcept nogil:
+    """Of all rows, which one has the k-th da of the block; its step is t or one behind it, and becomes t."""
+    while block.starts[t[0] + 1 - block.t0] <= k:
+        t[0] += 1
+    return first_row(time, t[0]) + block.b0 + k - block.starts[t[0] - block.t0]
+
+
+cdef void collect_tokens(const Gradients *run, const TimeBlock *block, Sums sums, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
+    """What tokens make of da, step by step: of a group of rows in ragged time."""
+    cdef const Problem *problem = &run.back.problem
+    cdef const Time *time = &problem.time
+    cdef Py_ssize_t t
     for t in range(block.t0, block.t1):
-        held, first = rows_at(time, t, block.b0, block.b1), first_row(time, t) + block.b0
-        da = block.da + da_row(time, block, t, block.b0) * N
-        if run.dx != NULL:
-            add_input_gradient(da, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(run.dx + first * I, 0, I), watch, worker)
-        if problem.tokens != NULL:
-            add_token_gradient(da, N, held, problem.tokens + first, 0, held, n0, n1, sums.dw_ih)
+        add_token_gradient(block.da + da_row(time, block, t, block.b0) * problem.N, problem.N, rows_at(time, t, block.b0, block.b1),
+                           problem.tokens + first_row(time, t) + block.b0, 0, problem.time.B, n0, n1, sums.dw_ih)
 
 
 # --- Memory and weights -----------------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ cdef class BackwardPass(Pass):
 
 
 def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
-            w_hr=None, bint again=False):
-    """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are.
+            w_hr=None, bint again=False, place=None, given=None, out=None):
+    """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are. With ``place``
+    (`time.pxi`) it fills x from those rows of ``given``, and those of ``out`` with the outputs, unless they are None.
 
     ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before. ``again``: all of h is there already, and is only read.
     """
@@ -48,6 +49,9 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
     elif not weights.fit(&run.problem):
         raise ValueError("weights: packed for another layer, or for other inputs")
     one.weights, run.weights, run.again = weights, &weights.at, again
+    bind_place(&run.problem, views, place)
+    run.projection.given, run.projection.place = view_or_null(views, "given", given, 3, READ), run.problem.time.place
+    run.out = view_or_null(views, "out", out, 3, WRITE)
     run.sharing.threads = thread_limit()
     if run.problem.w_hr != NULL or again:
         one.room = make_room(lay_out_shown, run)
@@ -67,17 +71,19 @@ cdef void go_forward(void *call) noexcept nogil:
 
 
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
-             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None):
+             int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None, place=None):
     """The pass that fills dx unless it is None, and of tokens dw_ih; adds to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
-    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls.
+    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls. Of d_out
+    and dx, the rows ``place`` (`time.pxi`) are looked at and filled.
     """
     cdef BackwardPass one = BackwardPass.__new__(BackwardPass)
     cdef Gradients *run = &one.at
     cdef Views *views = &one.views
     one.go, one.call, one.watch, one.sharing, one.reached = go_back, run, &run.back.watch, &run.back.sharing, reached
     bind(&run.back.problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
+    bind_place(&run.back.problem, views, place)
     bind_cotangents(&run.back, views, d_out, dh, dc)
     run.begins = run.in_one_call = run.quiet = reached is None
     run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
@@ -323,6 +329,12 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     problem.a = view_or_null(views, "a", a, 3, access)
     if problem.a == NULL:
         problem.a = problem.h + problem.time.B * problem.P
+    return 0
+
+
+cdef int bind_place(Problem *problem, Views *views, place) except -1:
+    if place is not None:
+        problem.time.place = <const int64_t *>view(views, "place", place, 1, READ, INTEGER_FORMATS).buf
     return 0
 
 

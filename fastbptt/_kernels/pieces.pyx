@@ -5,57 +5,65 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t
 
 
-def find(const int64_t[::1] lengths, const uint8_t[:, ::1] resets):
-    """The pieces, the longest first, and those of one length as their rows are, and as they follow each other: three arrays, the row, the
-    first step and the length of each. ``resets`` is (T, B), or None.
+def lay_out(Py_ssize_t T, const int64_t[::1] lengths, const uint8_t[:, ::1] resets):
+    """How many pieces there are, whether a row has no steps, and where everything stands; ``resets`` is (T, B), or None. Pieces come the longest first, and those of one
+    length as their rows do, and as they follow each other. -1 means that there is none.
+
+    first    (S+1,)    where each step of the longest piece begins among the packed rows; at last, their number R
+    padded   (R,)      which row of an array (T * B, W) each packed row is
+    packed   (T * B,)  and which packed row each row of that array is
+    source   (count,)  the batch's row from whose initial state a piece starts; -1: from zero
+    target   (count,)  the row whose last state a piece's is; -1: the row goes on
+    started  (B,)      the other way, the piece that starts from a row's initial state
+    ended    (B,)      and the piece that a row ends with; -1: it has no steps
+    ends     (B,)      which row of a history (count + R, W) its last state is
     """
-    cdef Py_ssize_t B = lengths.shape[0], b, t, found = 0, longest = 0, length
+    cdef Py_ssize_t B = lengths.shape[0], b, t, i, start, end, length, count = 0, steps = 0, active, before = 0, row
+    cdef bint idle = False
+    cdef int64_t[::1] place = np.zeros(T + 1, np.int64)    # by length: first how many there are, then where the next one goes
     for b in range(B):
-        longest = max(longest, lengths[b])
-        found += lengths[b] > 0
-        if resets is not None:
-            for t in range(1, lengths[b]):
-                found += resets[t, b] != 0  # True may be any other byte, too
-    cdef int64_t[:, ::1] unsorted = np.empty((3, found), np.int64), pieces = np.empty((3, found), np.int64)
-    cdef int64_t[::1] place = np.zeros(longest + 1, np.int64)  # by length: first how many there are, then where the next one goes
-    cdef Py_ssize_t i = 0, start, before = 0
-    for b in range(B):
-        start = 0
-        for t in range(1, lengths[b] + 1):
-            if t == lengths[b] or (resets is not None and resets[t, b]):
-                unsorted[0, i], unsorted[1, i], unsorted[2, i] = b, start, t - start
-                place[t - start] += 1
-                start = t
-                i += 1
-    for length in range(longest, -1, -1):
+        idle |= lengths[b] == 0
+        end = 0
+        while end < lengths[b]:
+            start, end = end, end_of_piece(resets, b, end, lengths[b])
+            steps = max(steps, end - start)
+            place[end - start] += 1
+            count += 1
+    first_of, packed_of = np.empty(steps + 1, np.intp), np.full(T * B, -1)
+    cdef Py_ssize_t[::1] first = first_of
+    first[0], active = 0, count
+    for t in range(steps):
+        active -= place[t]         # those that ended with step t - 1
+        first[t + 1] = first[t] + active
+    for length in range(steps, -1, -1):
         before += place[length]
         place[length] = before - place[length]
-    for i in range(found):
-        length = unsorted[2, i]
-        for t in range(3):
-            pieces[t, place[length]] = unsorted[t, i]
-        place[length] += 1
-    return np.asarray(pieces)
-
-
-def lay_out(const int64_t[:, ::1] pieces, Py_ssize_t T, Py_ssize_t B):
-    """Where each step begins among the packed rows, and behind the last step their number; which row of an array (T * B, W) each packed
-    row is; and which packed row each row of that array is, -1 where there is none.
-    """
-    cdef Py_ssize_t count = pieces.shape[1], steps = pieces[2, 0] if count else 0, t, i, active = count, row
-    first_of, padded_of, packed_of = np.empty(steps + 1, np.intp), None, np.full(T * B, -1)
-    cdef Py_ssize_t[::1] first = first_of
-    cdef int64_t[::1] padded, packed = packed_of
-    first[0] = 0
-    for t in range(steps):
-        while pieces[2, active - 1] <= t:
-            active -= 1
-        first[t + 1] = first[t] + active
     padded_of = np.empty(first[steps], np.int64)
-    padded = padded_of
-    for i in range(count):
-        for t in range(pieces[2, i]):
-            row = (pieces[1, i] + t) * B + pieces[0, i]
-            padded[first[t] + i] = row
-            packed[row] = first[t] + i
-    return first_of, padded_of, packed_of
+    of_pieces, of_rows = np.full((2, count), -1), np.full((3, B), -1)
+    cdef int64_t[::1] padded = padded_of, packed = packed_of
+    cdef int64_t[:, ::1] by_piece = of_pieces, by_row = of_rows
+    for b in range(B):
+        end = 0
+        while end < lengths[b]:
+            start, end = end, end_of_piece(resets, b, end, lengths[b])
+            i = place[end - start]
+            place[end - start] += 1
+            for t in range(end - start):
+                row = (start + t) * B + b
+                padded[first[t] + i] = row
+                packed[row] = first[t] + i
+            if start == 0 and (resets is None or not resets[0, b]):
+                by_piece[0, i], by_row[0, b] = b, i
+            if end == lengths[b]:
+                by_piece[1, i], by_row[1, b], by_row[2, b] = b, i, count + first[end - start - 1] + i
+    return count, idle, (first_of, padded_of, packed_of, *of_pieces, *of_rows)
+
+
+cdef inline Py_ssize_t end_of_piece(const uint8_t[:, ::1] resets, Py_ssize_t b, Py_ssize_t start, Py_ssize_t length) noexcept:
+    """Of row b's piece that begins at step ``start``: where the row ends or is reset."""
+    cdef Py_ssize_t t = start + 1
+    if resets is None:
+        return length
+    while t < length and not resets[t, b]:                 # True may be any other byte, too
+        t += 1
+    return t

@@ -60,7 +60,8 @@ memset(&NO_SPAN, 0, sizeof(Span))
 
 cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept nogil:
     """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
-    return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
+    cdef bint as_wide = problem.N == problem.H == problem.P and patch.u1 - patch.u0 == problem.H
+    return as_wide and problem.leak == NULL and problem.time.place == NULL
 
 
 cdef inline Span any_span(const Problem *problem, const Patch *patch, Py_ssize_t *held) noexcept nogil:

@@ -24,10 +24,9 @@ cdef void put_state_gradient_aside(const Backward *run, const TimeBlock *block, 
     cdef const Time *time = &run.problem.time
     cdef Py_ssize_t P = run.problem.P, first = da_row(time, block, t, patch.b0) - patch.b0, b
     cdef size_t size = (patch.p1 - patch.p0) * sizeof(real)
-    cdef const real *d_before = outputs_before(run, t)
     for b in range(patch.b0, patch.b0 + rows_at(time, t, patch.b0, patch.b1)):
         memcpy(block.dh + (first + b) * P + patch.p0, run.dh + b * P + patch.p0, size)
-        memcpy(run.dh + b * P + patch.p0, d_before + b * P + patch.p0, size)
+        memcpy(run.dh + b * P + patch.p0, outputs_before(run, t, b) + patch.p0, size)
 
 
 cdef void step_backward_projected(const Backward *run, const TimeBlock *block, Py_ssize_t t, const Patch *patch) noexcept nogil:

@@ -4,16 +4,24 @@
 # step and active row have no gaps: row b of step t is row first[t] + b of x, a, m, d_out and dx (PyTorch's PackedSequence). In a rectangle,
 # where all rows are equally long, first[t] = t * B, and no such numbers are stored.
 #
+# An array of the caller's may have its own order: out, d_out and dx have row r in place[r].
+#
 # The states before step t are slot t of their history. Slot 0, the initial states, has all B rows; slot t + 1 has those of step t.
 
 cdef struct Time:
     Py_ssize_t T, B
     const Py_ssize_t *first        # (T + 1,), or NULL for a rectangle
+    const int64_t *place           # (first[T],): the rows' places in out, d_out and dx; or NULL: those that they have everywhere
 
 
 cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
     """Of step t; of step T, the number of all rows."""
     return t * time.B if time.first == NULL else time.first[t]
+
+
+cdef inline Py_ssize_t place_of(const Time *time, Py_ssize_t row) noexcept nogil:
+    """In out, d_out and dx."""
+    return row if time.place == NULL else time.place[row]
 
 
 cdef inline Py_ssize_t slot(const Time *time, Py_ssize_t t) noexcept nogil:

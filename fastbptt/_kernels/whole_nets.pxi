@@ -12,6 +12,7 @@ cdef struct Order:                 # a net's rows or, where states are reset, th
     const int64_t *lengths         # (B,), or NULL
     Py_ssize_t steps               # of the batch: how long a row is without a length of its own
     Py_ssize_t *first              # (T + 1,), as `Time` has it
+    int64_t *place                 # (T * B,), too: of a net by itself
     Py_ssize_t *next               # (T + 1,), scratch
     Py_ssize_t count, T
     bint ragged                    # or else all have all steps, and nothing is packed
@@ -30,8 +31,6 @@ cdef struct NetBackward:
     Order order
     real *x
     int64_t *tokens
-    real *d_out
-    real *dx
     real *dh
     real *dc
 
@@ -171,11 +170,6 @@ cdef void lay_out_order(Order *order, Py_ssize_t T, Py_ssize_t places, bint cut,
     order.next = take_indices(space, T + 1)
 
 
-cdef inline Py_ssize_t row_in_batch(const Order *order, Py_ssize_t t, Py_ssize_t i, Py_ssize_t B) noexcept nogil:
-    """Where in an array (T, B, ...) step t of the i-th piece stands."""
-    return ((order.start[i] if order.start != NULL else 0) + t) * B + order.row[i]
-
-
 cdef inline bint begins_its_row(const Order *order, Py_ssize_t i) noexcept nogil:
     """Whether the i-th piece starts at step 0."""
     return order.start == NULL or order.start[i] == 0
@@ -190,9 +184,13 @@ cdef inline bint ends_its_row(const Order *order, Py_ssize_t i, Py_ssize_t lengt
     return order.start == NULL or order.start[i] + length == length_of_row(order, order.row[i])
 
 
-cdef inline void use_order(Problem *net, const Order *order) noexcept nogil:
+cdef void use_order(Problem *net, const Order *order) noexcept nogil:
+    cdef Py_ssize_t t, i, B = net.time.B
     if order.ragged:
-        net.time.T, net.time.B, net.time.first = order.T, order.count, order.first
+        for t in range(order.T):
+            for i in range(order.first[t + 1] - order.first[t]):
+                order.place[order.first[t] + i] = ((order.start[i] if order.start != NULL else 0) + t) * B + order.row[i]
+        net.time.T, net.time.B, net.time.first, net.time.place = order.T, order.count, order.first, order.place
 
 
 cdef inline Py_ssize_t steps_of_piece(const Order *order, Py_ssize_t i, Py_ssize_t most) noexcept nogil:
@@ -202,34 +200,22 @@ cdef inline Py_ssize_t steps_of_piece(const Order *order, Py_ssize_t i, Py_ssize
     return most
 
 
-cdef void pack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
-    """The rows that are there of an array (T, B, size bytes), without gaps."""
-    cdef Py_ssize_t t, b
-    for t in range(order.T):
-        for b in range(order.first[t + 1] - order.first[t]):
-            memcpy(<char *>target + (order.first[t] + b) * size, <const char *>source + row_in_batch(order, t, b, B) * size, size)
+cdef void pack_inputs(Problem *net, real *x, int64_t *tokens) noexcept nogil:
+    """Those of the rows that are there, without gaps."""
+    cdef Py_ssize_t row
+    for row in range(first_row(&net.time, net.time.T)):
+        if net.x != NULL:
+            memcpy(x + row * net.I, net.x + net.time.place[row] * net.I, net.I * sizeof(real))
+        else:
+            tokens[row] = net.tokens[net.time.place[row]]
+    net.x = x if net.x != NULL else NULL
+    net.tokens = tokens if net.x == NULL else NULL
 
 
-cdef void unpack_order(const Order *order, Py_ssize_t B, const void *source, size_t size, void *target) noexcept nogil:
-    """And back; other rows stay as they are."""
-    cdef Py_ssize_t t, b
-    for t in range(order.T):
-        for b in range(order.first[t + 1] - order.first[t]):
-            memcpy(<char *>target + row_in_batch(order, t, b, B) * size, <const char *>source + (order.first[t] + b) * size, size)
-
-
-cdef void pack_inputs(Problem *net, const Order *order, Py_ssize_t B, real *x, int64_t *tokens) noexcept nogil:
-    if net.x != NULL:
-        pack_order(order, B, net.x, net.I * sizeof(real), x)
-        net.x = x
-    else:
-        pack_order(order, B, net.tokens, sizeof(int64_t), tokens)
-        net.tokens = tokens
-
-
-cdef void lay_out_inputs(const Problem *net, real **x, int64_t **tokens, Space *space) noexcept nogil:
-    """Packed."""
+cdef void lay_out_inputs(const Problem *net, Order *order, real **x, int64_t **tokens, Space *space) noexcept nogil:
+    """Packed, and the places that they come from."""
     cdef Py_ssize_t R = net.time.T * net.time.B
+    order.place = <int64_t *>take_bytes(space, R * sizeof(int64_t))
     if net.x != NULL:
         x[0] = take(space, R * net.I)
     else:
@@ -256,7 +242,7 @@ cdef void lay_out_net_forward(void *call, Space *space) noexcept nogil:
         task.run.shown = take(space, task.fleet.places * net.H)
     if may_be_ragged(task.fleet):
         lay_out_order(&task.order, net.time.T, task.fleet.places, task.fleet.resets != NULL, space)
-        lay_out_inputs(net, &task.x, &task.tokens, space)
+        lay_out_inputs(net, &task.order, &task.x, &task.tokens, space)
     lay_out_unkept(net, task.fleet.has_c, task.fleet.places, space)
 
 
@@ -274,9 +260,11 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
     lay_out_net_forward(&task, &space)
     if may_be_ragged(fleet):
         sort_rows_of_net(&task.order, lengths_of_net(fleet, k), fleet.resets, T, B)
-        if task.order.ragged:
-            pack_inputs(net, &task.order, B, task.x, task.tokens)
         use_order(net, &task.order)
+        if task.order.ragged and net.x != NULL:
+            run.projection.given, run.projection.place, net.x = net.x, task.order.place, task.x
+        elif task.order.ragged:
+            pack_inputs(net, task.x, task.tokens)
     if not has_gates(net):
         net.a = net.h + net.time.B * P
     if fleet.packed == NULL:
@@ -285,7 +273,7 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
     begin_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h)
     if net.c != NULL:
         begin_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c)
-    if fleet.out != NULL and not task.order.ragged:
+    if fleet.out != NULL:
         run.out = fleet.out + of_k * T * B * P
     run.sharing.threads = fleet.threads
     prepare_forward(run, fleet.packed if fleet.packed != NULL else <const ForwardWeights *>&task.weights)
@@ -296,8 +284,6 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
         end_net(&task, fleet.h0 + of_k * B * P if fleet.h0 != NULL else NULL, P, net.h, fleet.h_n + of_k * B * P)
     if fleet.c_n != NULL:
         end_net(&task, fleet.c0 + of_k * B * H if fleet.c0 != NULL else NULL, H, net.c, fleet.c_n + of_k * B * H)
-    if fleet.out != NULL and task.order.ragged:
-        unpack_order(&task.order, B, net.h + net.time.B * P, P * sizeof(real), fleet.out + of_k * T * B * P)
     if run.watch.stop or interrupted(&fleet.watch, worker, work_of_net(net)):
         fleet.watch.stop = 1
 
@@ -363,13 +349,11 @@ cdef void lay_out_packed(void *call, Space *space) noexcept nogil:
     """What is packed of a net with lengths, and comes before all else."""
     cdef NetBackward *task = <NetBackward *>call
     cdef const Problem *net = &task.run.back.problem
-    cdef Py_ssize_t R = net.time.T * net.time.B, places = task.fleet.places
+    cdef Py_ssize_t places = task.fleet.places
     if not may_be_ragged(task.fleet):
         return
     lay_out_order(&task.order, net.time.T, places, task.fleet.resets != NULL, space)
-    lay_out_inputs(net, &task.x, &task.tokens, space)
-    task.d_out = take(space, R * net.P)
-    task.dx = take(space, R * net.I)
+    lay_out_inputs(net, &task.order, &task.x, &task.tokens, space)
     task.dh = take(space, places * net.P)
     task.dc = take(space, places * net.H)
 
@@ -399,7 +383,6 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     cdef Problem *net = &run.back.problem
     cdef Order *order = &task.order
     cdef Py_ssize_t P = fleet.net.P, H = fleet.net.H, T = fleet.net.time.T, B = fleet.net.time.B
-    cdef real *dx
     cdef real *dh
     cdef real *dc
     cdef Space space
@@ -408,16 +391,12 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
     size_net_backward(&task, fleet, k)
     space.free = fleet.room + worker * fleet.room_each
     lay_out_packed(&task, &space)
-    dx, dh, dc = run.dx, run.back.dh, run.back.dc
+    dh, dc = run.back.dh, run.back.dc
     if may_be_ragged(fleet):
         sort_rows_of_net(order, lengths_of_net(fleet, k), fleet.resets, T, B)
         use_order(net, order)
     if order.ragged:
-        pack_inputs(net, order, B, task.x, task.tokens)
-        if run.back.d_out != NULL:
-            pack_order(order, B, run.back.d_out, P * sizeof(real), task.d_out)
-            run.back.d_out = task.d_out
-        run.dx = task.dx if dx != NULL else NULL
+        pack_inputs(net, task.x, task.tokens)
         run.back.dh, run.back.dc = task.dh, task.dc if dc != NULL else NULL
         give_last_gradients(order, dh, P, task.dh)
         if dc != NULL:
@@ -429,8 +408,6 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
         lay_out_backward(run, &space)
         go_back(run)
     if order.ragged:
-        if dx != NULL:
-            unpack_order(order, B, task.dx, net.I * sizeof(real), dx)
         take_first_gradients(order, task.dh, P, dh)
         if dc != NULL:
             take_first_gradients(order, task.dc, H, dc)
