@@ -117,13 +117,13 @@ cdef void back_through_block(Backward *run) noexcept nogil:
         run.sharing.tasks = by_units
         parallel_steps(back_part, run, (block.t1 - block.t0) * stages(&run.problem) + 1, by_units, &run.watch)
     else:
-        share_rows(&run.sharing, &run.problem, recurrent_work(&run.problem, block.t0, block.t1))
+        share_rows(&run.sharing, &run.problem, block.t0, recurrent_work(&run.problem, block.t0, block.t1))
         parallel(back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
 
 
 cdef void back_rows(void *context, int task, int worker) noexcept nogil:
     cdef Backward *run = <Backward *>context
-    cdef Patch patch = rows_of_task(&run.problem, task, run.sharing.tasks)
+    cdef Patch patch = rows_of_task(&run.problem, run.block.t0, task, run.sharing.tasks)
     recur_back(run, &run.block, &patch, worker)
 
 

@@ -51,7 +51,7 @@ cdef void run_forward(Forward *run) noexcept nogil:
         return
     by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     if by_units == 1:
-        share_rows(&run.sharing, problem, projection_work(&run.projection) + recurrent_work(problem, 0, T))
+        share_rows(&run.sharing, problem, 0, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
         if problem.time.first != NULL and first_row(&problem.time, T) * problem.N * <Py_ssize_t>sizeof(real) <= PROJECTED_FIRST:
             project_all(&run.projection)
@@ -66,7 +66,7 @@ cdef void run_forward(Forward *run) noexcept nogil:
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time."""
     cdef Forward *run = <Forward *>context
-    cdef Patch patch = rows_of_task(&run.problem, task, run.sharing.tasks)
+    cdef Patch patch = rows_of_task(&run.problem, 0, task, run.sharing.tasks)
     recur_rows(run, &patch, worker)
 
 

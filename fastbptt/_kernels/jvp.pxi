@@ -49,7 +49,7 @@ cdef void plan_jvp(Jvp *run) noexcept nogil:
     cdef Py_ssize_t T = problem.time.T, piece = JVP_BLOCK // (problem.N * <Py_ssize_t>sizeof(real))
     run.by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
     if run.by_units == 1:
-        share_rows(&run.sharing, problem, known_work(run, first_row(&problem.time, T)) + recurrent_work(problem, 0, T))
+        share_rows(&run.sharing, problem, 0, known_work(run, first_row(&problem.time, T)) + recurrent_work(problem, 0, T))
         run.by_rows = run.sharing.tasks > 1 or run.sharing.threads == 1
     run.width = ceil_div(problem.time.B, run.sharing.tasks) if run.by_rows else problem.time.B
     run.steps = min(T, max(1, (piece if run.by_rows else <Py_ssize_t>JVP_ROWS) // run.width))
@@ -84,7 +84,7 @@ cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
     """A task's rows, for all time, block by block."""
     cdef Jvp *run = <Jvp *>context
     cdef const Problem *problem = &run.problem
-    cdef Patch patch = rows_of_task(problem, task, run.sharing.tasks)
+    cdef Patch patch = rows_of_task(problem, 0, task, run.sharing.tasks)
     cdef Py_ssize_t t = 0, t0, t1, block = worker * run.steps * run.width
     cdef int stage
     while t < problem.time.T:

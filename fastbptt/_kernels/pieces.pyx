@@ -6,8 +6,9 @@ from libc.stdint cimport int64_t, uint8_t
 
 
 def lay_out(Py_ssize_t T, const int64_t[::1] lengths, const uint8_t[:, ::1] resets):
-    """How many pieces there are, whether a row has no steps, and where everything stands; ``resets`` is (T, B), or None. Pieces come the longest first, and those of one
-    length as their rows do, and as they follow each other. -1 means that there is none.
+    """How many pieces there are, whether a row has no steps, and where everything stands; ``resets`` is (T, B), or None.
+
+    Pieces come the longest first, and those of one length as their rows do, and as they follow each other. -1 means that there is none.
 
     first    (S+1,)    where each step of the longest piece begins among the packed rows; at last, their number R
     padded   (R,)      which row of an array (T * B, W) each packed row is

@@ -62,7 +62,7 @@ cdef void recompute_steps(void *context, int task, int worker) noexcept nogil:
     cdef Forward *run = <Forward *>context
     cdef const Problem *problem = &run.problem
     cdef int tasks = run.sharing.tasks
-    cdef Patch patch = units_of_part(problem, task, tasks) if run.by_units else rows_of_task(problem, task, tasks)
+    cdef Patch patch = units_of_part(problem, task, tasks) if run.by_units else rows_of_task(problem, run.t0, task, tasks)
     cdef Py_ssize_t t
     for t in range(run.t0, run.t1):
         step_forward(run, t, &patch, rows_at(&problem.time, t, patch.b0, patch.b1))

@@ -30,9 +30,10 @@ cdef inline double patch_work(const Problem *problem, const Patch *patch) noexce
 cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
     """How many threads should share the units of each step: 1 where they had better share rows, or nothing."""
     cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
-    cdef Py_ssize_t weights = problem.N * problem.P
+    cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0)
     cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
-    return tasks if problem.time.B < few * tasks and <double>problem.time.B * weights >= STEP_WORK * stages(problem) else 1
+    cdef bint are_few = problem.time.B < few * tasks or B < FEW_ROWS * tasks
+    return tasks if are_few and <double>B * weights >= STEP_WORK * stages(problem) else 1
 
 
 cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:
@@ -42,9 +43,9 @@ cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize
     sharing.workers, sharing.tasks = workers, min(workers * each, <int>MAX_THREADS)
 
 
-cdef inline void share_rows(Sharing *sharing, const Problem *problem, double work) noexcept nogil:
-    """Cut the batch into tasks; into more of them if one step of one task would keep Ctrl-C waiting."""
-    cdef Py_ssize_t B = problem.time.B
+cdef inline void share_rows(Sharing *sharing, const Problem *problem, Py_ssize_t t, double work) noexcept nogil:
+    """Cut the rows of step t, and so of all after it, into tasks; into more of them if one step of one task would keep Ctrl-C waiting."""
+    cdef Py_ssize_t B = active(&problem.time, t)
     cdef double longest = <double>B * problem.N * problem.P / LONG_STEP
     share(sharing, work, B, LEAST_ROWS)
     sharing.tasks = max(sharing.tasks, <int>min(longest, <double>min(B, <Py_ssize_t>MAX_THREADS)))
@@ -63,8 +64,10 @@ cdef inline Patch whole_rows(const Problem *problem, Py_ssize_t b0, Py_ssize_t b
     return patch
 
 
-cdef inline Patch rows_of_task(const Problem *problem, int task, int tasks) noexcept nogil:
-    return whole_rows(problem, problem.time.B * task // tasks, problem.time.B * (task + 1) // tasks)
+cdef inline Patch rows_of_task(const Problem *problem, Py_ssize_t t, int task, int tasks) noexcept nogil:
+    """A task's share of the rows of step t."""
+    cdef Py_ssize_t B = active(&problem.time, t)
+    return whole_rows(problem, B * task // tasks, B * (task + 1) // tasks)
 
 
 cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noexcept nogil:
