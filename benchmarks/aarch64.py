@@ -4,8 +4,8 @@
     python benchmarks/aarch64.py tests/test_math.py   or whatever pytest is to be told
     python benchmarks/aarch64.py --build              no tests
 
-It runs on Debian 12. It needs the packages qemu-user and gcc-aarch64-linux-gnu, a Python with what `pyproject.toml` builds with, git, and the archives
-of packages: Python for aarch64 comes from Debian's, NumPy and pytest from Python's. Nothing is installed on this machine; all of it stands
+It runs on Debian 12. It needs the packages qemu-user and gcc-aarch64-linux-gnu, a Python with what `pyproject.toml` builds with, git, and
+the archives of packages: Python for aarch64 comes from Debian's, NumPy and pytest from Python's. Nothing is installed on this machine; all of it stands
 below ``--folder``, and what is there already is not fetched or built again. Nothing here measures speed: qemu translates instructions.
 
 What qemu cannot show: it runs aarch64's loads and stores in the order that this machine keeps, which on x86-64 is stricter than ARM's.
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "aarch64", help="where everything is put (%(default)s)")
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc", help="such as 'clang --target=aarch64-linux-gnu' (%(default)s)")
     parser.add_argument("--build", action="store_true", help="build only")
-    parser.add_argument("--jobs", type=int, default=1, help="so many runs of pytest beside each other (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="so many runs of pytest beside each other, of those of all files (%(default)s)")
     options, arguments = parser.parse_known_args()
     for tool in ("apt-get", "dpkg-deb", "git", "qemu-aarch64", shlex.split(options.compiler)[0]):
         if not shutil.which(tool):

@@ -436,28 +436,29 @@ def forward_pass(
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape._h, tape._c, tape._gates, tape._m = h, c, gates, m
-    out = None if last_only or pieces is None else pieces.room(P, dtype)
+    placed = None if last_only or pieces is None else pieces.room(P, dtype)
     bound = None
     if x.size:
-        vectors, tokens = vectors_or_tokens(x)
+        numbers, (vectors, tokens) = (cell.number, NONLINEARITIES[nonlinearity].number), vectors_or_tokens(x)
         arrays = vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m
-        ragged = () if pieces is None else (pieces.first, None, w_hr, False, pieces.place, given, out)
-        activation = NONLINEARITIES[nonlinearity].number
-        bound = kernels[dtype].forward(cell.number, activation, *arrays, *(ragged or (None, None, w_hr)))
+        if pieces is None:
+            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr)
+        else:
+            ragged = {"first": pieces.first, "place": pieces.place, "given": given, "out": placed}
+            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr, **ragged)
     for array in (h, c, gates, m):
         if array is not None and keep:
             array.setflags(write=False)
-    if pieces is None and not last_only:
-        out = h[1:]
+    out = h[1:] if pieces is None and not last_only else None
 
     def finish() -> Any:
         if pieces is None:
             return out, cell.state([history[T].copy() for history in histories]), tape if keep else None
-        if out is not None:
-            out.setflags(write=not keep)
-        return out, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape if keep else None
+        if placed is not None:
+            placed.setflags(write=not keep)
+        return placed, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape if keep else None
 
-    return bound, out if pieces is None else None, finish
+    return bound, out, finish
 
 
 def backward_pass(

@@ -1,8 +1,9 @@
 """Ragged batches: rows that end early, and rows whose state is set to zero on their way.
 
 A reset cuts a row in two: what follows is a sequence of its own, which starts from zero. So a batch consists of pieces, each with a row, a
-first step and a length. The kernels are given them packed (`_kernels/time.pxi`): the longest first, and step by step, without gaps. The
-work is that of the steps that are there, and what stands behind a row's end is never read.
+first step and a length. The kernels work on them packed (`_kernels/time.pxi`): the longest first, and step by step, without gaps. They
+pack x themselves, and write outputs and dx to where they belong. The work is that of the steps that are there, and what stands behind a
+row's end is never read.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Pieces:
 
     def __init__(self, T: int, lengths: Integers, resets: Bools | None) -> None:
         self.T, self.B, self.lengths, self.resets = T, len(lengths), lengths, resets
+        # `pieces.lay_out` says what they are
         self.count, self._idle, arrays = pieces.lay_out(T, lengths, None if resets is None else resets.view(np.uint8))
         self.first, self.place, self._packed, self._source, self._target, self._started, self._ended, self._ends = arrays
 

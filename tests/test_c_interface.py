@@ -117,6 +117,27 @@ def test_a_workspace_is_enough_however_rows_are_cut(calls, cell, threads):
             assert_results_same_bits(results_of(calls, problem, threads), problem.results(fastbptt))
 
 
+@pytest.mark.parametrize("cell", ["rnn-tanh", "lstm"])
+def test_a_workspace_is_enough_for_rows_without_steps(calls, cell):
+    """With resets they are no pieces at all: one piece in a batch of many rows, whose inputs are wide."""
+    for T, B, I, H in ((64, 64, 50, 6), (32, 32, 200, 1)):
+        for length in (1, T):
+            problem = random_problem(cell, T, B, I, H)
+            problem.options |= {"lengths": np.array([length] + [0] * (B - 1)), "resets": np.zeros((T, B), bool)}
+            assert_results_same_bits(results_of(calls, problem), problem.results(fastbptt))
+
+
+def test_a_workspace_grows_with_the_steps(calls):
+    """And no faster, however often states are reset."""
+    sizes = []
+    for T in (100, 400):
+        problem = random_problem("lstm", T, 16, 32, 32)
+        problem.options = {"resets": np.ones((T, 16), bool)}
+        fields = fields_of(problem)
+        sizes.append(calls.Call(**fields, **rooms_for_results(fields)).workspace_bytes(calls.CALLS["backward"]))
+    assert sizes[1] < 4 * sizes[0]
+
+
 @pytest.mark.parametrize(("clip", "kind"), [("value", 1), ("norm", 2)])
 def test_clipping_inside_the_backward_pass(calls, clip, kind):
     problem = random_problem("lstm")

@@ -261,7 +261,7 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
-    cdef Span span = any_span(problem, patch, &held)
+    cdef Span span = any_span(problem, patch, &held, problem.time.place != NULL)   # d_out's rows may be
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0

@@ -1,7 +1,7 @@
 # The time loop, forward. Time is taken in blocks, so that the recurrence finds in the cache what the projection has written.
 
 cdef enum:
-    PROJECTED_FIRST = 1 << 20      # bytes of `a`, at most, that are projected before all steps where tasks have parts of ragged steps
+    PROJECTED_FIRST = 1 << 20      # bytes of `a`, at most, that are projected before all steps of a ragged batch, step by step otherwise
 
 cdef struct Forward:
     Problem problem
@@ -12,7 +12,7 @@ cdef struct Forward:
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
     real *out                      # where h goes besides, while it is in the cache; or NULL
     Projection projection
-    bint projected                 # whether that is done for all steps
+    bint projected                 # whether it is done, for all steps
     Sharing sharing
     Watch watch
     Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL

@@ -128,11 +128,14 @@ cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept
     """dx = 0 before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
-    cdef Py_ssize_t t, b, row, I = problem.I
+    cdef Py_ssize_t t, b, row, held, I = problem.I
     if run.dx != NULL:
         for t in range(run.start, block.t0):
-            row = first_row(time, t) + block.b0
-            for b in range(rows_at(time, t, block.b0, block.b1)):
+            row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
+            if time.place == NULL:
+                memset(run.dx + row * I, 0, held * I * sizeof(real))
+                continue
+            for b in range(held):
                 memset(run.dx + place_of(time, row + b) * I, 0, I * sizeof(real))
 
 
@@ -257,18 +260,21 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
 
 
 cdef void collect_inputs(Gradients *run, const TimeBlock *block, int part, int parts, int worker) noexcept nogil:
-    """A part of a ragged block's dx: products for many rows at once, and each row from there to where it belongs."""
+    """A part of a ragged block's dx: products for many rows at once, and each row from there to where it belongs. A row alone, which may
+    be wider than the scratch memory, goes there directly.
+    """
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t N = problem.N, I = problem.I, K = rows_of_block(time, block), k = K * part // parts, end = K * (part + 1) // parts
     cdef Py_ssize_t most = max(1, min(<Py_ssize_t>GRADIENT_K, <Py_ssize_t>GRADIENT_SCRATCH // I)), held, i, t = block.t0
     cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
-    cdef real *found
+    cdef real *alone
     while k < end and not run.back.watch.stop:
         held = min(most, end - k)
-        found = scratch if held > 1 else run.dx + place_of(time, row_of_da(time, block, k, &t)) * I
-        add_input_gradient(block.da + k * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(found, 0, I), &run.back.watch, worker)
-        for i in range(held if held > 1 else 0):
+        alone = run.dx + place_of(time, row_of_da(time, block, k, &t)) * I
+        add_input_gradient(block.da + k * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(alone if held == 1 else scratch, 0, I),
+                           &run.back.watch, worker)
+        for i in range(held * (held > 1)):
             memcpy(run.dx + place_of(time, row_of_da(time, block, k + i, &t)) * I, scratch + i * I, I * sizeof(real))
         k += held
 

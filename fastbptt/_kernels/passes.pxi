@@ -33,7 +33,7 @@ cdef class BackwardPass(Pass):
 def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
             w_hr=None, bint again=False, place=None, given=None, out=None):
     """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are. With ``place``
-    (`time.pxi`) it fills x from those rows of ``given``, and those of ``out`` with the outputs, unless they are None.
+    (`time.pxi`), x is first filled from those rows of ``given``, and those of ``out`` with the outputs, unless they are None.
 
     ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before. ``again``: all of h is there already, and is only read.
     """
@@ -50,6 +50,10 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
         raise ValueError("weights: packed for another layer, or for other inputs")
     one.weights, run.weights, run.again = weights, &weights.at, again
     bind_place(&run.problem, views, place)
+    if given is not None:
+        if place is None:
+            raise ValueError("given: expected None without place")
+        view(views, "x", x, 3, WRITE)  # once more, as it is filled
     run.projection.given, run.projection.place = view_or_null(views, "given", given, 3, READ), run.problem.time.place
     run.out = view_or_null(views, "out", out, 3, WRITE)
     run.sharing.threads = thread_limit()
@@ -77,7 +81,7 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
     ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls. With
-    ``place`` (`time.pxi`), it looks at those rows of d_out and fills those of dx.
+    ``place`` (`time.pxi`), it looks at those rows of d_out and fills those of dx; not in several calls.
     """
     cdef BackwardPass one = BackwardPass.__new__(BackwardPass)
     cdef Gradients *run = &one.at

@@ -60,18 +60,19 @@ memset(&NO_SPAN, 0, sizeof(Span))
 
 cdef inline bint rows_touch(const Problem *problem, const Patch *patch) noexcept nogil:
     """Whether the patch's rows lie end to end in every array that a cell sees: then they are one span."""
-    cdef bint as_wide = problem.N == problem.H == problem.P and patch.u1 - patch.u0 == problem.H
-    return as_wide and problem.leak == NULL and problem.time.place == NULL
+    return problem.N == problem.H == problem.P and problem.leak == NULL and patch.u1 - patch.u0 == problem.H
 
 
-cdef inline Span any_span(const Problem *problem, const Patch *patch, Py_ssize_t *held) noexcept nogil:
-    """What the spans of the patch's first rows have in common, ``held`` of them; where they touch, it becomes 1."""
+cdef inline Span any_span(const Problem *problem, const Patch *patch, Py_ssize_t *held, bint apart=False) noexcept nogil:
+    """What the spans of the patch's first rows have in common, ``held`` of them; where they touch, it becomes 1, unless they are ``apart``
+    in another array.
+    """
     cdef Span span = NO_SPAN       # copied: GCC clears a struct by "rep stos", which took 7 ns, a twentieth of an LSTM's step of 8 units
     span.n = patch.u1 - patch.u0
     span.H = problem.H
     span.activation = problem.activation
     span.leak = problem.leak + patch.u0 if problem.leak != NULL else NULL
-    if rows_touch(problem, patch):
+    if rows_touch(problem, patch) and not apart:
         span.n *= held[0]
         held[0] = min(held[0], <Py_ssize_t>1)
     return span

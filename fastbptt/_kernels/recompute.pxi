@@ -24,7 +24,7 @@ cdef void recompute_all(Forward *run) noexcept nogil:
         parallel(recompute_products, run, run.sharing.tasks, run.sharing.workers, watch)
         if watch.stop:
             return
-        share(&run.sharing, work / problem.P, problem.time.B, 1)
+        share(&run.sharing, work / problem.P, active(&problem.time, run.t0), 1)
         run.by_units = run.sharing.tasks == 1   # rows are few: the cell's steps, too, can be shared by units
         if run.by_units:
             share(&run.sharing, work / problem.P, problem.H // LANES, 1)

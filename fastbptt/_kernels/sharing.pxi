@@ -32,7 +32,7 @@ cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t
     cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
     cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0)
     cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
-    cdef bint are_few = problem.time.B < few * tasks or B < FEW_ROWS * tasks
+    cdef bint are_few = problem.time.B < few * tasks or B < FEW_ROWS * tasks   # in all of a ragged batch, or here
     return tasks if are_few and <double>B * weights >= STEP_WORK * stages(problem) else 1
 
 

@@ -1,17 +1,17 @@
 # The layout of time: which rows of the batch are active at a step, and where they stand.
 #
 # Rows are sorted by length, the longest first, so those that are active at a step are the first of the batch. Arrays with a row for each
-# step and active row have no gaps: row b of step t is row first[t] + b of x, a, m, d_out and dx (PyTorch's PackedSequence). In a rectangle,
+# step and active row have no gaps: row b of step t is row first[t] + b of x, a and m (PyTorch's PackedSequence). In a rectangle,
 # where all rows are equally long, first[t] = t * B, and no such numbers are stored.
 #
-# An array of the caller's may have its own order: out, d_out and dx have row r in place[r].
+# Arrays of the caller's may have an order of their own: out, d_out, dx, and what x is filled from. There row r is row place[r].
 #
 # The states before step t are slot t of their history. Slot 0, the initial states, has all B rows; slot t + 1 has those of step t.
 
 cdef struct Time:
     Py_ssize_t T, B
     const Py_ssize_t *first        # (T + 1,), or NULL for a rectangle
-    const int64_t *place           # (first[T],): the rows' places in out, d_out and dx; or NULL: those that they have everywhere
+    const int64_t *place           # (first[T],), of all rows in the caller's arrays; or NULL: the same as everywhere
 
 
 cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
@@ -20,7 +20,7 @@ cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
 
 
 cdef inline Py_ssize_t place_of(const Time *time, Py_ssize_t row) noexcept nogil:
-    """In out, d_out and dx."""
+    """In the caller's arrays."""
     return row if time.place == NULL else time.place[row]
 
 

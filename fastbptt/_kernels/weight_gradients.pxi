@@ -118,13 +118,14 @@ cdef inline vec column_sum(const bint whole, const real *a, Py_ssize_t row, Py_s
 cdef void add_input_gradient(const real *dA, Py_ssize_t N, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t i0, Py_ssize_t i1, Panels W,
                              Py_ssize_t I, const real *zeros, Rows dS, Watch *watch, int worker) noexcept nogil:
     """dS (K, I) = dA (K, N) W for rows i0..i1 of each ``inner``, GRADIENT_K rows at a time."""
-    cdef Py_ssize_t o = 0, i, step = max(1, GRADIENT_K // inner)
+    cdef Py_ssize_t o = 0, i, step = max(1, GRADIENT_K // inner), blocks, held
     while o < outer:
         i = i0
         while i < i1:
-            if interrupted(watch, worker, <double>GRADIENT_K * N * I):
+            blocks, held = min(step, outer - o), min(i1 - i, <Py_ssize_t>GRADIENT_K)
+            if interrupted(watch, worker, <double>blocks * held * N * I):
                 return
-            product(min(step, outer - o), min(i1 - i, <Py_ssize_t>GRADIENT_K), I, N, rows(dA + (o * inner + i) * N, inner * N, N), 1, W,
+            product(blocks, held, I, N, rows(dA + (o * inner + i) * N, inner * N, N), 1, W,
                     rows(zeros, 0, 0), rows(dS.at + o * dS.outer + i * dS.inner, dS.outer, dS.inner))
             i += GRADIENT_K
         o += step

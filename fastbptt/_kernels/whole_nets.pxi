@@ -12,7 +12,7 @@ cdef struct Order:                 # a net's rows or, where states are reset, th
     const int64_t *lengths         # (B,), or NULL
     Py_ssize_t steps               # of the batch: how long a row is without a length of its own
     Py_ssize_t *first              # (T + 1,), as `Time` has it
-    int64_t *place                 # (T * B,), too: of a net by itself
+    int64_t *place                 # (T * B,), as `Time` has it, in the arrays of one net; not of nets that go side by side
     Py_ssize_t *next               # (T + 1,), scratch
     Py_ssize_t count, T
     bint ragged                    # or else all have all steps, and nothing is packed
@@ -185,6 +185,7 @@ cdef inline bint ends_its_row(const Order *order, Py_ssize_t i, Py_ssize_t lengt
 
 
 cdef void use_order(Problem *net, const Order *order) noexcept nogil:
+    """Lay out the net's time, and say where its rows stand in the caller's arrays."""
     cdef Py_ssize_t t, i, B = net.time.B
     if order.ragged:
         for t in range(order.T):
@@ -203,13 +204,14 @@ cdef inline Py_ssize_t steps_of_piece(const Order *order, Py_ssize_t i, Py_ssize
 cdef void pack_inputs(Problem *net, real *x, int64_t *tokens) noexcept nogil:
     """Those of the rows that are there, without gaps."""
     cdef Py_ssize_t row
-    for row in range(first_row(&net.time, net.time.T)):
-        if net.x != NULL:
-            memcpy(x + row * net.I, net.x + net.time.place[row] * net.I, net.I * sizeof(real))
-        else:
+    if net.x == NULL:
+        for row in range(first_row(&net.time, net.time.T)):
             tokens[row] = net.tokens[net.time.place[row]]
-    net.x = x if net.x != NULL else NULL
-    net.tokens = tokens if net.x == NULL else NULL
+        net.tokens = tokens
+    else:
+        for row in range(first_row(&net.time, net.time.T)):
+            memcpy(x + row * net.I, net.x + net.time.place[row] * net.I, net.I * sizeof(real))
+        net.x = x
 
 
 cdef void lay_out_inputs(const Problem *net, Order *order, real **x, int64_t **tokens, Space *space) noexcept nogil:
@@ -346,34 +348,34 @@ cdef void size_net_backward(NetBackward *task, const Fleet *fleet, Py_ssize_t k)
 
 
 cdef void lay_out_packed(void *call, Space *space) noexcept nogil:
-    """What is packed of a net with lengths, and comes before all else."""
+    """What is packed of a net with lengths or resets, and comes before all else."""
     cdef NetBackward *task = <NetBackward *>call
     cdef const Problem *net = &task.run.back.problem
-    cdef Py_ssize_t places = task.fleet.places
     if not may_be_ragged(task.fleet):
         return
-    lay_out_order(&task.order, net.time.T, places, task.fleet.resets != NULL, space)
+    lay_out_order(&task.order, net.time.T, task.fleet.places, task.fleet.resets != NULL, space)
     lay_out_inputs(net, &task.order, &task.x, &task.tokens, space)
-    task.dh = take(space, places * net.P)
-    task.dc = take(space, places * net.H)
+    task.dh = take(space, task.fleet.places * net.P)
+    task.dc = take(space, task.fleet.places * net.H)
 
 
 cdef size_t room_for_net_backward(const Fleet *fleet) noexcept nogil:
     """Whatever the lengths: then groups of rows and blocks of time are other ones, and none is longer than this."""
     cdef NetBackward task
     cdef Gradients *run = &task.run
-    cdef size_t grouped, ungrouped
+    cdef size_t packed, grouped, ungrouped
     cdef Py_ssize_t any_step
     size_net_backward(&task, fleet, 0)
     plan_backward(run)
     if not may_be_ragged(fleet):
         return bytes_of(lay_out_backward, run)
+    packed = bytes_of(lay_out_packed, &task)               # of the rectangle; what follows is of its pieces
     run.held_rows, run.back.problem.time.first, run.back.problem.time.B = BACKWARD_ROWS + fleet.places, &any_step, fleet.places
     run.groups = 1
     ungrouped = bytes_of(lay_out_backward, run)
     run.groups = MAX_GROUPS
     grouped = bytes_of(lay_out_backward, run)
-    return bytes_of(lay_out_packed, &task) + max(grouped, ungrouped)
+    return packed + max(grouped, ungrouped)
 
 
 cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
