@@ -220,7 +220,8 @@ class Environment:
     def __init__(self, folder, python, wheel, requirements, programs):
         must(python, "-m", "venv", folder)
         self.python = folder / "bin" / "python"
-        ours = {name for name in os.environ if name in ("CC", "PYTHONPATH") or name.startswith("FASTBPTT_")}
+        # what is this shell's; OPENBLAS_CORETYPE would have NumPy run a processor's instructions that qemu's has not
+        ours = {name for name in os.environ if name in ("CC", "PYTHONPATH") or name.startswith(("FASTBPTT_", "OPENBLAS_"))}
         self.variables = {name: value for name, value in os.environ.items() if name not in ours}
         self.variables["PATH"] = f"{folder / 'bin'}{os.pathsep}{programs}"
         must(self.python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel, *requirements, env=self.variables)
