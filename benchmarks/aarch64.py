@@ -5,8 +5,9 @@
     python benchmarks/aarch64.py --build              no tests
 
 It runs on Debian 12. It needs the packages qemu-user and gcc-aarch64-linux-gnu, a Python with what `pyproject.toml` builds with, git, and
-the archives of packages: Python for aarch64 comes from Debian's, NumPy and pytest from Python's. Nothing is installed on this machine; all of it stands
-below ``--folder``, and what is there already is not fetched or built again. Nothing here measures speed: qemu translates instructions.
+the archives of packages: Python for aarch64 comes from Debian's, NumPy and pytest from Python's. Nothing is installed on this machine; all
+of it stands below ``--folder``, and what is there already is not fetched or built again. Nothing here measures speed: qemu translates
+instructions.
 
 What qemu cannot show: it runs aarch64's loads and stores in the order that this machine keeps, which on x86-64 is stricter than ARM's.
 """
@@ -129,7 +130,7 @@ def build(system, tree, compiler):
 
 
 def test(python, tree, arguments, jobs):
-    """One file after the other, at each level, or as ``arguments`` say; how many runs of pytest failed."""
+    """File by file, at each level, ``jobs`` of them at a time; or as ``arguments`` say. How many runs of pytest failed."""
     command = [str(python), "-m", "pytest", "-q", "-rfE", "--tb=short"]
     environment = os.environ | MODEST
     if arguments:

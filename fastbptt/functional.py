@@ -427,6 +427,7 @@ def forward_pass(
         histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
+        placed = None if last_only or pieces is None else pieces.room(P, dtype)
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
     for history, part in zip(histories, initial):
@@ -436,7 +437,6 @@ def forward_pass(
             history[0] = 0 if part is None else part
     h, c = histories[0], histories[1] if len(histories) == 2 else None
     tape._h, tape._c, tape._gates, tape._m = h, c, gates, m
-    placed = None if last_only or pieces is None else pieces.room(P, dtype)
     bound = None
     if x.size:
         numbers, (vectors, tokens) = (cell.number, NONLINEARITIES[nonlinearity].number), vectors_or_tokens(x)
@@ -503,7 +503,7 @@ def backward_pass(
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         first, place = (None, None) if pieces is None else (pieces.first, pieces.place)
         results = dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
-        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, *results, first, *clip, carry, w_hr, dw_hr, None, place)
+        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, *results, first, *clip, carry, w_hr, dw_hr, place=place)
 
     def finish() -> Gradients:
         d_state = d_initial

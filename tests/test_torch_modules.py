@@ -28,6 +28,7 @@ from fastbptt._kernels.borrowed import Borrowed  # noqa: E402
 from fastbptt.torch import function, gate, modules  # noqa: E402
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning"),  # PyTorch's own forward mode uses it, and warns from 2.14 on
     pytest.mark.one_level,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),

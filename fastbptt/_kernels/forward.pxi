@@ -28,6 +28,7 @@ cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept 
     run.weights = weights
     run.projection.rows = first_row(&problem.time, problem.time.T)
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
+    run.projection.place = problem.time.place
     run.projection.weights = weights.input
     run.projection.sharing = run.sharing
     run.projection.watch = &run.watch

@@ -54,7 +54,7 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
         if place is None:
             raise ValueError("given: expected None without place")
         view(views, "x", x, 3, WRITE)  # once more, as it is filled
-    run.projection.given, run.projection.place = view_or_null(views, "given", given, 3, READ), run.problem.time.place
+    run.projection.given = view_or_null(views, "given", given, 3, READ)
     run.out = view_or_null(views, "out", out, 3, WRITE)
     run.sharing.threads = thread_limit()
     if run.problem.w_hr != NULL or again:

@@ -264,7 +264,7 @@ cdef void forward_of_net(void *context, int k, int worker) noexcept nogil:
         sort_rows_of_net(&task.order, lengths_of_net(fleet, k), fleet.resets, T, B)
         use_order(net, &task.order)
         if task.order.ragged and net.x != NULL:
-            run.projection.given, run.projection.place, net.x = net.x, task.order.place, task.x
+            run.projection.given, net.x = net.x, task.x
         elif task.order.ragged:
             pack_inputs(net, task.x, task.tokens)
     if not has_gates(net):
