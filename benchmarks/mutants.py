@@ -55,6 +55,7 @@ TESTS = {
     "factorisation.pxi": ["exact_products", "jacobians", "lyapunov"],
     "fleet.pxi": ["fleet"],
     "gather.pxi": ["ragged", "stacks", "bounds"],
+    "interleave.h": ["gradients", "fleet"],
     "jvp.pxi": ["jvp", "bounds"],
     "lanes.h": ["fleet"],
     "linear.pxi": ["layers", "bounds", "bits"],

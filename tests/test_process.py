@@ -277,22 +277,23 @@ def test_ctrl_c_within_half_a_second(name):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    try:
-        for threads in (1, 2):
-            assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
-            time.sleep(0.15)
-            child.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            sent = processor_time(child.pid)
-            child.send_signal(signal.SIGINT)
-            child.send_signal(signal.SIGCONT)
-            interrupted = child.stdout.readline()
-            assert interrupted, child.stderr.read()[-3000:]
-            assert float(interrupted) - sent <= 0.5 * threads, f"{threads} threads"
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 0, out + err[-3000:]
+    with child:
+        try:
+            for threads in (1, 2):
+                assert child.stdout.readline() == "ready\n", child.stderr.read()[-3000:]
+                time.sleep(0.15)
+                child.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                sent = processor_time(child.pid)
+                child.send_signal(signal.SIGINT)
+                child.send_signal(signal.SIGCONT)
+                interrupted = child.stdout.readline()
+                assert interrupted, child.stderr.read()[-3000:]
+                assert float(interrupted) - sent <= 0.5 * threads, f"{threads} threads"
+            out = child.stdout.read()  # `communicate` would miss what has come with an earlier line
+            assert child.wait(timeout=60) == 0, out + child.stderr.read()[-3000:]
+        finally:
+            child.kill()
     assert out == "and on\n"
 
 

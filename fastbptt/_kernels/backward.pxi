@@ -194,7 +194,7 @@ cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_
     cdef Rows dh = rows(run.dh + patch.b0 * P + patch.p0, 0, P)
     cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
     # reverse of: a_{t+1} += h_t W_hh^T
-    product(1, held, patch.p1 - patch.p0, N, da, 1, panels_from(run.w_hh, patch.p0 // LANES), dh, dh)
+    product_of_step(t, 1, held, patch.p1 - patch.p0, N, da, panels_from(run.w_hh, patch.p0 // LANES), dh, dh)
 
 
 cdef void scale_carried(const Backward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

@@ -146,28 +146,30 @@ cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcep
     cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
     cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * problem.P, 0, problem.P)
     cdef Rows m = rows(problem.m + row * problem.H if problem.m != NULL else NULL, 0, problem.H)
-    add_recurrent(run.weights, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
+    add_recurrent(run.weights, t, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
                   rows(run.weights.m_bias, 0, 0), m)
     step_forward(run, t, patch, held)
 
 
-cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t u0, Py_ssize_t u1, Rows h, Rows a,
-                           Rows m_init, Rows m) noexcept nogil:
+cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t t, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t u0, Py_ssize_t u1,
+                           Rows h, Rows a, Rows m_init, Rows m) noexcept nogil:
     """a += h W_hh^T, for units u0..u1 of each gate; where the reset comes after it, m = m_init + h W_hh^T. Gates whose panels touch are
-    one product.
+    one product. Step t begins with the gate that step t - 1 has ended with, as `product_of_step` does with panels.
     """
-    cdef Py_ssize_t H = weights.H, P = weights.P, units = u1 - u0
-    cdef Py_ssize_t gate = 0, summed = weights.input.N // H - weights.reset_after
+    cdef Py_ssize_t H = weights.H, P = weights.P, units = u1 - u0, gates = weights.input.N // H, summed = gates - weights.reset_after
     cdef Py_ssize_t together = summed if gates_touch(H) or units == ceil_div(H, LANES) * LANES else 1
+    cdef Py_ssize_t products = summed // together + weights.reset_after, n, gate
+    cdef Panels w
     cdef Rows of_gate
-    while gate < summed:
-        of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
-        product(outer, inner, together * units, P, h, 1, panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES),
-                of_gate, of_gate)
-        gate += together
-    if weights.reset_after:
-        product(outer, inner, units, P, h, 1, panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES),
-                rows(m_init.at + u0, m_init.outer, m_init.inner), rows(m.at + u0, m.outer, m.inner))
+    for n in range(products):
+        gate = together * (products - 1 - n if t & 1 else n)
+        w = panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES)
+        if gate < summed:
+            of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
+            product_of_step(t, outer, inner, together * units, P, h, w, of_gate, of_gate)
+        else:
+            product_of_step(t, outer, inner, units, P, h, w, rows(m_init.at + u0, m_init.outer, m_init.inner),
+                            rows(m.at + u0, m.outer, m.inner))
 
 
 cdef void step_forward(const Forward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:

@@ -160,9 +160,9 @@ cdef void add_up_steps(const Jvp *run, Py_ssize_t t, Py_ssize_t steps, Py_ssize_
     if run.w_hh_dot == NULL and not problem.reset_after:
         return
     if held < B and steps > held:
-        add_recurrent(&run.changes, held, steps, 0, H, rows(h, P, B * P), rows(a.at, N, width * N), m_init, rows(m.at, H, width * H))
+        add_recurrent(&run.changes, 0, held, steps, 0, H, rows(h, P, B * P), rows(a.at, N, width * N), m_init, rows(m.at, H, width * H))
     else:
-        add_recurrent(&run.changes, steps, held, 0, H, rows(h, B * P, P), a, m_init, m)
+        add_recurrent(&run.changes, 0, steps, held, 0, H, rows(h, B * P, P), a, m_init, m)
 
 
 # --- The time loop ----------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ cdef void recur_jvp(const Jvp *run, Py_ssize_t t, const Patch *patch, Py_ssize_t
     cdef Span span
     if problem.w_hr != NULL:
         h, h_dot, width = run.shown, run.shown_dot, H
-    add_recurrent(&run.weights, 1, held, patch.u0, patch.u1, rows(run.h_dot + (before + patch.b0) * P, 0, P), rows(a_dot, 0, problem.N),
+    add_recurrent(&run.weights, t, 1, held, patch.u0, patch.u1, rows(run.h_dot + (before + patch.b0) * P, 0, P), rows(a_dot, 0, problem.N),
                   m, m)
     span = any_span(problem, patch, &held)
     for b in range(patch.b0, patch.b0 + held):

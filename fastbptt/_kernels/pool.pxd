@@ -5,9 +5,11 @@ ctypedef void (*Part)(void *context, Py_ssize_t step, int part, int worker) noex
 
 cdef struct Watch:
     int stop      # set once Ctrl-C has come: tasks return early
-    double work   # multiply-adds since signals were last looked at
-    const Watch *above    # that of the call which this one is a part of, or NULL
     bint deaf     # signals are not looked at: the caller may be no Python thread, and has not said that the GIL can be had
+    const Watch *above    # that of the call which this one is a part of, or NULL
+    char apart[64]        # worker 0 writes what comes now, at every step, and others read all around it: in other lines of the cache
+    double work   # multiply-adds since signals were last looked at
+    char behind[64]
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef Py_ssize_t atomic_llong

@@ -41,8 +41,9 @@ cdef extern from "<stdatomic.h>" nogil:
     int atomic_fetch_sub(atomic_int *value, int subtrahend)
     bint atomic_compare_exchange_strong(atomic_llong *value, long long *expected, long long desired)
     long long load_wide "atomic_load"(atomic_llong *value)
-    long long add_wide "atomic_fetch_add"(atomic_llong *value, long long addend)
-    void store_wide "atomic_store"(atomic_llong *value, long long desired)
+    ctypedef enum memory_order:
+        memory_order_release
+    void atomic_store_explicit(atomic_llong *value, long long desired, memory_order order)
 
 cdef extern from *:
     """
@@ -227,13 +228,13 @@ cdef struct Slot:                  # a cache line of its own, lest counters slow
     char padding[56]
 
 cdef struct Chain:
+    Slot started[MAX_PARTS]        # steps of each part that have been taken
+    Slot done[MAX_PARTS]           # ... and that are done
     Part run
     void *context
     Py_ssize_t steps
     int parts
     Watch *watch
-    Slot started[MAX_PARTS]        # steps of each part that have been taken
-    Slot done                      # parts done, of all steps
 
 
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
@@ -251,15 +252,13 @@ cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, W
 cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
     cdef Chain *chain = <Chain *>context
     cdef Py_ssize_t step
-    cdef long long goal
     cdef int spins, patience = PATIENCE
-    for step in range(load_wide(&chain.done.count) // chain.parts, chain.steps):
+    for step in range(steps_done(chain), chain.steps):
         if chain.watch.stop:
             return
         take_part(chain, step, task, worker)
-        goal = (step + 1) * chain.parts
         spins = 0
-        while load_wide(&chain.done.count) < goal:
+        while steps_done(chain) <= step:
             if chain.watch.stop:
                 return
             spins += 1
@@ -271,15 +270,28 @@ cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
                 spin_pause()
 
 
+cdef inline Py_ssize_t steps_done(Chain *chain) noexcept nogil:
+    """By all parts. None is more than a step ahead of another."""
+    cdef Py_ssize_t done = chain.steps
+    cdef int part
+    for part in range(chain.parts):
+        done = min(done, <Py_ssize_t>load_wide(&chain.done[part].count))
+    return done
+
+
 cdef bint take_part(Chain *chain, Py_ssize_t step, int part, int worker) noexcept nogil:
-    """Do a part of a step, unless another thread has taken it."""
+    """Do a part of a step, unless another thread has taken it.
+
+    That it is done is said in a line of memory that nobody else writes to, and without waiting for that line to come back from those who
+    read it: the next step would begin so much later.
+    """
     cdef long long expected = step
     if load_wide(&chain.started[part].count) != step:
         return False
     if not atomic_compare_exchange_strong(&chain.started[part].count, &expected, step + 1):
         return False
     chain.run(chain.context, step, part, worker)
-    add_wide(&chain.done.count, 1)
+    atomic_store_explicit(&chain.done[part].count, step + 1, memory_order_release)
     return True
 
 
@@ -294,7 +306,7 @@ cdef bint take_others_parts(Chain *chain, Py_ssize_t step, int own, int worker) 
 
 cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil:
     """So many steps are done."""
-    store_wide(&progress.steps, steps)
+    atomic_store_explicit(&progress.steps, steps, memory_order_release)
 
 
 cdef void wait_for(Progress *progress, Py_ssize_t steps, Watch *watch) noexcept nogil:

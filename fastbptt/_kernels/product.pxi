@@ -55,6 +55,7 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t d) noexcept nogil:
 cdef enum:
     CACHE_LINE = 64        # bytes
     LONG_SUM = 64          # terms that take longer than fetching what comes next
+    MOST_LANES = 16        # at any level
 
 
 cdef inline Py_ssize_t panel_stride(Py_ssize_t K) noexcept nogil:
@@ -90,16 +91,25 @@ cdef inlined product(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_
     Taken apart here: a structure that is passed by value is copied in larger pieces than it has been written in, and waited for.
     """
     all_tiles(outer, inner, N, K, A.at, A.outer, A.inner, a_k, B.at, B.row, B.panel, init.at, init.outer, init.inner,
-              C.at, C.outer, C.inner)
+              C.at, C.outer, C.inner, 0)
+
+
+cdef inlined product_of_step(Py_ssize_t t, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K,
+                             Rows A, Panels B, Rows init, Rows C) noexcept nogil:
+    """The same with the panels of a loop over t: every other step goes through them from the last to the first, and so begins with those
+    that the step before has left in the cache.
+    """
+    all_tiles(outer, inner, N, K, A.at, A.outer, A.inner, 1, B.at, B.row, B.panel, init.at, init.outer, init.inner,
+              C.at, C.outer, C.inner, t & 1)
 
 
 cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t a_outer, Py_ssize_t a_inner,
                     Py_ssize_t a_k, const real *b, Py_ssize_t b_row, Py_ssize_t b_panel, const real *init, Py_ssize_t init_outer,
-                    Py_ssize_t init_inner, real *c, Py_ssize_t c_outer, Py_ssize_t c_inner) noexcept nogil:
+                    Py_ssize_t init_inner, real *c, Py_ssize_t c_outer, Py_ssize_t c_inner, bint back) noexcept nogil:
     """The product. A group of panels stays in the cache while all rows pass by. Rows and panels are dealt out evenly, so that no tile is
     left with one row or one vector where its neighbours have four: 9 rows are 3 + 3 + 3.
     """
-    cdef Py_ssize_t o, i, i_end, j, j_end, tiles, groups, g, m
+    cdef Py_ssize_t o, i, i_end, j, j_end, tiles, groups, n, g, m
     cdef bint stream = is_stream(init, c, K)
     cdef Py_ssize_t vectors = ceil_div(N, LANES)
     cdef const real *start = NULL
@@ -115,7 +125,8 @@ cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t
         return
     tiles = ceil_div(inner, TILE_ROWS)
     groups = ceil_div(vectors, tile_vectors(<int>ceil_div(inner, tiles)))
-    for g in range(groups):
+    for n in range(groups):
+        g = groups - 1 - n if back else n
         j = vectors * g // groups
         j_end = vectors * (g + 1) // groups
         last = <int>min(LANES, N - (j_end - 1) * LANES)    # columns of the last vector
@@ -123,7 +134,7 @@ cdef void all_tiles(Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t N, Py_ssize_t
             i = 0
             for m in range(tiles):
                 i_end = inner * (m + 1) // tiles
-                if g == 0 and stream:
+                if n == 0 and stream:
                     prefetch_rows(a + o * a_outer + i_end * a_inner, a_inner, min(inner, i_end + TILE_ROWS) - i_end, K)
                 if init != NULL:
                     start = init + o * init_outer + i * init_inner + j * LANES
@@ -171,18 +182,9 @@ cdef inlined pack_rows_by(const int width, Rows source, Py_ssize_t inner, Py_ssi
 
 cdef void pack_transposed(const real *source, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t N, real *packed, Py_ssize_t panel) noexcept nogil:
     """Panels of LANES columns of the transpose of an (N, K) matrix with rows ``ld`` apart; missing columns are 0."""
-    cdef Py_ssize_t p, n, k, filled
-    cdef int i
-    cdef real *to
+    cdef const real *columns[MOST_LANES]
+    cdef Py_ssize_t p, n
     for p in range(ceil_div(N, LANES)):
-        n = p * LANES
-        filled = min(LANES, N - n)
-        to = packed + p * panel
-        if filled == LANES:
-            for k in range(K):
-                for i in range(LANES):
-                    to[k * LANES + i] = source[(n + i) * ld + k]
-        else:
-            for k in range(K):
-                for i in range(LANES):
-                    to[k * LANES + i] = source[(n + i) * ld + k] if i < filled else 0
+        for n in range(p * LANES, (p + 1) * LANES):
+            columns[n - p * LANES] = source + n * ld if n < N else NULL
+        interleave(columns, K, packed + p * panel)

@@ -49,7 +49,7 @@ cdef void recompute_products(void *context, int task, int worker) noexcept nogil
             t = row // time.B
         project(&run.projection, row, 1, 0, n)
         before = slot(time, t) + row - first_row(time, t)
-        add_recurrent(run.weights, 1, n, 0, problem.H, rows(problem.h + before * problem.P, 0, problem.P),
+        add_recurrent(run.weights, 0, 1, n, 0, problem.H, rows(problem.h + before * problem.P, 0, problem.P),
                       rows(problem.a + row * problem.N, 0, problem.N), rows(run.weights.m_bias, 0, 0),
                       rows(problem.m + row * problem.H if problem.m != NULL else NULL, 0, problem.H))
         row += n

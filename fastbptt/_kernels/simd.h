@@ -64,6 +64,7 @@ typedef int64_t bits;
 #define VECTOR_MASKS 0
 #endif
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 
 #if VECTOR_MASKS
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-"""What the kernels use of ``simd.h``, ``tile.h`` and ``lanes.h``; there, the types are explained.
+"""What the kernels use of ``simd.h``, ``tile.h``, ``interleave.h`` and ``lanes.h``; there, the types are explained.
 
 ``real`` and ``vec`` are nominal here: C knows their true widths, and writes ``+``, ``*`` and ``/`` on a ``vec`` lane by lane.
 """
@@ -32,10 +32,13 @@ cdef extern from "tile.h" nogil:
                   Py_ssize_t b_panel, const real *init, Py_ssize_t init_row, real *c, Py_ssize_t c_row, int last, bint stream)
 
 
+cdef extern from "interleave.h" nogil:
+    void interleave(const real **rows, Py_ssize_t n, real *lanes)
+    void deinterleave(const real *lanes, Py_ssize_t n, real **rows)
+
+
 cdef extern from "lanes.h" nogil:
     vec where_above(vec numbers, real limit, vec yes, vec no)
-    void interleave(const real **nets, Py_ssize_t n, real *lanes)
-    void deinterleave(const real *lanes, Py_ssize_t n, real **nets)
     void lane_product(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t a_row, Py_ssize_t a_k, const real *b,
                       Py_ssize_t b_k, Py_ssize_t b_column, const real *init, Py_ssize_t init_row, Py_ssize_t init_column, real *c,
                       Py_ssize_t c_row, Py_ssize_t c_column)

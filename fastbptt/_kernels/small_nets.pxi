@@ -13,7 +13,6 @@
 
 cdef enum:
     SMALL_VECTORS = 2              # a net with fewer vectors of units than that is small, if they are not whole vectors
-    MOST_LANES = 16                # at any level
     SMALL_BLOCK = 256              # (step, row) pairs in a block, at most, unless a step has more,
     SMALL_BLOCK_DA = 2048          # and vectors of da, at most
 

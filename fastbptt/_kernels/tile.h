@@ -21,7 +21,6 @@
 #endif
 
 /* How many vectors a tile of R rows may have: with more than two rows, a k's vectors and one broadcast stay in registers too. */
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define TILE_VECTORS(R) LEAST(8, LEAST(ACCUMULATORS / (R), (R) > 2 ? (REGISTERS - 1) / ((R) + 1) : 8))
 
 static inline int tile_vectors(int r) { return TILE_VECTORS(r); }

@@ -60,8 +60,11 @@ cdef void pack_sequence(const Sequence *S, Py_ssize_t n, Py_ssize_t k, Py_ssize_
 
 cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequence S, Py_ssize_t N, Py_ssize_t panel0, Py_ssize_t panel1,
                               real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
-    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk."""
+    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk, but for dA
+    where no tile would read it twice.
+    """
     cdef Py_ssize_t n = panel0 * LANES, n_end = min(N, panel1 * LANES), k, m, columns, chunk, strip
+    cdef bint narrow = n_end - n <= tile_vectors(TILE_ROWS) * LANES
     cdef real *slivers = scratch
     cdef Panels B
     B.at = scratch + GRADIENT_K * GRADIENT_ROWS
@@ -76,8 +79,11 @@ cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequen
             m = 0
             while m < M:
                 strip = min(M - m, <Py_ssize_t>GRADIENT_ROWS)
-                pack_rows(rows(dA + m, 0, M), K, k, chunk, strip, TILE_ROWS, slivers, chunk * TILE_ROWS)
-                add_strip(strip, columns, chunk, slivers, B, dW + m * N + n, N)
+                if narrow:
+                    product(1, strip, columns, chunk, rows(dA + k * M + m, 0, 1), M, B, rows(NULL, 0, 0), rows(dW + m * N + n, 0, N))
+                else:
+                    pack_rows(rows(dA + m, 0, M), K, k, chunk, strip, TILE_ROWS, slivers, chunk * TILE_ROWS)
+                    add_strip(strip, columns, chunk, slivers, B, dW + m * N + n, N)
                 if interrupted(watch, worker, <double>chunk * strip * columns):
                     return
                 m += strip
@@ -99,12 +105,30 @@ cdef void add_column_sums(const real *dA, Py_ssize_t M, Py_ssize_t K, Py_ssize_t
     while k < K:
         chunk = next_chunk(K - k)
         m = m0
+        while m + 4 * LANES <= m1:
+            add_sums_of_four(dA + k * M + m, M, chunk, db + m)
+            m += 4 * LANES
         while m + LANES <= m1:
             store(db + m, load(db + m) + column_sum(1, dA + k * M + m, M, chunk, LANES))
             m += LANES
         if m < m1:
             store_part(db + m, load_part(db + m, m1 - m) + column_sum(0, dA + k * M + m, M, chunk, m1 - m), m1 - m)
         k += chunk
+
+
+cdef inlined add_sums_of_four(const real *a, Py_ssize_t row, Py_ssize_t K, real *db) noexcept nogil:
+    """Four vectors of columns at a time: a sum by itself would wait for each of its additions."""
+    cdef vec s0 = broadcast(0), s1 = s0, s2 = s0, s3 = s0
+    cdef Py_ssize_t k
+    for k in range(K):
+        s0 = s0 + load(a + k * row)
+        s1 = s1 + load(a + k * row + LANES)
+        s2 = s2 + load(a + k * row + 2 * LANES)
+        s3 = s3 + load(a + k * row + 3 * LANES)
+    store(db, load(db) + s0)
+    store(db + LANES, load(db + LANES) + s1)
+    store(db + 2 * LANES, load(db + 2 * LANES) + s2)
+    store(db + 3 * LANES, load(db + 3 * LANES) + s3)
 
 
 cdef inline vec column_sum(const bint whole, const real *a, Py_ssize_t row, Py_ssize_t K, Py_ssize_t n) noexcept nogil:

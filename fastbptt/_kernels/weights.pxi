@@ -111,7 +111,8 @@ cdef void lay_out_forward(void *call, Space *space) noexcept nogil:
 cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_hh, const real *w_hr, const real *b_ih,
                        const real *b_hh, int threads, Watch *watch) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product. A NULL bias is 0."""
-    cdef Py_ssize_t H = packed.H, P = packed.P, gate = 0, n, summed = packed.input.N - packed.reset_after * H, together
+    cdef Py_ssize_t H = packed.H, P = packed.P, gate = 0, n, summed = packed.input.N - packed.reset_after * H
+    cdef Py_ssize_t together = summed // H if gates_touch(H) else 1 if H % LANES else packed.input.N // H  # gates without a gap
     cdef real *bias = packed.input.bias
     pack_input(&packed.input, w_ih, b_ih, threads, watch)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
@@ -120,8 +121,8 @@ cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_h
             bias[n] = bias[n] + b_hh[n] if b_ih != NULL else b_hh[n]
         memcpy(packed.m_bias, b_hh + summed, packed.reset_after * H * sizeof(real))
     while gate * H < packed.input.N:
-        together = summed // H if gates_touch(H) and gate == 0 else 1
-        pack_by_threads(w_hh + gate * H * P, P, together * H, 1, panels_from(packed.w_hh, panel_of_gate(packed, gate)), threads, watch)
+        pack_by_threads(w_hh + gate * H * P, P, min(together * H, packed.input.N - gate * H), 1,
+                        panels_from(packed.w_hh, panel_of_gate(packed, gate)), threads, watch)
         gate += together
     if packed.w_hr.N:
         pack_input(&packed.w_hr, w_hr, NULL, threads, watch)
