@@ -4,8 +4,9 @@ Rows shared (WORK_PER_TASK in pool.pyx): forward passes of growing length, which
 back to back, when a helper still spins, and after a rest, when it sleeps. The time on two threads beyond half the time on one is the cost
 of dispatch; the work that one thread does in twice that time is the least worth dividing, and it is to be about 2 * WORK_PER_TASK.
 
-Units shared (STEP_WORK in sharing.pxi): single rows through layers of growing width, whose threads meet at every step. The least width
-with a speed-up above 1 is the threshold.
+Units shared (STEP_GAIN in sharing.pxi): single rows through layers of growing width, whose threads meet at every step, as if that cost
+nothing; and what it costs, as the pool has measured it. The least width with a speed-up above 1 is the threshold: there a step on one thread
+takes 2 * STEP_GAIN times as long as it costs to meet.
 
 Elements shared (ROOT_WORK in optimisers.pxi): RMSprop's steps on growing arrays, of as many multiply-adds an element as its square root and
 division are worth.
@@ -21,6 +22,7 @@ import numpy as np
 from grid import Case
 
 import fastbptt
+from fastbptt._kernels import pool
 
 ROWS, WIDTH = 16, 32
 STEPS = (4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
@@ -70,10 +72,13 @@ def rows_shared(rested, rounds):
 
 
 def units_shared(rounds):
-    print(f"{'H':>5}{'multiply-adds a step':>22}{'1 thread, us':>14}{'2 threads, us':>15}{'speed-up':>10}")
+    print(f"{'H':>5}{'multiply-adds a step':>22}{'1 thread, us':>14}{'2 threads, us':>15}{'speed-up':>10}{'to meet costs, ns':>21}")
     for H in WIDTHS:
+        pool.assume_step_cost(1)
         one, two = one_and_two(forward(100, 1, H), False, rounds)
-        print(f"{H:5}{H * H:22,}{one * 1e6:14.1f}{two * 1e6:15.1f}{one / two:10.2f}", flush=True)
+        pool.assume_step_cost(0)
+        cost = pool.measured_step_cost(2)
+        print(f"{H:5}{H * H:22,}{one * 1e6:14.1f}{two * 1e6:15.1f}{one / two:10.2f}{cost:21.0f}", flush=True)
 
 
 def elements_shared(dtype, rounds):

@@ -13,9 +13,15 @@ from commands import Run
 from problems import CELLS, ONE_OF_EACH
 
 import fastbptt
-from fastbptt._kernels import memory
+from fastbptt._kernels import memory, pool
 
 collect_ignore = ["consumer"]  # a package that is installed elsewhere, by tests/consumers.py
+
+
+@pytest.fixture(scope="session", autouse=True)
+def near_cores():
+    """Threads share the steps of the same calls on every machine, small ones too."""
+    pool.assume_step_cost(40)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from problems import CELLS, GATED, ONE_OF_EACH, PLAIN, assert_results_same_bits,
 from tolerances import DTYPES, assert_same_bits
 
 import fastbptt
+from fastbptt._kernels import pool
 
 THREADS = [1, 2, 3, 4]
 
@@ -47,6 +48,31 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
             whole = problem.rows([0]).results(fastbptt)
             assert_same_bits("out of row 0", whole["out"][:, 0], expected["out"][:, 0])
             assert_same_bits("d_x of row 0", whole["d_x"][:, 0], expected["d_x"][:, 0])
+
+
+@pytest.fixture
+def step_cost():
+    """`pool.assume_step_cost`, undone after the test."""
+    yield pool.assume_step_cost
+    pool.assume_step_cost(40)
+
+
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_whatever_it_costs_to_meet(cell, step_cost, threads):
+    """Which decides whether threads share the units of each step."""
+    problem = random_problem(cell, 200, 2, 9, 130)
+    threads(1)
+    expected = problem.results(fastbptt)
+    threads(2)
+    for cost in (1, 1e9, 0):
+        step_cost(cost)
+        assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 16])
+def test_what_it_costs_to_meet_is_measured(parts, step_cost):
+    step_cost(0)
+    assert 0 < pool.measured_step_cost(parts) < 1e6  # nanoseconds
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -193,6 +193,7 @@ cdef void through_product(const Backward *run, const TimeBlock *block, Py_ssize_
     cdef Py_ssize_t N = run.problem.N, P = run.problem.P, held = rows_at(&run.problem.time, t + 1, patch.b0, patch.b1)
     cdef Rows dh = rows(run.dh + patch.b0 * P + patch.p0, 0, P)
     cdef Rows da = rows(block.da_h + da_row(&run.problem.time, block, t + 1, patch.b0) * N, 0, N)
+    fetch_others(&run.problem, patch, da.at, held * N)
     # reverse of: a_{t+1} += h_t W_hh^T
     product_of_step(t, 1, held, patch.p1 - patch.p0, N, da, panels_from(run.w_hh, patch.p0 // LANES), dh, dh)
 

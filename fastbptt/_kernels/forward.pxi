@@ -146,6 +146,7 @@ cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcep
     cdef Py_ssize_t row = first_row(&problem.time, t) + patch.b0
     cdef Rows h_prev = rows(problem.h + (slot(&problem.time, t) + patch.b0) * problem.P, 0, problem.P)
     cdef Rows m = rows(problem.m + row * problem.H if problem.m != NULL else NULL, 0, problem.H)
+    fetch_others(problem, patch, h_prev.at, held * problem.P)
     add_recurrent(run.weights, t, 1, held, patch.u0, patch.u1, h_prev, rows(problem.a + row * problem.N, 0, problem.N),
                   rows(run.weights.m_bias, 0, 0), m)
     step_forward(run, t, patch, held)

@@ -25,6 +25,7 @@ cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
+cdef double step_cost(int parts) noexcept nogil
 cdef size_t use_controls(size_t controls) noexcept nogil
 cdef size_t usual_controls() noexcept nogil
 cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil

@@ -48,9 +48,17 @@ cdef extern from "<stdatomic.h>" nogil:
 cdef extern from *:
     """
     #include <stddef.h>
+    #include <time.h>
     #include "pythread.h"
 
     static _Thread_local int cap_of_thread; /* 0: none */
+
+    static long long nanoseconds(void)
+    {
+        struct timespec now;
+        timespec_get(&now, TIME_UTC);
+        return now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
 
     /* How this thread's floating-point unit rounds, flushes and traps, without the flags that its results have raised. */
     #if defined(__x86_64__)
@@ -117,6 +125,7 @@ cdef extern from *:
     #endif
     """
     int cap_of_thread
+    long long nanoseconds() nogil
     const size_t USUAL_CONTROLS
     size_t controls_here() nogil
     void control(size_t controls) nogil
@@ -135,6 +144,12 @@ cdef enum:
     STACK = 1 << 20              # bytes for a helper, which needs some 50,000: musl's threads have 128 KB, macOS's 512 KB
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
+    EMPTY_STEPS = 40             # in a measurement of what it costs to meet, which takes some 5 to 20 us,
+    NEIGHBOURS = 16              # and of which so many are looked at together
+    TIME_TO_WAKE = 4000          # pauses for helpers that sleep before that, some 100 us
+    LOOK_AGAIN = 100_000_000     # ns until the next: a virtual machine's cores can move, and be five times as far from each other then
+    TRY_AGAIN = 20_000_000       # ns, if threads did not meet in it
+    USUAL_COST = 150             # ns, as long as nothing has been measured
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_YIELD = 1e4  # multiply-adds that giving way once is counted as
@@ -234,17 +249,23 @@ cdef struct Chain:
     void *context
     Py_ssize_t steps
     int parts
+    int patience                   # at the first step
     Watch *watch
 
 
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
     """Call ``run(context, step, part, worker)`` for every part < parts <= MAX_PARTS of every step < steps, step by step."""
+    run_chain(run, context, steps, parts, PATIENCE, watch)
+
+
+cdef void run_chain(Part run, void *context, Py_ssize_t steps, int parts, int patience, Watch *watch) noexcept nogil:
     cdef Chain chain
     memset(&chain, 0, sizeof(Chain))
     chain.run = run
     chain.context = context
     chain.steps = steps
     chain.parts = parts
+    chain.patience = patience
     chain.watch = watch
     parallel(follow_chain, &chain, parts, parts, watch)
 
@@ -252,7 +273,7 @@ cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, W
 cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
     cdef Chain *chain = <Chain *>context
     cdef Py_ssize_t step
-    cdef int spins, patience = PATIENCE
+    cdef int spins, patience = chain.patience
     for step in range(steps_done(chain), chain.steps):
         if chain.watch.stop:
             return
@@ -268,6 +289,7 @@ cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
                 give_way()
             else:
                 spin_pause()
+        patience = min(patience, <int>PATIENCE)
 
 
 cdef inline Py_ssize_t steps_done(Chain *chain) noexcept nogil:
@@ -302,6 +324,65 @@ cdef bint take_others_parts(Chain *chain, Py_ssize_t step, int own, int worker) 
         if part != own and take_part(chain, step, part, worker):
             any_left = True
     return any_left
+
+
+cdef struct Empty:                 # steps without work
+    long long began[EMPTY_STEPS]   # when a step's first part did
+    int worker[EMPTY_STEPS][MAX_PARTS]
+
+cdef atomic_llong step_costs[MAX_PARTS + 1]        # ns, by the number of parts; 0 if not known
+cdef atomic_llong looked_at[MAX_PARTS + 1]
+cdef double assumed = 0
+
+
+cdef double step_cost(int parts) noexcept nogil:
+    """Nanoseconds that a step of `parallel_steps` takes beyond its work, if it has so many parts."""
+    cdef long long cost, now
+    if assumed:
+        return assumed
+    now = nanoseconds()
+    if not 0 <= now - load_wide(&looked_at[parts]) < LOOK_AGAIN:
+        atomic_store_explicit(&looked_at[parts], now, memory_order_release)
+        if not measure_step(parts):
+            atomic_store_explicit(&looked_at[parts], now - LOOK_AGAIN + TRY_AGAIN, memory_order_release)
+    cost = load_wide(&step_costs[parts])
+    return cost if cost else USUAL_COST
+
+
+cdef bint measure_step(int parts) noexcept nogil:
+    """By the fastest of neighbouring steps without work. False if there are none that were shared by as many threads as they have parts."""
+    cdef Empty empty
+    cdef Watch watch
+    cdef Py_ssize_t step, shared = 0
+    cdef long long cost = 0, took
+    memset(&empty, 0, sizeof(Empty))
+    memset(&watch, 0, sizeof(Watch))
+    watch.deaf = True
+    run_chain(note_part, &empty, EMPTY_STEPS, parts, TIME_TO_WAKE, &watch)
+    for step in range(EMPTY_STEPS):
+        if shared >= NEIGHBOURS:
+            took = (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS
+            cost = max(1, min(cost, took) if cost else took)
+        shared = shared + 1 if all_differ(empty.worker[step], parts) else 0
+    if cost:
+        atomic_store_explicit(&step_costs[parts], cost, memory_order_release)
+    return cost > 0
+
+
+cdef void note_part(void *context, Py_ssize_t step, int part, int worker) noexcept nogil:
+    cdef Empty *empty = <Empty *>context
+    empty.worker[step][part] = worker
+    if part == 0:
+        empty.began[step] = nanoseconds()
+
+
+cdef bint all_differ(const int *numbers, int count) noexcept nogil:
+    cdef int i, j
+    for i in range(count):
+        for j in range(i):
+            if numbers[i] == numbers[j]:
+                return False
+    return True
 
 
 cdef void tell(Progress *progress, Py_ssize_t steps) noexcept nogil:
@@ -511,6 +592,19 @@ def set_num_threads(n):
 def threads_here():
     """How many threads a call of this Python thread may use now: `get_num_threads`, or what `cap_threads` leaves of them."""
     return thread_limit()
+
+
+def assume_step_cost(double cost):
+    """Take it that threads need so many nanoseconds to meet at a step, instead of measuring it; 0: measure it."""
+    global assumed
+    assumed = cost
+
+
+def measured_step_cost(int parts):
+    """Nanoseconds, if so many threads meet."""
+    if not 1 <= parts <= MAX_PARTS:
+        raise ValueError(f"parts: expected 1 to {MAX_PARTS}, got {parts}")
+    return step_cost(parts)
 
 
 def cap_threads(int n):
