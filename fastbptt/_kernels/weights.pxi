@@ -161,8 +161,11 @@ cdef PackedWeights room_for_weights(const Problem *problem, InputKind kind):
 cdef PackedWeights packed(const Problem *problem, InputKind kind, const real *b_ih, const real *b_hh):
     """The weights of a problem, of which sizes and weights alone must be known."""
     cdef PackedWeights weights = room_for_weights(problem, kind)
+    cdef Watch watch
+    memset(&watch, 0, sizeof(Watch))
+    watch.deaf = True              # it is soon over
     with nogil:
-        pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh, 1, NULL)
+        pack_forward(&weights.at, problem.w_ih, problem.w_hh, problem.w_hr, b_ih, b_hh, thread_limit(), &watch)
     return weights
 
 
