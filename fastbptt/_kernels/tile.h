@@ -35,7 +35,7 @@ static inlined tile(const int R, const int V, const int from_init, const int who
                     Py_ssize_t c_row, int last, int stream)
 {
     vec acc[8][8], w[8];
-    if (stream)
+    if (stream || !from_init) /* what C collects stands far away: by the end of the sum it is here */
         for (int i = 0; i < R; i++)
             for (int j = 0; j < V; j++) prefetch_to_write(c + i * c_row + j * LANES);
     UNROLLED
