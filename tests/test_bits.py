@@ -53,8 +53,9 @@ def test_few_rows_and_many_units(cell, B, H, dtype, threads):
 @pytest.fixture
 def step_cost():
     """`pool.assume_step_cost`, undone after the test."""
+    before = pool.assume_step_cost(0)
     yield pool.assume_step_cost
-    pool.assume_step_cost(40)
+    pool.assume_step_cost(before)
 
 
 @pytest.mark.parametrize("cell", ONE_OF_EACH)
@@ -71,8 +72,7 @@ def test_whatever_it_costs_to_meet(cell, step_cost, threads):
 
 @pytest.mark.parametrize("parts", [1, 2, 16])
 def test_what_it_costs_to_meet_is_measured(parts, step_cost):
-    step_cost(0)
-    assert 0 < pool.measured_step_cost(parts) < 1e6  # nanoseconds
+    assert 0 < pool.measured_step_cost(parts) <= 1e6  # nanoseconds
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

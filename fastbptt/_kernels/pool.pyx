@@ -56,7 +56,11 @@ cdef extern from *:
     static long long nanoseconds(void)
     {
         struct timespec now;
+    #ifdef _WIN32
         timespec_get(&now, TIME_UTC);
+    #else
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    #endif
         return now.tv_sec * 1000000000LL + now.tv_nsec;
     }
 
@@ -144,12 +148,12 @@ cdef enum:
     STACK = 1 << 20              # bytes for a helper, which needs some 50,000: musl's threads have 128 KB, macOS's 512 KB
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
     PATIENCE = 200               # pauses, a few us, before doing a part that its thread has not started
-    EMPTY_STEPS = 40             # in a measurement of what it costs to meet, which takes some 5 to 20 us,
+    EMPTY_STEPS = 40             # in a measurement of what it costs to meet, which takes some 3 to 16 us,
     NEIGHBOURS = 16              # and of which so many are looked at together
-    TIME_TO_WAKE = 4000          # pauses for helpers that sleep before that, some 100 us
     LOOK_AGAIN = 100_000_000     # ns until the next: a virtual machine's cores can move, and be five times as far from each other then
-    TRY_AGAIN = 20_000_000       # ns, if threads did not meet in it
-    USUAL_COST = 150             # ns, as long as nothing has been measured
+    FORGOTTEN = 1_000_000_000    # ns after which it says nothing any more
+    USUAL_COST = 150             # ns, as long as nothing is known
+    NOBODY_CAME = 1_000_000      # ns
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_YIELD = 1e4  # multiply-adds that giving way once is counted as
@@ -249,23 +253,17 @@ cdef struct Chain:
     void *context
     Py_ssize_t steps
     int parts
-    int patience                   # at the first step
     Watch *watch
 
 
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
     """Call ``run(context, step, part, worker)`` for every part < parts <= MAX_PARTS of every step < steps, step by step."""
-    run_chain(run, context, steps, parts, PATIENCE, watch)
-
-
-cdef void run_chain(Part run, void *context, Py_ssize_t steps, int parts, int patience, Watch *watch) noexcept nogil:
     cdef Chain chain
     memset(&chain, 0, sizeof(Chain))
     chain.run = run
     chain.context = context
     chain.steps = steps
     chain.parts = parts
-    chain.patience = patience
     chain.watch = watch
     parallel(follow_chain, &chain, parts, parts, watch)
 
@@ -273,7 +271,7 @@ cdef void run_chain(Part run, void *context, Py_ssize_t steps, int parts, int pa
 cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
     cdef Chain *chain = <Chain *>context
     cdef Py_ssize_t step
-    cdef int spins, patience = chain.patience
+    cdef int spins, patience = PATIENCE
     for step in range(steps_done(chain), chain.steps):
         if chain.watch.stop:
             return
@@ -289,7 +287,6 @@ cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
                 give_way()
             else:
                 spin_pause()
-        patience = min(patience, <int>PATIENCE)
 
 
 cdef inline Py_ssize_t steps_done(Chain *chain) noexcept nogil:
@@ -328,59 +325,73 @@ cdef bint take_others_parts(Chain *chain, Py_ssize_t step, int own, int worker) 
 
 cdef struct Empty:                 # steps without work
     long long began[EMPTY_STEPS]   # when a step's first part did
-    int worker[EMPTY_STEPS][MAX_PARTS]
+    int worker[MAX_PARTS][EMPTY_STEPS + 16]     # who did each part; the parts' rows are a cache line apart
 
 cdef atomic_llong step_costs[MAX_PARTS + 1]        # ns, by the number of parts; 0 if not known
-cdef atomic_llong looked_at[MAX_PARTS + 1]
+cdef atomic_llong measured_at[MAX_PARTS + 1]
 cdef double assumed = 0
 
 
 cdef double step_cost(int parts) noexcept nogil:
-    """Nanoseconds that a step of `parallel_steps` takes beyond its work, if it has so many parts."""
-    cdef long long cost, now
+    """Nanoseconds that a step of `parallel_steps` takes beyond its work, if it has so many parts.
+
+    Measured while helpers are awake: nobody is woken, or waited for. A call that shares its steps leaves them so for the next one.
+    """
+    cdef long long now, age, cost
     if assumed:
         return assumed
     now = nanoseconds()
-    if not 0 <= now - load_wide(&looked_at[parts]) < LOOK_AGAIN:
-        atomic_store_explicit(&looked_at[parts], now, memory_order_release)
-        if not measure_step(parts):
-            atomic_store_explicit(&looked_at[parts], now - LOOK_AGAIN + TRY_AGAIN, memory_order_release)
+    age = now - load_wide(&measured_at[parts])
+    if not 0 <= age < LOOK_AGAIN and helpers_are_awake(parts - 1):
+        atomic_store_explicit(&measured_at[parts], now, memory_order_release)
+        cost = measured_cost(parts)
+        atomic_store_explicit(&step_costs[parts], cost, memory_order_release)
+        return cost
     cost = load_wide(&step_costs[parts])
-    return cost if cost else USUAL_COST
+    return cost if cost and 0 <= age < FORGOTTEN else USUAL_COST
 
 
-cdef bint measure_step(int parts) noexcept nogil:
-    """By the fastest of neighbouring steps without work. False if there are none that were shared by as many threads as they have parts."""
+cdef bint helpers_are_awake(int count) noexcept nogil:
+    """Whether so many are there, and could begin at once."""
+    cdef int i
+    if started < count or atomic_load(&busy):
+        return False
+    for i in range(count):
+        if atomic_load(&helpers[i].asleep):
+            return False
+    return True
+
+
+cdef long long measured_cost(int parts) noexcept nogil:
+    """By the fastest of neighbouring steps without work. NOBODY_CAME if there are none that as many threads shared as they have parts."""
     cdef Empty empty
     cdef Watch watch
     cdef Py_ssize_t step, shared = 0
-    cdef long long cost = 0, took
+    cdef long long cost = NOBODY_CAME
     memset(&empty, 0, sizeof(Empty))
     memset(&watch, 0, sizeof(Watch))
     watch.deaf = True
-    run_chain(note_part, &empty, EMPTY_STEPS, parts, TIME_TO_WAKE, &watch)
+    parallel_steps(note_part, &empty, EMPTY_STEPS, parts, &watch)
     for step in range(EMPTY_STEPS):
         if shared >= NEIGHBOURS:
-            took = (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS
-            cost = max(1, min(cost, took) if cost else took)
-        shared = shared + 1 if all_differ(empty.worker[step], parts) else 0
-    if cost:
-        atomic_store_explicit(&step_costs[parts], cost, memory_order_release)
-    return cost > 0
+            cost = min(cost, (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS)
+        shared = shared + 1 if workers_differ(&empty, step, parts) else 0
+    return max(cost, <long long>1)
 
 
 cdef void note_part(void *context, Py_ssize_t step, int part, int worker) noexcept nogil:
     cdef Empty *empty = <Empty *>context
-    empty.worker[step][part] = worker
+    empty.worker[part][step] = worker
     if part == 0:
         empty.began[step] = nanoseconds()
 
 
-cdef bint all_differ(const int *numbers, int count) noexcept nogil:
+cdef bint workers_differ(const Empty *empty, Py_ssize_t step, int parts) noexcept nogil:
+    """Whether each part of the step was done by another."""
     cdef int i, j
-    for i in range(count):
+    for i in range(parts):
         for j in range(i):
-            if numbers[i] == numbers[j]:
+            if empty.worker[i][step] == empty.worker[j][step]:
                 return False
     return True
 
@@ -595,9 +606,10 @@ def threads_here():
 
 
 def assume_step_cost(double cost):
-    """Take it that threads need so many nanoseconds to meet at a step, instead of measuring it; 0: measure it."""
+    """Take it that threads need so many nanoseconds to meet at a step, instead of measuring it; 0: measure it. What was assumed before."""
     global assumed
-    assumed = cost
+    before, assumed = assumed, cost
+    return before
 
 
 def measured_step_cost(int parts):

@@ -9,7 +9,7 @@ cdef struct Sharing:
 cdef double LONG_STEP = 5e8        # multiply-adds of a step that is split, so that Ctrl-C is seen in time
 cdef double STEP_RATE = 2 * LANES  # multiply-adds in a nanosecond, in steps of few rows; benchmarks/bench_threads.py
 cdef double STEP_GAIN = 3          # times what it costs to meet: what sharing a step must save
-cdef double LEAST_GAIN = 100       # ns, below which that is not even asked
+cdef double LEAST_STEP = 200       # ns on one thread, below which that is not even asked
 
 cdef enum:
     SECOND_LEVEL_CACHE = 1 << 19   # bytes, with room for more than W_hh
@@ -18,7 +18,7 @@ cdef enum:
     SHARES = 4                     # tasks for each thread, at most
     LEAST_ROWS = 4                 # of the batch in a task
     STEPS_BEHIND = 12              # steps that a layer goes behind the one it reads, where both go side by side
-    FETCHED = 1 << 12              # bytes of the others' that are asked for at the beginning of a step, at most
+    FETCHED = 1 << 12              # bytes that are asked for at the beginning of a step, at most
 
 
 cdef inline double recurrent_work(const Problem *problem, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
@@ -31,13 +31,17 @@ cdef inline double patch_work(const Problem *problem, const Patch *patch) noexce
 
 
 cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
-    """How many threads should share the units of each step: 1 where they had better share rows, or nothing."""
+    """How many threads should share the units of each step: 1 where they had better share rows, or nothing. Fewer threads meet sooner."""
     cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
     cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0)
     cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
     cdef bint are_few = problem.time.B < few * tasks or B < FEW_ROWS * tasks   # in all of a ragged batch, or here
-    cdef double saved = <double>B * weights * (tasks - 1) / (tasks * STEP_RATE * stages(problem))
-    return tasks if are_few and saved > LEAST_GAIN and saved > STEP_GAIN * step_cost(tasks) else 1
+    cdef double alone = <double>B * weights / (STEP_RATE * stages(problem))
+    if not are_few or alone < LEAST_STEP:
+        return 1
+    while tasks > 1 and alone * (tasks - 1) / tasks < STEP_GAIN * step_cost(tasks):
+        tasks //= 2
+    return tasks
 
 
 cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:
@@ -85,7 +89,7 @@ cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noe
 
 
 cdef inline void fetch_others(const Problem *problem, const Patch *patch, const real *made, Py_ssize_t n) noexcept nogil:
-    """If threads share the step's units: ask for all that they made in the one before. A sum would ask for one line after the other."""
+    """If threads share the step's units: ask for what they made in the one before. A sum would ask for one line after the other."""
     cdef Py_ssize_t i = 0
     if patch.u1 - patch.u0 < problem.H:
         while i < min(n, <Py_ssize_t>(FETCHED // sizeof(real))):

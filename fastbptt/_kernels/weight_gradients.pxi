@@ -9,6 +9,7 @@ cdef enum:
     GRADIENT_ROWS = 64             # columns of dA packed at a time: with GRADIENT_K rows, 128 KB of the second-level cache
     GRADIENT_PANELS = 16           # panels of S that make up for packing all of dA
     GRADIENT_COLUMNS = 512         # columns of S packed at a time
+    GRADIENT_STRIDE = 1 << 12      # bytes from row to row of dA where it need not be packed
     GRADIENT_SCRATCH = GRADIENT_K * (GRADIENT_ROWS + GRADIENT_COLUMNS) + 1024 * 16   # elements, panel padding included
 
 
@@ -60,11 +61,11 @@ cdef void pack_sequence(const Sequence *S, Py_ssize_t n, Py_ssize_t k, Py_ssize_
 
 cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequence S, Py_ssize_t N, Py_ssize_t panel0, Py_ssize_t panel1,
                               real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
-    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk, but for dA
-    where no tile would read it twice.
+    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk; but for dA
+    where a tile has all of these columns, and dA's rows are near each other: there packing would cost more than it saves.
     """
     cdef Py_ssize_t n = panel0 * LANES, n_end = min(N, panel1 * LANES), k, m, columns, chunk, strip
-    cdef bint narrow = n_end - n <= tile_vectors(TILE_ROWS) * LANES
+    cdef bint narrow = n_end - n <= tile_vectors(TILE_ROWS) * LANES and M * <Py_ssize_t>sizeof(real) <= GRADIENT_STRIDE
     cdef real *slivers = scratch
     cdef Panels B
     B.at = scratch + GRADIENT_K * GRADIENT_ROWS

@@ -112,8 +112,12 @@ cdef void pack_forward(ForwardWeights *packed, const real *w_ih, const real *w_h
                        const real *b_hh, int threads, Watch *watch) noexcept nogil:
     """The transposed weights, and both biases added up, but for a gate whose reset comes after the product. A NULL bias is 0."""
     cdef Py_ssize_t H = packed.H, P = packed.P, gate = 0, n, summed = packed.input.N - packed.reset_after * H
-    cdef Py_ssize_t together = summed // H if gates_touch(H) else 1 if H % LANES else packed.input.N // H  # gates without a gap
+    cdef Py_ssize_t together = 1   # gates without a gap between them
     cdef real *bias = packed.input.bias
+    if gates_touch(H):
+        together = summed // H     # and then that whose reset comes after the product, by itself
+    elif H % LANES == 0:
+        together = packed.input.N // H
     pack_input(&packed.input, w_ih, b_ih, threads, watch)
     memset(packed.m_bias, 0, packed.reset_after * H * sizeof(real))
     if b_hh != NULL:
