@@ -21,7 +21,7 @@ collect_ignore = ["consumer"]  # a package that is installed elsewhere, by tests
 @pytest.fixture(scope="session", autouse=True)
 def near_cores():
     """Threads share the steps of the same calls on every machine, small ones too."""
-    before = pool.assume_step_cost(40)
+    before = pool.assume_step_cost(20)
     yield
     pool.assume_step_cost(before)
 

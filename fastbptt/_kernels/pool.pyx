@@ -48,21 +48,9 @@ cdef extern from "<stdatomic.h>" nogil:
 cdef extern from *:
     """
     #include <stddef.h>
-    #include <time.h>
     #include "pythread.h"
 
     static _Thread_local int cap_of_thread; /* 0: none */
-
-    static long long nanoseconds(void)
-    {
-        struct timespec now;
-    #ifdef _WIN32
-        timespec_get(&now, TIME_UTC);
-    #else
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    #endif
-        return now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
 
     /* How this thread's floating-point unit rounds, flushes and traps, without the flags that its results have raised. */
     #if defined(__x86_64__)
@@ -92,6 +80,14 @@ cdef extern from *:
     #include <windows.h>
     #define give_way() SwitchToThread()
 
+    static long long nanoseconds(void)
+    {
+        LARGE_INTEGER now, in_a_second;
+        QueryPerformanceCounter(&now);
+        QueryPerformanceFrequency(&in_a_second);
+        return (long long)(1e9 * (double)now.QuadPart / (double)in_a_second.QuadPart);
+    }
+
     static int start_thread(void (*life)(void *), void *argument, size_t Py_UNUSED(stack))
     {
         return PyThread_start_new_thread(life, argument) != (unsigned long)-1; /* its name is not in the limited API */
@@ -99,7 +95,15 @@ cdef extern from *:
     #else
     #include <pthread.h>
     #include <sched.h>
+    #include <time.h>
     #define give_way() sched_yield()
+
+    static long long nanoseconds(void)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
 
     static void (*life_of_threads)(void *); /* one for all, and set before the first starts */
 
@@ -152,8 +156,12 @@ cdef enum:
     NEIGHBOURS = 16              # and of which so many are looked at together
     LOOK_AGAIN = 100_000_000     # ns until the next: a virtual machine's cores can move, and be five times as far from each other then
     FORGOTTEN = 1_000_000_000    # ns after which it says nothing any more
-    USUAL_COST = 150             # ns, as long as nothing is known
-    NOBODY_CAME = 1_000_000      # ns
+    TRY_AGAIN = 10_000_000       # ns after one in which threads did not meet
+    OWN_COST = 30                # ns that such a step takes besides: a look at the clock, and its counters
+    USUAL_COST = 50              # ns, as long as nothing is known
+    NEAR_COST = 45               # ns, where the threads' cores share a cache
+    FAR_TASKS = 20               # so many tasks are worth it, however far threads are from each other
+    NOBODY_CAME = 1_000_000      # ns, or about that
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_YIELD = 1e4  # multiply-adds that giving way once is counted as
@@ -193,7 +201,11 @@ cdef int thread_limit() noexcept nogil:
 
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
     """How many tasks to cut ``work`` multiply-adds into, for so many threads, when it can be cut into ``parts``."""
-    return <int>max(1, min(<double>min(threads, parts), work / WORK_PER_TASK))
+    cdef double most = work / WORK_PER_TASK
+    threads = <int>min(<Py_ssize_t>threads, parts)
+    if threads > 1 and 2 <= most < FAR_TASKS:
+        most /= how_far()
+    return <int>max(1, min(<double>threads, most))
 
 
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
@@ -327,28 +339,39 @@ cdef struct Empty:                 # steps without work
     long long began[EMPTY_STEPS]   # when a step's first part did
     int worker[MAX_PARTS][EMPTY_STEPS + 16]     # who did each part; the parts' rows are a cache line apart
 
-cdef atomic_llong step_costs[MAX_PARTS + 1]        # ns, by the number of parts; 0 if not known
-cdef atomic_llong measured_at[MAX_PARTS + 1]
+cdef struct Cost:                  # of a step, in ns, and how long that holds
+    atomic_llong step
+    atomic_llong known_until
+    atomic_llong look_at           # when it may be measured again
+
+cdef Cost costs[MAX_PARTS + 1]     # by the number of parts
 cdef double assumed = 0
 
 
 cdef double step_cost(int parts) noexcept nogil:
-    """Nanoseconds that a step of `parallel_steps` takes beyond its work, if it has so many parts.
+    """Nanoseconds from the end of a part until all others have seen it, if a step of `parallel_steps` has so many parts.
 
     Measured while helpers are awake: nobody is woken, or waited for. A call that shares its steps leaves them so for the next one.
     """
-    cdef long long now, age, cost
+    cdef Cost *cost = &costs[parts]
+    cdef long long now, measured
+    cdef bint met
     if assumed:
         return assumed
     now = nanoseconds()
-    age = now - load_wide(&measured_at[parts])
-    if not 0 <= age < LOOK_AGAIN and helpers_are_awake(parts - 1):
-        atomic_store_explicit(&measured_at[parts], now, memory_order_release)
-        cost = measured_cost(parts)
-        atomic_store_explicit(&step_costs[parts], cost, memory_order_release)
-        return cost
-    cost = load_wide(&step_costs[parts])
-    return cost if cost and 0 <= age < FORGOTTEN else USUAL_COST
+    if now >= load_wide(&cost.look_at) and helpers_are_awake(parts - 1):
+        measured = measured_cost(parts)
+        met = measured < NOBODY_CAME // 2
+        atomic_store_explicit(&cost.step, measured, memory_order_release)
+        atomic_store_explicit(&cost.known_until, now + (FORGOTTEN if met else TRY_AGAIN), memory_order_release)
+        atomic_store_explicit(&cost.look_at, now + (LOOK_AGAIN if met else TRY_AGAIN), memory_order_release)
+        return measured
+    return load_wide(&cost.step) if now < load_wide(&cost.known_until) else USUAL_COST
+
+
+cdef double how_far() noexcept nogil:
+    """How many times as much a task must be worth as where threads are near: what it reads comes from the other's cache."""
+    return max(1, step_cost(2) / NEAR_COST)
 
 
 cdef bint helpers_are_awake(int count) noexcept nogil:
@@ -376,7 +399,7 @@ cdef long long measured_cost(int parts) noexcept nogil:
         if shared >= NEIGHBOURS:
             cost = min(cost, (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS)
         shared = shared + 1 if workers_differ(&empty, step, parts) else 0
-    return max(cost, <long long>1)
+    return max(cost - OWN_COST, <long long>1)
 
 
 cdef void note_part(void *context, Py_ssize_t step, int part, int worker) noexcept nogil:

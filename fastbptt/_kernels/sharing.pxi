@@ -8,7 +8,7 @@ cdef struct Sharing:
 
 cdef double LONG_STEP = 5e8        # multiply-adds of a step that is split, so that Ctrl-C is seen in time
 cdef double STEP_RATE = 2 * LANES  # multiply-adds in a nanosecond, in steps of few rows; benchmarks/bench_threads.py
-cdef double STEP_GAIN = 3          # times what it costs to meet: what sharing a step must save
+cdef double STEP_GAIN = 5          # times what it costs to meet: what sharing a step must save
 cdef double LEAST_STEP = 200       # ns on one thread, below which that is not even asked
 
 cdef enum:
