@@ -288,7 +288,7 @@ def backward(
     clip: tuple[int, float],
     carry: Array | None,
 ) -> None:
-    """Fill dx, and do with ``d_state`` and the sums what the kernels' `backward` does; d_out, dx and carry as their caller has them."""
+    """Fill dx and the sums, and do with ``d_state`` what the kernels' `backward` does; d_out, dx and carry as their caller has them."""
     checkpoints = tape._checkpoints
     assert checkpoints is not None
     segments = Segments(tape, checkpoints.h, checkpoints.out)

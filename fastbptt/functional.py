@@ -491,10 +491,11 @@ def backward_pass(
             dx = pieces.room(x.shape[-1], dtype)
         else:
             dx = (memory.empty if pieces is None else memory.zeros)(x.shape, dtype)
-    dw_ih, dw_hh = memory.zeros(tape._w_ih.shape, dtype), memory.zeros(tape._w_hh.shape, dtype)
-    db_ih = np.zeros(len(dw_hh), dtype)
-    db_hh = np.zeros(len(dw_hh), dtype) if cell.reset_after else None
-    dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
+    room = memory.empty if tape._x.size and tape._checkpoints is None else memory.zeros  # the first is filled by the kernels
+    dw_ih, dw_hh = room(tape._w_ih.shape, dtype), room(tape._w_hh.shape, dtype)
+    db_ih = room(dw_hh.shape[:1], dtype)
+    db_hh = room(dw_hh.shape[:1], dtype) if cell.reset_after else None
+    dw_hr = None if w_hr is None else room(w_hr.shape, dtype)
     bound = None
     if tape._checkpoints is not None:
         checkpointing.backward(tape, d_out, d_initial, dx, (dw_ih, dw_hh, db_ih, db_hh), dw_hr, clip, carry)

@@ -168,7 +168,7 @@ class Layer(OneThread):
 
     def zero_grad(self) -> None:
         """Set all gradients to 0."""
-        self.flat_grads.fill(0)
+        chunks.zero([self.flat_grads])
         self._first_nonfinite = None
 
     def train(self, mode: Bool = True) -> Self:
@@ -638,7 +638,7 @@ class Recurrent(Layer, Generic[S]):
 
     def _of_all_directions(self, states: Sequence[Any]) -> Any:
         """The reverse: (K, B, H), or a pair."""
-        return tuple(np.stack(parts) for parts in zip(*states)) if isinstance(states[0], tuple) else np.stack(states)
+        return tuple(map(np.array, zip(*states))) if isinstance(states[0], tuple) else np.array(states)
 
 
 class RNN(Recurrent[Array]):
@@ -909,7 +909,8 @@ class Linear(Layer):
         d_out = _checks.array("d_out", d_out, (*x.shape[:-1], self.out_features), self.dtype)
         dx = memory.empty(x.shape, self.dtype) if need_dx else None
         weight = self._parameter("weight")
-        d_weight, d_bias = memory.zeros(weight.shape, self.dtype), np.zeros(self.out_features, self.dtype)
+        room = memory.empty if x.size else memory.zeros
+        d_weight, d_bias = room(weight.shape, self.dtype), room((self.out_features,), self.dtype)
         if x.size:
             kernels[self.dtype].linear_backward(self._rows(x), weight, self._rows(d_out), self._rows(dx), d_weight, d_bias)
         self._use_up(x, self, (d_weight, d_bias))

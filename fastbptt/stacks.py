@@ -229,7 +229,7 @@ def backward(
         if sides == 2 and backwards is not None and d_out is not None:
             np.add(d_out, backwards(done[1].x), out=d_out)
         for k, grads in zip(order, done):
-            found[k] = grads._replace(x=None)
+            found[k] = type(grads)(None, *grads[1:])
         left = tapes.kept[group[0] // sides - 1] if group[0] else None
         if left is not None and d_out is not None:
             d_out *= left
@@ -259,7 +259,7 @@ def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[[int
     if sides == 1:
         return one_behind(first, partial(of_direction, group[1]))
     if two:
-        return both(first, of_direction(group[1], given))
+        return both(first, partial(of_direction, group[1], given))
     return [alone(*first), alone(*of_direction(group[1], given))]
 
 

@@ -1,13 +1,15 @@
-"""Two passes in one call of the kernels, a thread each: the same bits, and what errors, busy helpers, forks and signals do to it."""
+"""Two passes side by side, a thread each: the same bits, and what errors, busy helpers, forks and signals do to it."""
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 from processes import run_python
 from tolerances import DTYPES, assert_same_bits
 
+import fastbptt
 from fastbptt import functional, stacks
 from fastbptt.layers import LAYERS
 
@@ -46,16 +48,29 @@ def some_calls(layer, x):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Pairs of passes that one call of the kernels has taken, and of these, those of which one was behind the other."""
+    """Pairs of passes that were taken side by side, and those of which one was behind the other."""
     count = {"both": 0, "behind": 0}
 
     class Counted:
         def __init__(self, bound):
-            self.bound, self.run = bound, bound.run
+            self.bound = bound
 
-        def run_with(self, other, behind=False):
-            count["behind" if behind else "both"] += 1
-            return self.bound.run_with(other.bound, behind)
+        def with_another(self, behind=False):
+            self.behind, self.pair = behind, self.bound.with_another(behind)
+            return self
+
+        def __enter__(self):
+            self.pair.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.pair.__exit__(*error)
+
+        def run(self, other=None):
+            if other is None:
+                return self.bound.run()
+            count["behind" if self.behind else "both"] += 1
+            return self.pair.run(other.bound)
 
     for way in ("forward_pass", "backward_pass"):
         real = getattr(functional, way)
@@ -155,23 +170,89 @@ def test_errors_of_either(kind, stack, which, threads, monkeypatch):
         assert_same_bits("result", got, right)
 
 
-def bound_pass(T=3):
-    x, w = np.ones((T, 1, 2)), np.eye(2)
+def bound_pass(T=3, W=2):
+    x, w = np.ones((T, 1, W)), np.eye(W)
     return functional.forward_pass("rnn", x, {"h0": None}, w, w, None, None, None, None, (None, True, False))
+
+
+def side_by_side(bound, other, behind=False):
+    with bound.with_another(behind) as pair:
+        pair.run(other)
 
 
 def test_a_pass_is_taken_once():
     bound, _, finish = bound_pass()
     bound.run()
-    for again in (bound.run, lambda: bound.run_with(bound_pass()[0]), lambda: bound_pass()[0].run_with(bound)):
+    for again in (bound.run, lambda: side_by_side(bound, bound_pass()[0]), lambda: side_by_side(bound_pass()[0], bound)):
         with pytest.raises(RuntimeError, match=r"^a pass is taken once$"):
             again()
     (bound, _, _), (other, _, _) = bound_pass(), bound_pass()
     with pytest.raises(RuntimeError, match=r"^a pass is taken once$"):
-        bound.run_with(bound)
+        side_by_side(bound, bound)
     with pytest.raises(TypeError):
-        other.run_with(None)
+        side_by_side(other, None)
     assert finish()[0].shape == (3, 1, 2)
+
+
+def test_a_pair_is_run_once_and_where_it_has_been_entered():
+    (bound, _, finish), (other, _, finish_other), (third, _, _) = bound_pass(), bound_pass(), bound_pass()
+    pair = bound.with_another()
+    with pytest.raises(RuntimeError, match=r"^a pair of passes is run once, where it has been entered$"):
+        pair.run(other)
+    with pair:
+        pair.run(other)
+        with pytest.raises(RuntimeError, match=r"^a pair of passes is run once"):
+            pair.run(third)
+    with pytest.raises(RuntimeError, match=r"^a pair of passes is run once"):
+        pair.run(third)
+    with pytest.raises(RuntimeError, match=r"^a pass is taken once$"):
+        pair.__enter__()
+    assert_same_bits("out", finish()[0], finish_other()[0])
+    third.run()
+
+
+@pytest.mark.parametrize("leave", ["left", "forgotten"])
+def test_a_first_without_a_second_is_called_off(leave, threads):
+    """Though a helper is in the middle of it: nobody writes to its arrays any more, and the pool is free."""
+    threads(2)
+    bound, out, _ = bound_pass(2_000_000)
+    pair = bound.with_another()
+    pair.__enter__()
+    del bound
+    time.sleep(0.002)  # for a helper to begin
+    if leave == "left":
+        pair.__exit__(None, None, None)
+    del pair
+    last = out[-1].tobytes()
+    time.sleep(0.2)  # in which it would come to the end
+    assert out[-1].tobytes() == last
+    layer, x = of_some_work()
+    passes(layer, x)
+
+
+def test_the_kernels_are_needed_while_a_second_is_prepared(threads, monkeypatch):
+    """As a finaliser may, which Python calls whenever it likes."""
+    w = np.random.default_rng(3).standard_normal((4 * 64, 64)) / 8
+    x_inner, inner = np.ones((100, 8, 64)), []
+
+    def meanwhile(*arguments, **options):
+        inner.append(fastbptt.lstm_forward(x_inner, None, w, w)[0])
+        return functional.forward_pass(*arguments, **options)
+
+    for stack in STACKS:
+        layer, x = of_some_work(stack=stack)
+        threads(1)
+        expected = passes(layer, x)
+        right = fastbptt.lstm_forward(x_inner, None, w, w)[0]
+        threads(2)
+        with monkeypatch.context() as patched:
+            patched.setattr("fastbptt.layers.forward_pass", meanwhile)
+            got = passes(layer, x)
+        for one, other in zip(got, expected, strict=True):
+            assert_same_bits("result", one, other)
+        assert len(inner) > 2
+        while inner:
+            assert_same_bits("inner", inner.pop(), right)
 
 
 def test_helpers_that_are_busy(threads):
@@ -225,6 +306,48 @@ for stack in STACKS:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_a_fork():
     run_python(IN_A_CHILD)
+
+
+BETWEEN_TWO = """
+import os, sys
+import fastbptt, numpy as np
+from fastbptt import functional
+sys.path.insert(0, '.')
+fastbptt.stacks.LEAST_WORK = 1e5
+from test_side_by_side import STACKS, of_some_work, passes
+fastbptt.set_num_threads(2)
+for stack in STACKS:
+    layer, x = of_some_work(stack=stack)
+    expected = passes(layer, x)
+    begun, children = [], []
+
+    def forking(*arguments, **options):
+        begun.append(None)
+        if len(begun) == 2:
+            children.append(os.fork())
+        return functional.forward_pass(*arguments, **options)
+
+    fastbptt.layers.forward_pass = forking
+    try:
+        got = passes(layer, x)
+    except RuntimeError as error:
+        assert not children[0] and "has forked between two passes" in str(error), error
+        fastbptt.layers.forward_pass = functional.forward_pass
+        got = passes(layer, x)
+        os._exit(0 if all(a.tobytes() == b.tobytes() for a, b in zip(got, expected)) else 3)
+    if not children[0]:
+        os._exit(4)
+    fastbptt.layers.forward_pass = functional.forward_pass
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(got, expected))
+"""
+
+
+@pytest.mark.one_level
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_a_second_is_prepared():
+    """The parent goes on; in the child the call raises, and the next is as ever."""
+    run_python(BETWEEN_TWO)
 
 
 SIGNALS = """

@@ -278,13 +278,6 @@ cdef int backward_given(const interface.Problem *given) noexcept nogil:
     copy_or_clear(fleet.dh, given.d_h_n, B * net.P)
     if fleet.has_c:
         copy_or_clear(fleet.dc, given.d_c_n, B * net.H)
-    copy_or_clear(fleet.sums.dw_ih, NULL, net.N * net.I)
-    copy_or_clear(fleet.sums.dw_hh, NULL, net.N * net.P)
-    copy_or_clear(fleet.sums.db_ih, NULL, net.N)
-    if net.reset_after:
-        copy_or_clear(fleet.sums.db_hh, NULL, net.N)
-    if net.w_hr != NULL:
-        copy_or_clear(fleet.sums.dw_hr, NULL, net.P * net.H)
     if fleet.dx != NULL and may_be_ragged(fleet):
         copy_or_clear(fleet.dx, NULL, net.time.T * B * net.I)
     backward_of_net(fleet, 0, 0)

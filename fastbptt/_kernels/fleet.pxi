@@ -79,7 +79,7 @@ def fleet_forward(int cell, int activation, bint reset_after, x, tokens, w_ih, w
 
 def fleet_backward(int cell, int activation, bint reset_after, x, tokens, w_ih, w_hh, w_hr, leak, lengths, h, c, a, m, d_out, dh, dc, dx,
                    dw_ih, dw_hh, db_ih, db_hh, dw_hr, int clip_kind, double clip_limit):
-    """Fill dx unless it is None, and all sums, which are 0 on entry. dh and dc are as for `backward`."""
+    """Fill all sums, and dx unless it is None. dh and dc are as for `backward`."""
     cdef Fleet fleet
     cdef GroupBackward group
     cdef Block room

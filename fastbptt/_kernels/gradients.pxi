@@ -338,10 +338,35 @@ cdef void lay_out_sums(void *call, Space *space) noexcept nogil:
 
 
 cdef void prepare_backward(Gradients *run) noexcept nogil:
-    """Pack the weights, and start from zeros."""
+    """Pack the weights, and start sums from zeros."""
     cdef const Problem *problem = &run.back.problem
     prepare_weights(&run.back)
     if run.dx != NULL:
         pack_backward(run.w_ih, problem.w_ih, problem.N, problem.I, run.back.sharing.threads, &run.back.watch)
-    if problem.tokens != NULL and run.begins:
-        memset(run.sums.dw_ih, 0, problem.I * problem.N * sizeof(real))
+    if run.begins:
+        clear_sums(run)
+
+
+cdef void clear_sums(Gradients *run) noexcept nogil:
+    """By the threads that will collect them: what a thread has written is in its cache."""
+    cdef Sharing *sharing = &run.back.sharing
+    share(sharing, <double>sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)
+    parallel(clear_part, run, sharing.tasks, sharing.workers, &run.back.watch)
+
+
+cdef void clear_part(void *context, int task, int worker) noexcept nogil:
+    cdef Gradients *run = <Gradients *>context
+    cdef const Problem *problem = &run.back.problem
+    cdef int tasks = run.back.sharing.tasks
+    clear_share(problem.N * problem.I, run.sums.dw_ih, task, tasks)
+    clear_share(problem.N * problem.P, run.sums.dw_hh, task, tasks)
+    clear_share(problem.N, run.sums.db_ih, task, tasks)
+    clear_share(problem.N, run.sums.db_hh, task, tasks)
+    clear_share(projection_size(problem), run.sums.dw_hr, task, tasks)
+
+
+cdef inline void clear_share(Py_ssize_t n, real *target, int task, int tasks) noexcept nogil:
+    """Of an array that may not be there."""
+    cdef Py_ssize_t first = n * task // tasks
+    if target != NULL:
+        memset(target + first, 0, (n * (task + 1) // tasks - first) * sizeof(real))

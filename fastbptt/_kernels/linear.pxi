@@ -17,7 +17,7 @@ def linear_forward(const real[:, ::1] x, const real[:, ::1] w, const real[::1] b
 
 
 def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::1] d_out, real[:, ::1] dx, real[:, ::1] dw, real[::1] db):
-    """dx (M, I) = d_out w, or None, as w may then be; dw (N, I) += d_out^T x; db (N,) += the sum of d_out over its rows, or None."""
+    """dx (M, I) = d_out w, or None, as w may then be; dw (N, I) = d_out^T x; db (N,) = the sum of d_out over its rows, or None."""
     cdef Gradients run
     cdef Problem *problem = &run.back.problem
     cdef Sharing *sharing = &run.back.sharing
@@ -28,7 +28,7 @@ def linear_backward(const real[:, ::1] x, const real[:, ::1] w, const real[:, ::
     if dx is not None:
         run.dx, problem.w_ih = &dx[0, 0], &w[0, 0]
     run.sums.dw_ih, run.sums.db_ih = &dw[0, 0], &db[0] if db is not None else NULL
-    sharing.threads = thread_limit()
+    run.begins, sharing.threads = True, thread_limit()
     cdef Block room = make_room(lay_out_backward, &run)
     with nogil:
         prepare_backward(&run)

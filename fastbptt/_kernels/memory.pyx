@@ -13,7 +13,7 @@ import numpy as np
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.string cimport memmove
+from libc.string cimport memmove, memset
 
 cdef extern from *:
     """
@@ -67,11 +67,14 @@ cdef class Block:
 
 
 cdef void *take(size_t *size) noexcept:
-    """The smallest spare block that is large enough but not twice as large; else a new one. Aligned; room for that is in ``size``."""
+    """The smallest spare block that is large enough but not twice as large; else a new one. Aligned; room for that is in ``size``.
+
+    Of several, it is the one given back last, which is in the caches still.
+    """
     cdef int i, best = -1
     cdef void *memory
     for i in range(count):
-        if size[0] <= spares[i].size < 2 * size[0] and (best < 0 or spares[i].size < spares[best].size):
+        if size[0] <= spares[i].size < 2 * size[0] and (best < 0 or spares[i].size <= spares[best].size):
             best = i
     if best < 0:
         memory = PyMem_Malloc(size[0])
@@ -125,11 +128,14 @@ def empty(tuple shape, dtype):
 
 def zeros(tuple shape, dtype):
     """As `numpy.zeros`, on recycled memory if it is large."""
-    if bytes_of(shape, dtype) < SMALL:
+    cdef double size = bytes_of(shape, dtype)
+    cdef Block block
+    if size < SMALL or size > 2.0 ** 62:
         return zeroed_array(shape, dtype)
-    array = empty(shape, dtype)
-    array.fill(0)
-    return array
+    block = Block(<size_t>size)
+    with nogil:
+        memset(block.at, 0, <size_t>size)
+    return array_on(shape, dtype, block)
 
 
 cdef double bytes_of(tuple shape, dtype) except -1:

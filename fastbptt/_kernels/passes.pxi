@@ -77,7 +77,7 @@ cdef void go_forward(void *call) noexcept nogil:
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
              int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None,
              place=None):
-    """The pass that fills dx unless it is None, and of tokens dw_ih; adds to dw_ih, dw_hh, dw_hr, db_ih and, where it is another, db_hh.
+    """The pass that fills dw_ih, dw_hh, db_ih, db_hh where it is another, and dx and dw_hr unless they are None.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
     ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls. With

@@ -12,7 +12,9 @@ cdef struct Watch:
     char behind[64]
 
 cdef extern from "<stdatomic.h>" nogil:
+    ctypedef int atomic_int
     ctypedef Py_ssize_t atomic_llong
+    int atomic_exchange(atomic_int *value, int desired)
 
 cdef struct Progress:
     atomic_llong steps    # that a task has done, for another that goes after it
@@ -24,6 +26,9 @@ cdef enum:
 cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
+cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil
+cdef void end_parallel(Watch *watch) noexcept nogil
+cdef int jobs_abandoned() noexcept nogil
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
 cdef double step_cost(int parts) noexcept nogil
 cdef size_t use_controls(size_t controls) noexcept nogil

@@ -33,10 +33,8 @@ cdef extern from "pythread.h" nogil:
     void PyThread_release_lock(PyThread_type_lock lock)
 
 cdef extern from "<stdatomic.h>" nogil:
-    ctypedef int atomic_int
     int atomic_load(atomic_int *value)
     void atomic_store(atomic_int *value, int desired)
-    int atomic_exchange(atomic_int *value, int desired)
     int atomic_fetch_add(atomic_int *value, int addend)
     int atomic_fetch_sub(atomic_int *value, int subtrahend)
     bint atomic_compare_exchange_strong(atomic_llong *value, long long *expected, long long desired)
@@ -161,7 +159,7 @@ cdef enum:
     USUAL_COST = 50              # ns, as long as nothing is known
     NEAR_COST = 45               # ns, where the threads' cores share a cache
     FAR_TASKS = 20               # so many tasks are worth it, however far threads are from each other
-    NOBODY_CAME = 1_000_000      # ns, or about that
+    NOBODY_CAME = 1_000_000      # ns
 
 cdef double WORK_PER_TASK = 1e5  # multiply-adds worth waking a thread for; benchmarks/bench_threads.py
 cdef double WORK_PER_YIELD = 1e4  # multiply-adds that giving way once is counted as
@@ -211,11 +209,19 @@ cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
     """Call ``run(context, i, worker)`` for every i < tasks, with worker < threads, and return when all have returned."""
     cdef int i
+    if begin_parallel(run, context, tasks, threads):
+        end_parallel(watch)
+        return
+    for i in range(tasks):
+        run(context, i, 0)
+
+
+cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil:
+    """Have helpers begin with what `parallel` would do, for `end_parallel` to go on with. False if none may, and nothing has begun."""
+    cdef int i
     threads = min(tasks, threads)
     if threads == 1 or atomic_exchange(&busy, 1):
-        for i in range(tasks):
-            run(context, i, 0)
-        return
+        return False
     start_helpers(threads - 1)
     job.run = run
     job.context = context
@@ -228,10 +234,20 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
     for i in range(min(threads - 1, started)):
         if atomic_exchange(&helpers[i].asleep, 0):
             PyThread_release_lock(helpers[i].wake)
+    return True
+
+
+cdef void end_parallel(Watch *watch) noexcept nogil:
+    """Take the tasks that are left, and return when all have returned."""
     take_tasks(0)
     atomic_store(&job.open, 0)
     wait_for_helpers(watch)
     atomic_store(&busy, 0)
+
+
+cdef int jobs_abandoned() noexcept nogil:
+    """A job that has begun is lost if this is another number then than now: in the child of a fork there are no helpers to finish it."""
+    return abandoned
 
 
 cdef size_t use_controls(size_t controls) noexcept nogil:
@@ -361,7 +377,7 @@ cdef double step_cost(int parts) noexcept nogil:
     now = nanoseconds()
     if now >= load_wide(&cost.look_at) and helpers_are_awake(parts - 1):
         measured = measured_cost(parts)
-        met = measured < NOBODY_CAME // 2
+        met = measured < NOBODY_CAME
         atomic_store_explicit(&cost.step, measured, memory_order_release)
         atomic_store_explicit(&cost.known_until, now + (FORGOTTEN if met else TRY_AGAIN), memory_order_release)
         atomic_store_explicit(&cost.look_at, now + (LOOK_AGAIN if met else TRY_AGAIN), memory_order_release)
@@ -397,9 +413,9 @@ cdef long long measured_cost(int parts) noexcept nogil:
     parallel_steps(note_part, &empty, EMPTY_STEPS, parts, &watch)
     for step in range(EMPTY_STEPS):
         if shared >= NEIGHBOURS:
-            cost = min(cost, (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS)
+            cost = min(cost, max(<long long>1, (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS - OWN_COST))
         shared = shared + 1 if workers_differ(&empty, step, parts) else 0
-    return max(cost - OWN_COST, <long long>1)
+    return cost
 
 
 cdef void note_part(void *context, Py_ssize_t step, int part, int worker) noexcept nogil:

@@ -73,7 +73,7 @@ cdef inline bint is_stream(const real *init, const real *c, Py_ssize_t K) noexce
 
 
 cdef inline void prefetch_rows(const real *a, Py_ssize_t row, Py_ssize_t R, Py_ssize_t K) noexcept nogil:
-    """For the next tile: histories are longer than the caches, and their rows too short for the processor to see the next one coming."""
+    """Ask for them, in time for what comes next: rows are too short for the processor to see the next one coming."""
     cdef Py_ssize_t i, k
     for i in range(R):
         k = 0

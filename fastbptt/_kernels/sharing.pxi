@@ -90,11 +90,8 @@ cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noe
 
 cdef inline void fetch_others(const Problem *problem, const Patch *patch, const real *made, Py_ssize_t n) noexcept nogil:
     """If threads share the step's units: ask for what they made in the one before. A sum would ask for one line after the other."""
-    cdef Py_ssize_t i = 0
     if patch.u1 - patch.u0 < problem.H:
-        while i < min(n, <Py_ssize_t>(FETCHED // sizeof(real))):
-            prefetch(made + i)
-            i += <Py_ssize_t>(CACHE_LINE // sizeof(real))
+        prefetch_rows(made, 0, 1, min(n, <Py_ssize_t>(FETCHED // sizeof(real))))
 
 
 cdef inline void cut_panels(Py_ssize_t n, int part, int parts, Py_ssize_t *first, Py_ssize_t *end) noexcept nogil:

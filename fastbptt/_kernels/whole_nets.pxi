@@ -409,6 +409,8 @@ cdef void backward_of_net(void *context, int k, int worker) noexcept nogil:
         plan_backward(run)
         lay_out_backward(run, &space)
         go_back(run)
+    else:
+        clear_sums(run)
     if order.ragged:
         take_first_gradients(order, task.dh, P, dh)
         if dc != NULL:

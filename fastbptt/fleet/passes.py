@@ -382,9 +382,10 @@ def _backward(
     dx = None
     if need_dx and tokens is None:
         dx = (memory.empty if lengths is None else memory.zeros)((K, T, B, I), dtype)
-    dw_ih, dw_hh = memory.zeros((K, N, I), dtype), memory.zeros((K, N, P), dtype)
-    db_ih, db_hh = np.zeros((K, N), dtype), np.zeros((K, N), dtype) if cell.reset_after else None
-    dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
+    room = memory.empty if K and T and B else memory.zeros  # the first is filled by the kernels
+    dw_ih, dw_hh = room((K, N, I), dtype), room((K, N, P), dtype)
+    db_ih, db_hh = room((K, N), dtype), room((K, N), dtype) if cell.reset_after else None
+    dw_hr = None if w_hr is None else room(w_hr.shape, dtype)
     if K and T and B:
         dh, dc = (*d_initial, None)[:2]
         numbers = cell.number, NONLINEARITIES[tape._nonlinearity].number, cell.reset_after

@@ -115,10 +115,10 @@ def backward(
     row, dtype, P = CELLS[cell], tape.h.dtype, tape.h.shape[-1]
     N = len(row.gates) * (P if w_hr is None else w_hr.shape[1])
     dx = memory.empty(x.shape, dtype) if need_dx else None
-    dw_ih, dw_hh = memory.zeros((N, x.shape[-1]), dtype), memory.zeros((N, P), dtype)
-    db_ih = np.zeros(N, dtype)
-    db_hh = np.zeros(N, dtype) if row.reset_after else None
-    dw_hr = None if w_hr is None else memory.zeros(w_hr.shape, dtype)
+    dw_ih, dw_hh = memory.empty((N, x.shape[-1]), dtype), memory.empty((N, P), dtype)
+    db_ih = np.empty(N, dtype)
+    db_hh = np.empty(N, dtype) if row.reset_after else None
+    dw_hr = None if w_hr is None else memory.empty(w_hr.shape, dtype)
     given = [np.zeros(dw.shape, dtype) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
     number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
