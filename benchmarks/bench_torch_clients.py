@@ -2,13 +2,14 @@
 
 The names of environments measure RecurrentPPO (sb3-contrib) with 8 of them: sb3-contrib's loop over time, the same after
 `fastbptt.torch.accelerate`, one call of PyTorch's LSTM for a minibatch, and ours. ``darts`` is an epoch of Darts' `RNNModel` on a sine in
-float64. One thread, process CPU time, contestants in turn; a package that is not installed is an error.
+float64. One thread, process CPU time, contestants in turn; a package that is not installed is an error. ``--rewards SEEDS`` trains instead,
+from so many seeds, by sb3-contrib's loop and by our adapter, and compares the rewards of the last 100 episodes at the end.
 """
 
 import argparse
 import time
 import warnings
-from statistics import median
+from statistics import mean, median, stdev
 
 import torch
 from timing import median_ratio
@@ -24,30 +25,29 @@ def seconds(call):
     return time.process_time() - start
 
 
-def learners(name):
-    """By name, a RecurrentPPO that has collected its first rollout."""
-    import sb3_contrib
-    from stable_baselines3.common.env_util import make_vec_env
-
+def ways():
+    """By name, what is done to a policy."""
     import fastbptt.contrib.sb3 as adapter
 
     def one_call(policy):
         policy._process_sequence = adapter.process_sequence
 
-    ways = {
+    return {
         "loop": lambda policy: None,
         "loop, accelerated": fastbptt.torch.accelerate,
         "one call, PyTorch": one_call,
         "one call, ours": adapter.accelerate,
     }
-    models = {}
-    for way, change in ways.items():
-        environments = make_vec_env(name, ENVIRONMENTS, seed=0)
-        model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", environments, n_steps=STEPS, n_epochs=1, seed=0, device="cpu")
-        change(model.policy)
-        model._setup_learn(1, None)
-        models[way] = model
-    return models
+
+
+def learner(name, change, seed, epochs):
+    import sb3_contrib
+    from stable_baselines3.common.env_util import make_vec_env
+
+    environments = make_vec_env(name, ENVIRONMENTS, seed=seed)
+    model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", environments, n_steps=STEPS, n_epochs=epochs, seed=seed, device="cpu")
+    change(model.policy)
+    return model
 
 
 def collect(model):
@@ -64,7 +64,9 @@ def _nothing(model):
 
 def bench_ppo(name, rounds):
     """Frames a second, from the seconds of a rollout and of one of its `EPOCHS` epochs of updates."""
-    models = learners(name)
+    models = {way: learner(name, change, seed=0, epochs=1) for way, change in ways().items()}
+    for model in models.values():
+        model._setup_learn(1, None)
     rollout, update = ({way: [] for way in models} for _ in range(2))
     for _ in range(rounds):
         for way, model in models.items():
@@ -75,6 +77,20 @@ def bench_ppo(name, rounds):
         seen = ", ".join(f"{median_ratio(rates[way], rates[other]):.2f} of {other}" for other in models if other != way)
         parts = f"rollout {median(rollout[way]):.2f} s, epoch {median(update[way]):.2f} s"
         print(f"{name}, {way}: {median(rates[way]):.0f} frames/s ({parts}); {seen}", flush=True)
+
+
+def compare_rewards(name, seeds, frames):
+    """Mean rewards of episodes at the end of training, seed by seed, and whether their means differ by more than they vary."""
+    rewards = {way: [] for way in ("loop", "one call, ours")}
+    for seed in range(seeds):
+        for way, got in rewards.items():
+            model = learner(name, ways()[way], seed, EPOCHS)
+            model.learn(frames)
+            got.append(mean(episode["r"] for episode in model.ep_info_buffer))
+        print(f"{name}, seed {seed}, {frames} frames: " + ", ".join(f"{way} {got[-1]:.1f}" for way, got in rewards.items()), flush=True)
+    (loop, ours), spread = map(mean, rewards.values()), sum(stdev(got) ** 2 / seeds for got in rewards.values()) ** 0.5
+    apart = abs(ours - loop) / spread
+    print(f"{name}: {loop:.1f} by the loop, {ours:.1f} by ours; the difference is {apart:.1f} of its standard errors ({spread:.1f})")
 
 
 def bench_darts(rounds):
@@ -115,12 +131,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", metavar="ENVIRONMENT|darts")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rewards", type=int, metavar="SEEDS", help="train from so many seeds, at least 2, and compare what is learnt")
+    parser.add_argument("--frames", type=int, default=30_000, help="of a training (default: 30,000)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for what in options.what:
         if what == "darts":
             bench_darts(options.rounds)
+        elif options.rewards:
+            compare_rewards(what, options.rewards, options.frames)
         else:
             bench_ppo(what, options.rounds)
 

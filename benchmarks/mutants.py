@@ -161,7 +161,7 @@ PAIRS = {
 }
 
 SPEED_FUNCTION = re.compile(
-    "prefetch.*|is_stream|(recurrent|patch|projection|known)_work|tasks_by_units|share|share_rows|share_gradients|row_groups|rows_in_block|"
+    "prefetch.*|is_stream|(recurrent|patch|projection|known)_work|patches_of_steps|parts_down|share|share_rows|share_gradients|row_groups|rows_in_block|"
     "kind_of_tokens|tasks_for"
 )
 SPEED_LINE = re.compile(

@@ -9,7 +9,7 @@ from problems import CELLS, GATED, ONE_OF_EACH, PLAIN, assert_results_same_bits,
 from tolerances import DTYPES, assert_same_bits
 
 import fastbptt
-from fastbptt._kernels import pool
+from fastbptt._kernels import kernels, pool
 
 THREADS = [1, 2, 3, 4]
 
@@ -107,6 +107,71 @@ def test_many_threads(cell, shape, n, threads):
     expected = problem.results(fastbptt)
     threads(n)
     assert_results_same_bits(problem.results(fastbptt), expected)
+
+
+SHARED_BOTH_WAYS = [(40, 16, 24, 128), (20, 64, 16, 160), (60, 9, 16, 256), (30, 33, 20, 200)]  # T, B, I, H
+
+
+@pytest.mark.one_level
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHARED_BOTH_WAYS, ids=str)
+@pytest.mark.parametrize("cell", ONE_OF_EACH)
+def test_patches_of_rows_and_units(cell, shape, dtype, threads):
+    """Threads that share the rows of a step, and its units too; and the rows of dW, and its columns."""
+    T, B, _, H = shape
+    problem = random_problem(cell, *shape, dtype=dtype)
+    ragged = replace(problem, options={"lengths": np.random.default_rng(0).integers(0, T + 1, B)})
+    threads(1)
+    expected, both_ways = [each.results(fastbptt) for each in (problem, ragged)], 0
+    for n in (4, 8, 16, 32, 64):
+        by_rows, by_units = kernels[np.dtype(dtype)].patches(len(problem.w_hh), H, T, B, n)
+        assert by_rows * by_units <= n
+        both_ways += by_rows > 1 < by_units
+        threads(n)
+        for each, right in zip((problem, ragged), expected):
+            assert_results_same_bits(each.results(fastbptt), right)
+    assert both_ways >= 2
+
+
+@pytest.mark.one_level
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_patches_of_a_projected_lstm_and_in_forward_mode(dtype, threads):
+    rng = np.random.default_rng(0)
+    T, B, I, H, P = 30, 16, 10, 160, 96
+    x, w_ih, w_hh, w_hr, b = (
+        rng.standard_normal(shape).astype(dtype) / 4 for shape in ((T, B, I), (4 * H, I), (4 * H, P), (P, H), (4 * H,))
+    )
+    x_dot, w_dot = rng.standard_normal(x.shape).astype(dtype), rng.standard_normal(w_hh.shape).astype(dtype)
+
+    def results():
+        out, states, tape = fastbptt.lstm_forward(x, None, w_ih, w_hh, b, b, w_hr=w_hr)
+        grads = fastbptt.lstm_backward(tape, np.ones_like(out))
+        out_dot, states_dot = fastbptt.lstm_jvp(tape, x=x_dot, w_hh=w_dot)
+        return [out, *states, grads.x, *grads.state, grads.w_ih, grads.w_hh, grads.w_hr, out_dot, *states_dot]
+
+    threads(1)
+    expected = results()
+    for n in (8, 16, 64):
+        threads(n)
+        for got, right in zip(results(), expected, strict=True):
+            assert_same_bits("result", got, right)
+
+
+def test_how_steps_are_cut(step_cost):
+    """By units as far as that makes a step, with meeting after it, shorter; by rows, too, where threads and rows are many."""
+    patches = kernels[np.dtype(np.float32)].patches
+    if kernels[np.dtype(np.float32)].lanes() != 16:
+        pytest.skip("of vectors of 16 numbers")
+    step_cost(50)
+    assert [patches(128, 128, 100, B, 2) for B in (1, 4, 8, 64)] == [(1, 2), (1, 2), (1, 1), (1, 1)]
+    assert [patches(2048, 512, 100, B, 2) for B in (1, 16, 128)] == [(1, 2), (1, 2), (1, 1)]
+    assert [patches(2048, 512, 100, 64, n) for n in (8, 16, 32, 64)] == [(1, 8), (2, 8), (4, 8), (8, 8)]
+    assert [patches(512, 128, 100, 16, n) for n in (4, 8, 16, 64)] == [(1, 1), (4, 2), (4, 4), (4, 8)]
+    step_cost(1000)
+    assert patches(512, 128, 100, 1, 8) == (1, 1)
+    assert patches(2048, 512, 100, 1, 16) == (1, 16)
+    step_cost(1e9)
+    assert {patches(2048, 512, 100, B, n) for B in (1, 16, 64) for n in (2, 64)} == {(1, 1)}
 
 
 @pytest.mark.one_level

@@ -777,3 +777,32 @@ def test_python_finds_the_helpers():
     """The other tests here depend on it."""
     assert PATH.split(os.pathsep)[0] == os.path.dirname(os.path.dirname(os.path.abspath(fastbptt.__file__)))
     assert run_python("import fastbptt; print(fastbptt.__file__)").strip() == fastbptt.__file__
+
+
+SMALL_STACK = """
+import threading
+import fastbptt, numpy as np
+from fastbptt._kernels import pool
+fastbptt.set_num_threads(16)
+rng = np.random.default_rng(0)
+w, x = rng.standard_normal((512, 128)) / 10, rng.standard_normal((50, 16, 128))
+got = []
+
+def passes():
+    out, _, tape = fastbptt.lstm_forward(x, None, w, w)
+    got.append([out, fastbptt.lstm_backward(tape, out).w_hh, fastbptt.lstm_jvp(tape, x=x)[0]])
+
+passes()
+threading.stack_size(32768)  # the smallest that Python takes
+for cost in (20, 0):  # 0: it is measured
+    pool.assume_step_cost(cost)
+    thread = threading.Thread(target=passes)
+    thread.start()
+    thread.join()
+assert len(got) == 3 and all(a.tobytes() == b.tobytes() for other in got[1:] for a, b in zip(got[0], other))
+"""
+
+
+@pytest.mark.one_level
+def test_threads_with_small_stacks():
+    run_python(SMALL_STACK)

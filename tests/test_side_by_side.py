@@ -208,6 +208,8 @@ def test_a_pair_is_run_once_and_where_it_has_been_entered():
     with pytest.raises(RuntimeError, match=r"^a pass is taken once$"):
         pair.__enter__()
     assert_same_bits("out", finish()[0], finish_other()[0])
+    with pytest.raises(RuntimeError, match=r"^a pair of passes is what with_another returns$"):
+        type(pair)().__enter__()
     third.run()
 
 
@@ -348,6 +350,35 @@ for stack in STACKS:
 def test_a_fork_while_a_second_is_prepared():
     """The parent goes on; in the child the call raises, and the next is as ever."""
     run_python(BETWEEN_TWO)
+
+
+WHILE_THE_POOL_IS_TAKEN = """
+import os
+import fastbptt, numpy as np
+from fastbptt import functional
+fastbptt.set_num_threads(2)
+
+def bound_pass():
+    x, w = np.ones((3, 1, 2)), np.eye(2)
+    return functional.forward_pass("rnn", x, {"h0": None}, w, w, None, None, None, None, (None, True, False))
+
+with bound_pass()[0].with_another():
+    first, second = bound_pass(), bound_pass()
+    with first[0].with_another() as pair:
+        child = os.fork()
+        pair.run(second[0])
+assert first[2]()[0].tobytes() == second[2]()[0].tobytes()
+if not child:
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+@pytest.mark.one_level
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_where_no_helper_has_begun():
+    """Nothing is lost in the child, then."""
+    run_python(WHILE_THE_POOL_IS_TAKEN)
 
 
 SIGNALS = """

@@ -28,6 +28,7 @@ cdef struct Backward:
     const real *carry              # (R,), a factor for each row of each step, on what the step hands to the state before it; or NULL: 1
     StepClip clip
     Sharing sharing
+    Patches patches                # of a step
     TimeBlock block                # the one at hand, if all rows go together
     Progress *above                # of the pass whose dx is d_out, and not all there yet; or NULL
     Progress *own                  # for another pass that goes after this one, or NULL
@@ -112,10 +113,10 @@ cdef inline Py_ssize_t da_row(const Time *time, const TimeBlock *block, Py_ssize
 cdef void back_through_block(Backward *run) noexcept nogil:
     """Fill the da of the block at hand, for all rows."""
     cdef TimeBlock *block = &run.block
-    cdef int by_units = 1 if needs_whole_rows(&run.clip) else tasks_by_units(&run.problem, run.sharing.threads, block.t0, block.t1)
-    if by_units > 1:
-        run.sharing.tasks = by_units
-        parallel_steps(back_part, run, (block.t1 - block.t0) * stages(&run.problem) + 1, by_units, &run.watch)
+    run.patches = patches_of_steps(&run.problem, 1 if needs_whole_rows(&run.clip) else run.sharing.threads, block.t0, block.t1)
+    if run.patches.by_units > 1:
+        parallel_steps(back_patch, run, (block.t1 - block.t0) * stages(&run.problem) + 1, run.patches.by_rows, run.patches.by_units,
+                       &run.watch)
     else:
         share_rows(&run.sharing, &run.problem, block.t0, recurrent_work(&run.problem, block.t0, block.t1))
         parallel(back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
@@ -143,11 +144,11 @@ cdef void recur_back(Backward *run, const TimeBlock *block, const Patch *patch, 
     leave_block(run, block, patch)
 
 
-cdef void back_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th stage back, for all rows."""
+cdef void back_patch(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A patch of the block's i-th stage back."""
     cdef Backward *run = <Backward *>context
     cdef const TimeBlock *block = &run.block
-    cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
+    cdef Patch patch = one_of_patches(&run.problem, &run.patches, part, block.t0)
     cdef int each = stages(&run.problem)
     cdef Py_ssize_t t = block.t1 - 1 - i // each
     if t < block.t0:

@@ -14,6 +14,7 @@ cdef struct Forward:
     Projection projection
     bint projected                 # whether it is done, for all steps
     Sharing sharing
+    Patches patches                # of a step
     Watch watch
     Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL
     Progress *own                  # for another pass that goes after this one, or NULL
@@ -43,15 +44,14 @@ cdef void run_forward(Forward *run) noexcept nogil:
     """Fill a, h behind slot 0 and what else the cell has, from the initial state."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t T = problem.time.T
-    cdef int by_units
     cdef Patch patch
     run.sharing.tasks = 1
     if run.below != NULL or run.own != NULL or (run.sharing.threads == 1 and has_short_steps(problem)):
         patch = whole_rows(problem, 0, problem.time.B)
         recur_rows(run, &patch, 0)     # with nothing to share: of an LSTM's step of 8 units, asking how took a tenth
         return
-    by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
-    if by_units == 1:
+    run.patches = patches_of_steps(problem, run.sharing.threads, 0, T)
+    if run.patches.by_units == 1:
         share_rows(&run.sharing, problem, 0, projection_work(&run.projection) + recurrent_work(problem, 0, T))
     if run.sharing.tasks > 1:
         if problem.time.first != NULL and first_row(&problem.time, T) * problem.N * <Py_ssize_t>sizeof(real) <= PROJECTED_FIRST:
@@ -60,8 +60,7 @@ cdef void run_forward(Forward *run) noexcept nogil:
         parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
     else:
         project_all(&run.projection)   # rows are few, but threads can still share the projection
-        run.sharing.tasks = by_units
-        parallel_steps(recur_part, run, T * stages(problem), by_units, &run.watch)
+        parallel_steps(recur_patch, run, T * stages(problem), run.patches.by_rows, run.patches.by_units, &run.watch)
 
 
 cdef void project_and_recur(void *context, int task, int worker) noexcept nogil:
@@ -109,10 +108,10 @@ cdef void project_steps(const Forward *run, Py_ssize_t t, Py_ssize_t t_end, cons
         t += 1
 
 
-cdef void recur_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the i-th stage, for all rows."""
+cdef void recur_patch(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A patch of the i-th stage."""
     cdef Forward *run = <Forward *>context
-    cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
+    cdef Patch patch = one_of_patches(&run.problem, &run.patches, part, 0)
     cdef int each = stages(&run.problem)
     forward_stage(run, i // each, i % each, &patch)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))

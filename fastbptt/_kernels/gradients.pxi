@@ -221,7 +221,7 @@ cdef inline Sums sums_of_group(const Gradients *run, int group) noexcept nogil:
 # --- The sums over a block --------------------------------------------------------------------------------------------
 
 cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, int parts, int worker) noexcept nogil:
-    """A part of the block's dx (by rows), dW and db (by columns)."""
+    """A part of the block's dx (by rows), dW and db (by columns; where parts are many, dW by rows, too)."""
     cdef Watch *watch = &run.back.watch
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
@@ -229,7 +229,9 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     cdef Py_ssize_t inner = held if held < B else K        # rows that lie end to end in x
     cdef Py_ssize_t n0 = N * part // parts, n1 = N * (part + 1) // parts, first = first_row(time, block.t0) + block.b0
     cdef Py_ssize_t x_panels = ceil_div(I, LANES) if problem.x != NULL else 0, h_panels = ceil_div(P, LANES)
-    cdef Py_ssize_t p0 = (x_panels + h_panels) * part // parts, p1 = (x_panels + h_panels) * (part + 1) // parts
+    cdef int down = parts_down(parts, x_panels + h_panels), across = parts // down, i = part % across, j = part // across
+    cdef Py_ssize_t p0 = (x_panels + h_panels) * i // across, p1 = (x_panels + h_panels) * (i + 1) // across
+    cdef Py_ssize_t m0 = N * j // down, m1 = N * (j + 1) // down
     cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
     cdef Sequence x, h = sequence(rows(problem.h + (slot(time, block.t0) + block.b0) * P, B * P, P), inner)
     cdef bint scattered = time.first != NULL and held < B  # the block's rows do not lie end to end in x, as those of da do
@@ -245,12 +247,12 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
         x = sequence(rows(problem.x + first * I, B * I, I), inner)
         if scattered:
             x = ragged_sequence(problem.x, I, time, block.t0, block.b0, block.b1, False)
-        add_weight_gradient(block.da, N, K, x, I, min(p0, x_panels), min(p1, x_panels), sums.dw_ih, scratch, watch, worker)
+        add_weight_gradient(block.da, N, K, x, I, m0, m1, min(p0, x_panels), min(p1, x_panels), sums.dw_ih, scratch, watch, worker)
     elif scattered:
         collect_tokens(run, block, sums, n0, n1)
     else:
         add_token_gradient(block.da, N, K, problem.tokens + first, B, inner, n0, n1, sums.dw_ih)
-    add_weight_gradient(block.da_h, N, K, h, P, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
+    add_weight_gradient(block.da_h, N, K, h, P, m0, m1, max(0, p0 - x_panels), max(0, p1 - x_panels), sums.dw_hh, scratch, watch, worker)
     if sums.db_ih != NULL:
         add_column_sums(block.da, N, K, n0, n1, sums.db_ih)
     if sums.db_hh != NULL:

@@ -20,7 +20,7 @@ cdef struct Jvp:
     ForwardWeights changes         # w_ih_dot and w_hh_dot, if there are any, and the biases' tangents
     Sharing sharing
     bint by_rows
-    int by_units                   # how many threads share the units, if not by rows
+    Patches patches                # of a step, if not by rows
     Py_ssize_t width               # rows of a task, at most
     Py_ssize_t steps               # of a block, at most
     Py_ssize_t t0, t1              # the block at hand, if not by rows
@@ -47,8 +47,8 @@ cdef void plan_jvp(Jvp *run) noexcept nogil:
     """Who does what, in blocks of how many steps, and which weights are needed: where a tangent is 0, none, which are of no inputs."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t T = problem.time.T, piece = JVP_BLOCK // (problem.N * <Py_ssize_t>sizeof(real))
-    run.by_units = tasks_by_units(problem, run.sharing.threads, 0, T)
-    if run.by_units == 1:
+    run.patches = patches_of_steps(problem, run.sharing.threads, 0, T)
+    if run.patches.by_units == 1:
         share_rows(&run.sharing, problem, 0, known_work(run, first_row(&problem.time, T)) + recurrent_work(problem, 0, T))
         run.by_rows = run.sharing.tasks > 1 or run.sharing.threads == 1
     run.width = ceil_div(problem.time.B, run.sharing.tasks) if run.by_rows else problem.time.B
@@ -76,8 +76,8 @@ cdef void run_jvp(Jvp *run) noexcept nogil:
         share(&run.sharing, known_work(run, (run.t1 - run.t0) * width), run.t1 - run.t0, ceil_div(PROJECTED_ROWS, width))
         parallel(known_part, run, run.sharing.tasks, run.sharing.workers, &run.watch)
         if not run.watch.stop:
-            run.sharing.tasks = run.by_units
-            parallel_steps(jvp_part, run, (run.t1 - run.t0) * stages(&run.problem), run.by_units, &run.watch)
+            parallel_steps(jvp_patch, run, (run.t1 - run.t0) * stages(&run.problem), run.patches.by_rows, run.patches.by_units,
+                           &run.watch)
 
 
 cdef void jvp_rows(void *context, int task, int worker) noexcept nogil:
@@ -111,12 +111,12 @@ cdef void known_part(void *context, int task, int worker) noexcept nogil:
         t = t_end
 
 
-cdef void jvp_part(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
-    """A part's units of the block's i-th stage, for all rows."""
+cdef void jvp_patch(void *context, Py_ssize_t i, int part, int worker) noexcept nogil:
+    """A patch of the block's i-th stage."""
     cdef Jvp *run = <Jvp *>context
-    cdef Patch patch = units_of_part(&run.problem, part, run.sharing.tasks)
+    cdef Patch patch = one_of_patches(&run.problem, &run.patches, part, 0)
     cdef int each = stages(&run.problem)
-    jvp_stage(run, run.t0 + i // each, i % each, &patch, i // each * run.width)
+    jvp_stage(run, run.t0 + i // each, i % each, &patch, i // each * run.width + patch.b0)
     interrupted(&run.watch, worker, patch_work(&run.problem, &patch))
 
 

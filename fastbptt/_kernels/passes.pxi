@@ -283,6 +283,16 @@ def plan_segments(Py_ssize_t N, Py_ssize_t I, Py_ssize_t H, Py_ssize_t P, int re
     return bytes_of(lay_out_backward, &run) + bytes_of(lay_out_forward, &weights), list(blocks.values())
 
 
+def patches(Py_ssize_t N, Py_ssize_t H, Py_ssize_t T, Py_ssize_t B, int threads):
+    """Into how many parts so many threads would cut the rows, and the units, of each step; (1, 1) where they share rows alone, or nothing."""
+    cdef Problem problem
+    cdef Patches cut
+    memset(&problem, 0, sizeof(Problem))
+    problem.N, problem.P, problem.H, problem.gates, problem.time.T, problem.time.B = N, H, H, <int>(N // H), T, B
+    cut = patches_of_steps(&problem, threads, 0, T)
+    return cut.by_rows, cut.by_units
+
+
 cdef void lay_out_state_gradients(void *call, Space *space) noexcept nogil:
     cdef Backward *run = <Backward *>call
     cdef const Problem *problem = &run.problem

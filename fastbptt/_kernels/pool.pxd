@@ -21,7 +21,8 @@ cdef struct Progress:
 
 cdef enum:
     MAX_THREADS = 256
-    MAX_PARTS = 16    # of a step in parallel_steps
+    MAX_PARTS = 16    # of a step of a chain in parallel_steps
+    MAX_CHAINS = 16   # of them
 
 cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
@@ -29,7 +30,7 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
 cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil
 cdef void end_parallel(Watch *watch) noexcept nogil
 cdef int jobs_abandoned() noexcept nogil
-cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil
+cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int chains, int parts, Watch *watch) noexcept nogil
 cdef double step_cost(int parts) noexcept nogil
 cdef size_t use_controls(size_t controls) noexcept nogil
 cdef size_t usual_controls() noexcept nogil

@@ -6,11 +6,12 @@ runs it, or on how many tasks there are: that is how results keep their bits at 
 
 ``parallel_steps`` is for a chain of steps, each too short to be worth a call of ``parallel``: the parts of a step run side by side, and
 the next step starts when all are done. A thread waits for the others only while they are at work; a part that nobody has started it
-does itself.
+does itself. There may be several chains, which do not wait for each other.
 
 Locks are CPython's own (``pythread.h``), and so are threads on Windows; elsewhere they are POSIX threads, whose stack must be asked for
 where the usual one is small. A failed start is a return value.
-If another Python thread holds the pool, or no helper could be started, the caller runs all tasks by itself.
+If the pool is held already, by another Python thread or by a pair of passes that has begun (`side_by_side.pxi`), or no helper could be
+started, the caller runs all tasks by itself.
 
 Helpers compute as their caller does: they take over how its processor rounds, and whether it flushes subnormal numbers to 0, as PyTorch's
 `set_flush_denormal` and XLA's own threads have it. A result would else depend on who made which part of it.
@@ -218,10 +219,20 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
 
 cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil:
     """Have helpers begin with what `parallel` would do, for `end_parallel` to go on with. False if none may, and nothing has begun."""
-    cdef int i
-    threads = min(tasks, threads)
-    if threads == 1 or atomic_exchange(&busy, 1):
+    if not take_pool(min(tasks, threads)):
         return False
+    open_job(run, context, tasks, min(tasks, threads))
+    return True
+
+
+cdef inline bint take_pool(int threads) noexcept nogil:
+    """Whether it is the caller's now, for a job of so many threads."""
+    return threads != 1 and not atomic_exchange(&busy, 1)
+
+
+cdef void open_job(Task run, void *context, int tasks, int threads) noexcept nogil:
+    """By who has the pool."""
+    cdef int i
     start_helpers(threads - 1)
     job.run = run
     job.context = context
@@ -234,7 +245,6 @@ cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexce
     for i in range(min(threads - 1, started)):
         if atomic_exchange(&helpers[i].asleep, 0):
             PyThread_release_lock(helpers[i].wake)
-    return True
 
 
 cdef void end_parallel(Watch *watch) noexcept nogil:
@@ -280,37 +290,53 @@ cdef struct Chain:
     Part run
     void *context
     Py_ssize_t steps
+    int first                      # of its parts, as they are counted through all chains
     int parts
     Watch *watch
 
+cdef Chain[MAX_CHAINS] chain_of_job       # who has the pool has them: too large for the stack of a small thread
 
-cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int parts, Watch *watch) noexcept nogil:
-    """Call ``run(context, step, part, worker)`` for every part < parts <= MAX_PARTS of every step < steps, step by step."""
-    cdef Chain chain
-    memset(&chain, 0, sizeof(Chain))
-    chain.run = run
-    chain.context = context
-    chain.steps = steps
-    chain.parts = parts
-    chain.watch = watch
-    parallel(follow_chain, &chain, parts, parts, watch)
+
+cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int chains, int parts, Watch *watch) noexcept nogil:
+    """Call ``run(context, step, part, worker)`` for every part < chains * parts of every step < steps. The parts of a chain, which are
+    neighbours, go step by step. There are at most MAX_CHAINS chains, of at most MAX_PARTS parts.
+    """
+    cdef Chain *chain
+    cdef Py_ssize_t step
+    cdef int i
+    if take_pool(chains * parts):
+        memset(chain_of_job, 0, chains * sizeof(Chain))
+        for i in range(chains):
+            chain = &chain_of_job[i]
+            chain.run, chain.context, chain.steps, chain.watch = run, context, steps, watch
+            chain.first, chain.parts = i * parts, parts
+        open_job(follow_chain, chain_of_job, chains * parts, chains * parts)
+        end_parallel(watch)
+        return
+    for step in range(steps):
+        for i in range(chains * parts):
+            run(context, step, i, 0)
+        if watch.stop:
+            return
 
 
 cdef void follow_chain(void *context, int task, int worker) noexcept nogil:
     cdef Chain *chain = <Chain *>context
     cdef Py_ssize_t step
-    cdef int spins, patience = PATIENCE
+    cdef int spins, patience = PATIENCE, own
+    chain += task // chain.parts
+    own = task - chain.first
     for step in range(steps_done(chain), chain.steps):
         if chain.watch.stop:
             return
-        take_part(chain, step, task, worker)
+        take_part(chain, step, own, worker)
         spins = 0
         while steps_done(chain) <= step:
             if chain.watch.stop:
                 return
             spins += 1
             if spins == patience + 1:
-                patience = 0 if take_others_parts(chain, step, task, worker) else PATIENCE
+                patience = 0 if take_others_parts(chain, step, own, worker) else PATIENCE
             elif spins > SPINS:
                 give_way()
             else:
@@ -337,7 +363,7 @@ cdef bint take_part(Chain *chain, Py_ssize_t step, int part, int worker) noexcep
         return False
     if not atomic_compare_exchange_strong(&chain.started[part].count, &expected, step + 1):
         return False
-    chain.run(chain.context, step, part, worker)
+    chain.run(chain.context, step, chain.first + part, worker)
     atomic_store_explicit(&chain.done[part].count, step + 1, memory_order_release)
     return True
 
@@ -410,7 +436,7 @@ cdef long long measured_cost(int parts) noexcept nogil:
     memset(&empty, 0, sizeof(Empty))
     memset(&watch, 0, sizeof(Watch))
     watch.deaf = True
-    parallel_steps(note_part, &empty, EMPTY_STEPS, parts, &watch)
+    parallel_steps(note_part, &empty, EMPTY_STEPS, 1, parts, &watch)
     for step in range(EMPTY_STEPS):
         if shared >= NEIGHBOURS:
             cost = min(cost, max(<long long>1, (empty.began[step] - empty.began[step - NEIGHBOURS]) // NEIGHBOURS - OWN_COST))

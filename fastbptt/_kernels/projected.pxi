@@ -56,8 +56,8 @@ cdef void add_projection_gradient(const Problem *problem, const TimeBlock *block
                                   real *scratch, Watch *watch, int worker) noexcept nogil:
     """A part's columns of dW_hr, summed over the K rows of the block."""
     cdef Py_ssize_t P = problem.P, H = problem.H, panels = ceil_div(H, LANES)
-    add_weight_gradient(block.dh, P, K, sequence(rows(block.shown, 0, H), K), H, panels * part // parts, panels * (part + 1) // parts,
-                        dw_hr, scratch, watch, worker)
+    add_weight_gradient(block.dh, P, K, sequence(rows(block.shown, 0, H), K), H, 0, P, panels * part // parts,
+                        panels * (part + 1) // parts, dw_hr, scratch, watch, worker)
 
 
 cdef void project_tangent(const Jvp *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

@@ -1,14 +1,18 @@
-# Who does what. Threads share the rows of the batch, each for the whole sequence. Where rows are few, they share the units instead, step by
-# step: then each keeps its part of W_hh in its own cache.
+# Who does what. Threads share the rows of the batch, each for the whole sequence. Where rows are few, they share the units too, step by
+# step: then each keeps its part of W_hh in its own cache. Threads that have the same rows meet at each step.
 
 cdef struct Sharing:
     int threads                    # how many a call may use
     int workers                    # how many of them the phase at hand is worth
     int tasks                      # how many it is cut into
 
+cdef struct Patches:               # how a step is cut
+    int by_rows
+    int by_units                   # 1: by rows alone
+
 cdef double LONG_STEP = 5e8        # multiply-adds of a step that is split, so that Ctrl-C is seen in time
 cdef double STEP_RATE = 2 * LANES  # multiply-adds in a nanosecond, in steps of few rows; benchmarks/bench_threads.py
-cdef double STEP_GAIN = 5          # times what it costs to meet: what sharing a step must save
+cdef double STEP_GAIN = 5          # times what it costs to meet: what sharing a step costs, as the others' numbers have to come, too
 cdef double LEAST_STEP = 200       # ns on one thread, below which that is not even asked
 
 cdef enum:
@@ -30,18 +34,38 @@ cdef inline double patch_work(const Problem *problem, const Patch *patch) noexce
     return <double>(patch.b1 - patch.b0) * (patch.u1 - patch.u0) * problem.gates * (problem.P + CELL_WORK)
 
 
-cdef inline int tasks_by_units(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
-    """How many threads should share the units of each step: 1 where they had better share rows, or nothing. Fewer threads meet sooner."""
-    cdef int tasks = tasks_for(threads, recurrent_work(problem, t0, t1), min(problem.H // LANES, <Py_ssize_t>MAX_PARTS))
-    cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0)
-    cdef Py_ssize_t few = FEW_ROWS if weights * <Py_ssize_t>sizeof(real) <= SECOND_LEVEL_CACHE else MANY_ROWS
-    cdef bint are_few = problem.time.B < few * tasks or B < FEW_ROWS * tasks   # in all of a ragged batch, or here
-    cdef double alone = <double>B * weights / (STEP_RATE * stages(problem))
-    if not are_few or alone < LEAST_STEP:
-        return 1
-    while tasks > 1 and alone * (tasks - 1) / tasks < STEP_GAIN * step_cost(tasks):
-        tasks //= 2
-    return tasks
+cdef inline Patches patches_of_steps(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
+    """How threads had better cut each of these steps. By units, too, if rows are so few that reading W_hh is what takes time.
+
+    Of many threads, as many share the rows as leave each some rows, and a part of W_hh that fits its cache. So many share the units as
+    make a step, and meeting after it, shortest.
+    """
+    cdef Patches patches
+    cdef int most = <int>min(problem.H // LANES, <Py_ssize_t>MAX_PARTS), n, parts
+    cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0), size = weights * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t few = FEW_ROWS if size <= SECOND_LEVEL_CACHE else MANY_ROWS
+    cdef double alone = <double>B * weights / (STEP_RATE * stages(problem)), shortest, step    # ns
+    patches.by_rows = patches.by_units = 1
+    if alone < LEAST_STEP or most < 2:
+        return patches
+    n = tasks_for(threads, recurrent_work(problem, t0, t1), most * <Py_ssize_t>MAX_CHAINS)
+    if problem.time.B >= few * n and B >= FEW_ROWS * n:    # in all of a ragged batch, and here
+        return patches
+    while (n % (2 * patches.by_rows) == 0 and 2 * patches.by_rows <= MAX_CHAINS and B >= 2 * patches.by_rows * FEW_ROWS
+           and 2 * patches.by_rows * size <= n * <Py_ssize_t>SECOND_LEVEL_CACHE):
+        patches.by_rows *= 2
+    alone /= patches.by_rows
+    shortest, parts = alone, min(n // patches.by_rows, most)
+    while parts > 1:
+        step = alone / parts + STEP_GAIN * step_cost(parts)
+        if step < shortest:
+            shortest, patches.by_units = step, parts
+        parts //= 2
+    if patches.by_units == 1:
+        patches.by_rows = 1
+    else:
+        patches.by_rows = max(patches.by_rows, <int>min(n // patches.by_units, min(B // FEW_ROWS, <Py_ssize_t>MAX_CHAINS)))
+    return patches
 
 
 cdef inline void share(Sharing *sharing, double work, Py_ssize_t parts, Py_ssize_t least) noexcept nogil:
@@ -79,12 +103,21 @@ cdef inline Patch rows_of_task(const Problem *problem, Py_ssize_t t, int task, i
 
 
 cdef inline Patch units_of_part(const Problem *problem, int part, int parts) noexcept nogil:
+    """A part's share of the units, for all rows."""
     cdef Patch patch
     patch.b0, patch.b1 = 0, problem.time.B
     cut_panels(problem.H, part, parts, &patch.u0, &patch.u1)
     patch.p0, patch.p1 = patch.u0, patch.u1
     if problem.w_hr != NULL:
         cut_panels(problem.P, part, parts, &patch.p0, &patch.p1)
+    return patch
+
+
+cdef inline Patch one_of_patches(const Problem *problem, const Patches *patches, int i, Py_ssize_t t) noexcept nogil:
+    """The i-th: neighbours have the same rows of step t, and so of all after it."""
+    cdef Patch patch = units_of_part(problem, i % patches.by_units, patches.by_units)
+    cdef Py_ssize_t B = active(&problem.time, t), rows = i // patches.by_units
+    patch.b0, patch.b1 = B * rows // patches.by_rows, B * (rows + 1) // patches.by_rows
     return patch
 
 

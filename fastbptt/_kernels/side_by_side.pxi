@@ -76,6 +76,8 @@ cdef class Pair:
     cdef int abandoned             # jobs, before
 
     def __enter__(self):
+        if self.first is None:
+            raise RuntimeError("a pair of passes is what with_another returns")
         self.at.first = side_of(self.first, &self.at.watch)
         if self.behind:
             self.first.show(&self.at.progress)
@@ -97,7 +99,7 @@ cdef class Pair:
         self.second = second
         if self.behind:
             second.go_behind(&self.at.progress)
-        if self.abandoned != jobs_abandoned():
+        if self.begun and self.abandoned != jobs_abandoned():
             self.call_off()
             raise RuntimeError("the process has forked between two passes; in the child, the call that was under way cannot go on")
         try:

@@ -94,7 +94,7 @@ def carry(const real[:, ::1] w, const real[:, :, :, :, ::1] slopes, const real[:
             parallel(carry_row, &run, <int>run.B, workers, &run.watch)
         else:
             for run.row in range(run.B):
-                parallel_steps(carry_part, &run, steps + run.parts - 1, run.parts, &run.watch)
+                parallel_steps(carry_part, &run, steps + run.parts - 1, 1, run.parts, &run.watch)
     raise_if_interrupted(&run.watch)
 
 

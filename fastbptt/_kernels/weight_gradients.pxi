@@ -8,6 +8,8 @@ cdef enum:
     GRADIENT_K = 256               # rows in a chunk
     GRADIENT_ROWS = 64             # columns of dA packed at a time: with GRADIENT_K rows, 128 KB of the second-level cache
     GRADIENT_PANELS = 16           # panels of S that make up for packing all of dA
+    FEW_PANELS = 4                 # with fewer, parts have fewer of dA's columns instead,
+    FEW_PARTS = 8                  # but where they are those of two threads
     GRADIENT_COLUMNS = 512         # columns of S packed at a time
     GRADIENT_STRIDE = 1 << 12      # bytes from row to row of dA where it need not be packed
     GRADIENT_SCRATCH = GRADIENT_K * (GRADIENT_ROWS + GRADIENT_COLUMNS) + 1024 * 16   # elements, panel padding included
@@ -59,10 +61,10 @@ cdef void pack_sequence(const Sequence *S, Py_ssize_t n, Py_ssize_t k, Py_ssize_
         t += 1
 
 
-cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequence S, Py_ssize_t N, Py_ssize_t panel0, Py_ssize_t panel1,
-                              real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
-    """dW (M, N) += dA^T (K, M) S (K, N), for the columns of panels panel0..panel1. Both operands are packed, chunk by chunk; but for dA
-    where a tile has all of these columns, and dA's rows are near each other: there packing would cost more than it saves.
+cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequence S, Py_ssize_t N, Py_ssize_t m0, Py_ssize_t m1,
+                              Py_ssize_t panel0, Py_ssize_t panel1, real *dW, real *scratch, Watch *watch, int worker) noexcept nogil:
+    """dW (M, N) += dA^T (K, M) S (K, N), for rows m0..m1 and the columns of panels panel0..panel1. Both operands are packed, chunk by
+    chunk; but for dA where a tile has all of these columns, and dA's rows are near each other: there packing would cost more than it saves.
     """
     cdef Py_ssize_t n = panel0 * LANES, n_end = min(N, panel1 * LANES), k, m, columns, chunk, strip
     cdef bint narrow = n_end - n <= tile_vectors(TILE_ROWS) * LANES and M * <Py_ssize_t>sizeof(real) <= GRADIENT_STRIDE
@@ -77,9 +79,9 @@ cdef void add_weight_gradient(const real *dA, Py_ssize_t M, Py_ssize_t K, Sequen
             chunk = next_chunk(K - k)
             B.panel = panel_stride(chunk)
             pack_sequence(&S, n, k, chunk, columns, B)
-            m = 0
-            while m < M:
-                strip = min(M - m, <Py_ssize_t>GRADIENT_ROWS)
+            m = m0
+            while m < m1:
+                strip = min(m1 - m, <Py_ssize_t>GRADIENT_ROWS)
                 if narrow:
                     product(1, strip, columns, chunk, rows(dA + k * M + m, 0, 1), M, B, rows(NULL, 0, 0), rows(dW + m * N + n, 0, N))
                 else:
@@ -172,6 +174,14 @@ cdef inline void share_gradients(Sharing *sharing, Py_ssize_t K, Py_ssize_t N, P
     """Cut the sums over K rows into tasks, by their columns: those of I inputs and P states."""
     cdef Py_ssize_t columns = P + (I if vectors else 1) + (I if to_inputs else 0)
     share(sharing, <double>K * N * columns, gradient_parts(I, P), GRADIENT_PANELS)
+
+
+cdef inline int parts_down(int parts, Py_ssize_t panels) noexcept nogil:
+    """Into how many of so many parts the rows of a dW of so many panels are cut; all others, its columns."""
+    cdef int down = 1
+    while parts > FEW_PARTS and parts % (2 * down) == 0 and panels * down < FEW_PANELS * parts:
+        down *= 2
+    return down
 
 
 cdef inline Py_ssize_t gradient_parts(Py_ssize_t I, Py_ssize_t P) noexcept nogil:
