@@ -41,7 +41,7 @@ def assert_same_states(got, expected):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("sizes", [(1, 5, 7), (3, 4, 33), (2, 40, 150), (70, 9, 40)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 5, 7), (3, 4, 33), (2, 40, 150), (70, 9, 40), (1, 300, 256), (3, 90, 320)], ids=str)
 @pytest.mark.parametrize("L", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bits_of_the_whole_call(kind, L, sizes, dtype, threads):

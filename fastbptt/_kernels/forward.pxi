@@ -18,6 +18,7 @@ cdef struct Forward:
     Watch watch
     Progress *below                # of the pass whose outputs are x, and not all there yet; or NULL
     Progress *own                  # for another pass that goes after this one, or NULL
+    bint back                      # through the weights, of a step alone
     # of a pass that is run once more (`recompute.pxi`)
     Py_ssize_t t0, t1              # the steps at hand
     bint again, by_units
@@ -156,20 +157,25 @@ cdef inlined add_recurrent(const ForwardWeights *weights, Py_ssize_t t, Py_ssize
     """a += h W_hh^T, for units u0..u1 of each gate; where the reset comes after it, m = m_init + h W_hh^T. Gates whose panels touch are
     one product. Step t begins with the gate that step t - 1 has ended with, as `product_of_step` does with panels.
     """
-    cdef Py_ssize_t H = weights.H, P = weights.P, units = u1 - u0, gates = weights.input.N // H, summed = gates - weights.reset_after
+    cdef Py_ssize_t H = weights.H, units = u1 - u0, gates = weights.input.N // H, summed = gates - weights.reset_after
     cdef Py_ssize_t together = summed if gates_touch(H) or units == ceil_div(H, LANES) * LANES else 1
     cdef Py_ssize_t products = summed // together + weights.reset_after, n, gate
-    cdef Panels w
-    cdef Rows of_gate
     for n in range(products):
         gate = together * (products - 1 - n if t & 1 else n)
-        w = panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES)
-        if gate < summed:
-            of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
-            product_of_step(t, outer, inner, together * units, P, h, w, of_gate, of_gate)
-        else:
-            product_of_step(t, outer, inner, units, P, h, w, rows(m_init.at + u0, m_init.outer, m_init.inner),
-                            rows(m.at + u0, m.outer, m.inner))
+        add_to_gate(weights, t, outer, inner, gate, u0, together * units if gate < summed else units, h, a, m_init, m)
+
+
+cdef inlined add_to_gate(const ForwardWeights *weights, Py_ssize_t t, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t gate, Py_ssize_t u0,
+                         Py_ssize_t units, Rows h, Rows a, Rows m_init, Rows m) noexcept nogil:
+    """The same for so many units, from unit u0 of one gate on."""
+    cdef Py_ssize_t H = weights.H, P = weights.P, gates = weights.input.N // H
+    cdef Panels w = panels_from(weights.w_hh, panel_of_gate(weights, gate) + u0 // LANES)
+    cdef Rows of_gate = rows(a.at + gate * H + u0, a.outer, a.inner)
+    if gate < gates - weights.reset_after:
+        product_of_step(t, outer, inner, units, P, h, w, of_gate, of_gate)
+    else:
+        product_of_step(t, outer, inner, units, P, h, w, rows(m_init.at + u0, m_init.outer, m_init.inner),
+                        rows(m.at + u0, m.outer, m.inner))
 
 
 cdef void step_forward(const Forward *run, Py_ssize_t t, const Patch *patch, Py_ssize_t held) noexcept nogil:
@@ -184,3 +190,42 @@ cdef void step_forward(const Forward *run, Py_ssize_t t, const Patch *patch, Py_
         put_span(&span, problem, t, b, patch.u0)
         span.h = h + b * width + patch.u0
         problem.forward(&span)
+
+
+# --- A step alone -----------------------------------------------------------------------------------------------------
+#
+# With few rows it is reading the weights once. A step that begins with what the one before has read last finds that in the cache; so units
+# are taken one group after the other, with all that W_ih and W_hh have for them, and every other step goes from the last to the first.
+
+cdef inline bint is_mostly_reading(const Problem *problem) noexcept nogil:
+    """Whether a step goes faster so: of few rows, and of weights that are more than the cache holds; a gate's first unit begins a panel."""
+    return (problem.x != NULL and problem.w_hr == NULL and problem.time.B < FEW_ROWS and problem.H % LANES == 0
+            and problem.N * (problem.I + problem.P) * <Py_ssize_t>sizeof(real) > SECOND_LEVEL_CACHE)
+
+
+cdef void run_step(Forward *run, bint back) noexcept nogil:
+    """The one step of a problem of which `is_mostly_reading` is true, through the weights from the first to the last, or back."""
+    cdef int parts
+    run.patches = patches_of_steps(&run.problem, run.sharing.threads, 0, 1)
+    run.back = back
+    parts = run.patches.by_rows * run.patches.by_units
+    parallel(step_patch, run, parts, parts, &run.watch)
+
+
+cdef void step_patch(void *context, int task, int worker) noexcept nogil:
+    cdef Forward *run = <Forward *>context
+    cdef const Problem *problem = &run.problem
+    cdef const ForwardWeights *weights = run.weights
+    cdef Patch patch = one_of_patches(problem, &run.patches, task, 0)
+    cdef Py_ssize_t N = problem.N, H = problem.H, held = patch.b1 - patch.b0, units = tile_vectors(<int>held) * LANES
+    cdef Py_ssize_t groups = ceil_div(patch.u1 - patch.u0, units) * problem.gates, i, gate, u0, n
+    cdef Rows x = rows(problem.x + patch.b0 * problem.I, 0, problem.I), h = rows(problem.h + patch.b0 * problem.P, 0, problem.P)
+    cdef Rows a = rows(problem.a + patch.b0 * N, 0, N), m = rows(problem.m + patch.b0 * H if problem.m != NULL else NULL, 0, H)
+    for i in range(groups):
+        n = groups - 1 - i if run.back else i
+        gate, u0 = n % problem.gates, patch.u0 + n // problem.gates * units
+        n = min(units, patch.u1 - u0)
+        product_of_step(run.back, 1, held, n, problem.I, x, panels_from(weights.input.w, (gate * H + u0) // LANES),
+                        rows(weights.input.bias + gate * H + u0, 0, 0), rows(a.at + gate * H + u0, 0, N))
+        add_to_gate(weights, run.back, 1, held, gate, u0, n, h, a, rows(weights.m_bias, 0, 0), m)
+    step_forward(run, 0, &patch, held)

@@ -16,6 +16,7 @@ cdef class Stream:
     cdef PackedWeights of_tokens
     cdef Block room
     cdef tuple above
+    cdef bint back                 # whether the last step went through the weights from the last to the first
     cdef bint busy
 
     def __init__(self, int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, w_hr, leak, h, c, a, m, tuple above=()):
@@ -120,8 +121,12 @@ cdef class Stream:
         self.run.sharing.threads = thread_limit()
         prepare_forward(&self.run, &weights.at)
         memset(&self.run.watch, 0, sizeof(Watch))
+        self.back = not self.back
         with nogil:
-            run_forward(&self.run)
+            if is_mostly_reading(problem):
+                run_step(&self.run, self.back)
+            else:
+                run_forward(&self.run)
         raise_if_interrupted(&self.run.watch)
         return problem.h + problem.time.B * problem.P
 
