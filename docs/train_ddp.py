@@ -4,6 +4,7 @@ torchrun --standalone --nproc-per-node 2 docs/train_ddp.py
 """
 
 import argparse
+import gc
 from datetime import timedelta
 
 import numpy as np
@@ -80,6 +81,7 @@ def main():
             print(f"update {len(losses)}: {loss:.4f}", flush=True)
     if options.out and dist.get_rank() == 0:
         np.savez(options.out, losses=losses, gradients=torch.stack(gradients))
+    gc.collect()  # DDP is part of a cycle; where it is left for the end of Python, PyTorch (2.13, 2.14) aborts now and then
     dist.destroy_process_group()
 
 

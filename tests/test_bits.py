@@ -163,13 +163,16 @@ def test_how_steps_are_cut(step_cost):
     if kernels[np.dtype(np.float32)].lanes() != 16:
         pytest.skip("of vectors of 16 numbers")
     step_cost(50)
-    assert [patches(128, 128, 100, B, 2) for B in (1, 4, 8, 64)] == [(1, 2), (1, 2), (1, 1), (1, 1)]
+    assert [patches(128, 128, 100, B, 2) for B in (1, 4, 8, 64)] == [(1, 2), (1, 1), (1, 1), (1, 1)]
+    assert [patches(512, 128, 100, B, 2) for B in (1, 2, 3, 4)] == [(1, 2), (1, 2), (1, 2), (1, 1)]
     assert [patches(2048, 512, 100, B, 2) for B in (1, 16, 128)] == [(1, 2), (1, 2), (1, 1)]
     assert [patches(2048, 512, 100, 64, n) for n in (8, 16, 32, 64)] == [(1, 8), (2, 8), (4, 8), (8, 8)]
-    assert [patches(512, 128, 100, 16, n) for n in (4, 8, 16, 64)] == [(1, 1), (4, 2), (4, 4), (4, 8)]
-    step_cost(1000)
-    assert patches(512, 128, 100, 1, 8) == (1, 1)
-    assert patches(2048, 512, 100, 1, 16) == (1, 16)
+    assert [patches(512, 128, 100, 16, n) for n in (4, 8, 16, 64)] == [(1, 1), (1, 1), (4, 4), (4, 8)]
+    step_cost(300)
+    assert [patches(512, 128, 100, B, 2) for B in (1, 2, 3, 4)] == [(1, 1), (1, 1), (1, 1), (1, 1)]
+    assert patches(2048, 512, 100, 1, 2) == (1, 2)
+    step_cost(1e4)
+    assert patches(2048, 512, 100, 1, 16) == (1, 8)
     step_cost(1e9)
     assert {patches(2048, 512, 100, B, n) for B in (1, 16, 64) for n in (2, 64)} == {(1, 1)}
 

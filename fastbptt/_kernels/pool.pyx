@@ -1,8 +1,9 @@
 """A small thread pool: bounded spinning, then giving way, then sleep; safe after fork; no OpenMP.
 
 ``parallel`` runs ``tasks`` calls of one function, on the calling thread (worker 0) and on sleeping helpers. Whoever is free takes
-the next task, so a helper that the system does not schedule costs nothing but its help. What a task computes never depends on who
-runs it, or on how many tasks there are: that is how results keep their bits at any thread count.
+the next task, so a helper that the system does not schedule costs nothing but its help. Every other worker takes the last task that is
+left, instead of the first: so of two threads each has the same half of the rows from job to job, and finds it in its own cache. What a task
+computes never depends on who runs it, or on how many tasks there are: that is how results keep their bits at any thread count.
 
 ``parallel_steps`` is for a chain of steps, each too short to be worth a call of ``parallel``: the parts of a step run side by side, and
 the next step starts when all are done. A thread waits for the others only while they are at work; a part that nobody has started it
@@ -40,6 +41,8 @@ cdef extern from "<stdatomic.h>" nogil:
     int atomic_fetch_sub(atomic_int *value, int subtrahend)
     bint atomic_compare_exchange_strong(atomic_llong *value, long long *expected, long long desired)
     long long load_wide "atomic_load"(atomic_llong *value)
+    void store_wide "atomic_store"(atomic_llong *value, long long desired)
+    long long add_wide "atomic_fetch_add"(atomic_llong *value, long long addend)
     ctypedef enum memory_order:
         memory_order_release
     void atomic_store_explicit(atomic_llong *value, long long desired, memory_order order)
@@ -146,7 +149,8 @@ cdef extern from "Python.h":
     void PyErr_SetString(object kind, const char *message)
 
 cdef enum:
-    SPINS = 2000                 # pauses before giving way to other processes, 20 to 80 us: about the gap between two calls
+    SPINS = 2000                 # pauses before giving way to other processes, 20 to 80 us
+    IDLE_SPINS = 4000            # of a helper without work: more than the gap between two calls, and a small call that does not need it
     YIELDS = 1000                # times of giving way before going to sleep: on a virtual machine a sleeper is slow to wake
     STACK = 1 << 20              # bytes for a helper, which needs some 50,000: musl's threads have 128 KB, macOS's 512 KB
     LOOK_AROUND = 50_000         # us between looks at signals while the caller sleeps
@@ -176,8 +180,9 @@ cdef struct Job:
     void *context
     int tasks
     int threads         # how many may take part
+    bint in_order       # whether tasks must be begun in their order
     size_t controls     # the caller's
-    atomic_int next     # the first task that nobody has taken
+    atomic_llong taken  # how many from the first on; and in its upper half, how many from the last on
     atomic_int open     # 1 while helpers may still join
     atomic_int inside   # helpers that have joined and not left
 
@@ -210,7 +215,9 @@ cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
     """Call ``run(context, i, worker)`` for every i < tasks, with worker < threads, and return when all have returned."""
     cdef int i
-    if begin_parallel(run, context, tasks, threads):
+    threads = min(tasks, threads)
+    if take_pool(threads):
+        open_job(run, context, tasks, threads, False)
         end_parallel(watch)
         return
     for i in range(tasks):
@@ -218,10 +225,13 @@ cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch
 
 
 cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil:
-    """Have helpers begin with what `parallel` would do, for `end_parallel` to go on with. False if none may, and nothing has begun."""
+    """Have helpers begin with what `parallel` would do, for `end_parallel` to go on with. False if none may, and nothing has begun.
+
+    Tasks are begun in their order.
+    """
     if not take_pool(min(tasks, threads)):
         return False
-    open_job(run, context, tasks, min(tasks, threads))
+    open_job(run, context, tasks, min(tasks, threads), True)
     return True
 
 
@@ -230,7 +240,7 @@ cdef inline bint take_pool(int threads) noexcept nogil:
     return threads != 1 and not atomic_exchange(&busy, 1)
 
 
-cdef void open_job(Task run, void *context, int tasks, int threads) noexcept nogil:
+cdef void open_job(Task run, void *context, int tasks, int threads, bint in_order) noexcept nogil:
     """By who has the pool."""
     cdef int i
     start_helpers(threads - 1)
@@ -238,8 +248,9 @@ cdef void open_job(Task run, void *context, int tasks, int threads) noexcept nog
     job.context = context
     job.tasks = tasks
     job.threads = threads
+    job.in_order = in_order
     job.controls = controls_here()
-    atomic_store(&job.next, 0)
+    store_wide(&job.taken, 0)
     atomic_store(&job.open, 1)
     atomic_fetch_add(&epoch, 1)
     for i in range(min(threads - 1, started)):
@@ -274,10 +285,14 @@ cdef size_t usual_controls() noexcept nogil:
 
 
 cdef void take_tasks(int worker) noexcept nogil:
-    cdef int i = atomic_fetch_add(&job.next, 1)
-    while i < job.tasks:
-        job.run(job.context, i, worker)
-        i = atomic_fetch_add(&job.next, 1)
+    cdef bint from_last = worker % 2 == 1 and not job.in_order
+    cdef long long one = <long long>1 << 32 if from_last else 1, taken = add_wide(&job.taken, one), first, last
+    while True:
+        first, last = <unsigned int>taken, taken >> 32
+        if first + last >= job.tasks:
+            return
+        job.run(job.context, <int>(job.tasks - 1 - last if from_last else first), worker)
+        taken = add_wide(&job.taken, one)
 
 
 cdef struct Slot:                  # a cache line of its own, lest counters slow each other down
@@ -310,7 +325,7 @@ cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int chains, 
             chain = &chain_of_job[i]
             chain.run, chain.context, chain.steps, chain.watch = run, context, steps, watch
             chain.first, chain.parts = i * parts, parts
-        open_job(follow_chain, chain_of_job, chains * parts, chains * parts)
+        open_job(follow_chain, chain_of_job, chains * parts, chains * parts, False)
         end_parallel(watch)
         return
     for step in range(steps):
@@ -519,9 +534,9 @@ cdef void help_out(void *argument) noexcept nogil:
 cdef void wait_for_job(Helper *helper) noexcept nogil:
     cdef int spins = 0
     while atomic_load(&epoch) == helper.seen:
-        if spins < SPINS + YIELDS:
+        if spins < IDLE_SPINS + YIELDS:
             spins += 1
-            if spins <= SPINS:
+            if spins <= IDLE_SPINS:
                 spin_pause()
             else:
                 give_way()

@@ -11,8 +11,10 @@ cdef struct Patches:               # how a step is cut
     int by_units                   # 1: by rows alone
 
 cdef double LONG_STEP = 5e8        # multiply-adds of a step that is split, so that Ctrl-C is seen in time
-cdef double STEP_RATE = 2 * LANES  # multiply-adds in a nanosecond, in steps of few rows; benchmarks/bench_threads.py
-cdef double STEP_GAIN = 5          # times what it costs to meet: what sharing a step costs, as the others' numbers have to come, too
+cdef double STEP_RATE = 2 * LANES  # multiply-adds in a nanosecond, in steps of one row; benchmarks/bench_threads.py
+cdef double READING = 0.8          # rows that it takes as long to compute as W_hh is read from the cache; from beyond it, MANY_ROWS
+cdef double STEP_GAIN = 3          # times what it costs to meet: what sharing a step costs,
+cdef double LINES_AT_ONCE = 6      # and once more for each so many lines of the cache that must come from the others
 cdef double LEAST_STEP = 200       # ns on one thread, below which that is not even asked
 
 cdef enum:
@@ -34,6 +36,13 @@ cdef inline double patch_work(const Problem *problem, const Patch *patch) noexce
     return <double>(patch.b1 - patch.b0) * (patch.u1 - patch.u0) * problem.gates * (problem.P + CELL_WORK)
 
 
+cdef inline double step_time(const Problem *problem, double rows, int parts) noexcept nogil:
+    """About how many nanoseconds a step of so many rows takes, if so many threads share its units and meeting takes none."""
+    cdef Py_ssize_t weights = problem.N * problem.P
+    cdef bint near = weights * <Py_ssize_t>sizeof(real) <= parts * <Py_ssize_t>SECOND_LEVEL_CACHE
+    return weights * (rows + (READING if near else MANY_ROWS)) / (1 + READING) / (parts * STEP_RATE * stages(problem))
+
+
 cdef inline Patches patches_of_steps(const Problem *problem, int threads, Py_ssize_t t0, Py_ssize_t t1) noexcept nogil:
     """How threads had better cut each of these steps. By units, too, if rows are so few that reading W_hh is what takes time.
 
@@ -42,11 +51,11 @@ cdef inline Patches patches_of_steps(const Problem *problem, int threads, Py_ssi
     """
     cdef Patches patches
     cdef int most = <int>min(problem.H // LANES, <Py_ssize_t>MAX_PARTS), n, parts
-    cdef Py_ssize_t weights = problem.N * problem.P, B = active(&problem.time, t0), size = weights * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t B = active(&problem.time, t0), size = problem.N * problem.P * <Py_ssize_t>sizeof(real), rows
     cdef Py_ssize_t few = FEW_ROWS if size <= SECOND_LEVEL_CACHE else MANY_ROWS
-    cdef double alone = <double>B * weights / (STEP_RATE * stages(problem)), shortest, step    # ns
+    cdef double shortest, step, lines
     patches.by_rows = patches.by_units = 1
-    if alone < LEAST_STEP or most < 2:
+    if most < 2 or step_time(problem, B, 1) < LEAST_STEP:
         return patches
     n = tasks_for(threads, recurrent_work(problem, t0, t1), most * <Py_ssize_t>MAX_CHAINS)
     if problem.time.B >= few * n and B >= FEW_ROWS * n:    # in all of a ragged batch, and here
@@ -54,10 +63,11 @@ cdef inline Patches patches_of_steps(const Problem *problem, int threads, Py_ssi
     while (n % (2 * patches.by_rows) == 0 and 2 * patches.by_rows <= MAX_CHAINS and B >= 2 * patches.by_rows * FEW_ROWS
            and 2 * patches.by_rows * size <= n * <Py_ssize_t>SECOND_LEVEL_CACHE):
         patches.by_rows *= 2
-    alone /= patches.by_rows
-    shortest, parts = alone, min(n // patches.by_rows, most)
+    rows, parts = ceil_div(B, patches.by_rows), min(n // patches.by_rows, most)
+    lines = <double>rows * (problem.P + problem.N) / 2 * sizeof(real) / CACHE_LINE     # of h forward, or of da back
+    shortest = step_time(problem, ceil_div(B, n), 1)       # by rows alone
     while parts > 1:
-        step = alone / parts + STEP_GAIN * step_cost(parts)
+        step = step_time(problem, rows, parts) + (STEP_GAIN + lines * (parts - 1) / parts / LINES_AT_ONCE) * step_cost(parts)
         if step < shortest:
             shortest, patches.by_units = step, parts
         parts //= 2
