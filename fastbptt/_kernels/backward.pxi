@@ -119,7 +119,7 @@ cdef void back_through_block(Backward *run) noexcept nogil:
                        &run.watch)
     else:
         share_rows(&run.sharing, &run.problem, block.t0, recurrent_work(&run.problem, block.t0, block.t1))
-        parallel(back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+        parallel_by_rows(&run.problem, back_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
 
 
 cdef void back_rows(void *context, int task, int worker) noexcept nogil:

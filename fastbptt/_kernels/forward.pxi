@@ -58,7 +58,7 @@ cdef void run_forward(Forward *run) noexcept nogil:
         if problem.time.first != NULL and first_row(&problem.time, T) * problem.N * <Py_ssize_t>sizeof(real) <= PROJECTED_FIRST:
             project_all(&run.projection)
             run.projected = True
-        parallel(project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+        parallel_by_rows(problem, project_and_recur, run, run.sharing.tasks, run.sharing.workers, &run.watch)
     else:
         project_all(&run.projection)   # rows are few, but threads can still share the projection
         parallel_steps(recur_patch, run, T * stages(problem), run.patches.by_rows, run.patches.by_units, &run.watch)

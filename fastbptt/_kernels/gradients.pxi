@@ -55,7 +55,7 @@ cdef void run_backward(Gradients *run) noexcept nogil:
     cdef Sharing *sharing = &run.back.sharing
     if run.groups > 1:
         sharing.workers = tasks_for(sharing.threads, 2 * recurrent_work(&run.back.problem, 0, run.back.problem.time.T), run.groups)
-        parallel(back_through_group, run, run.groups, sharing.workers, watch)
+        parallel_by_rows(&run.back.problem, back_through_group, run, run.groups, sharing.workers, watch)
         if not is_over(run):
             return
         share(sharing, <double>run.groups * sums_size(&run.back.problem), run.back.problem.N, run.back.problem.N)

@@ -69,7 +69,7 @@ cdef void run_jvp(Jvp *run) noexcept nogil:
     """Fill h_dot behind slot 0, and take c_dot through all steps."""
     cdef Py_ssize_t T = run.problem.time.T, width = run.width
     if run.by_rows:
-        parallel(jvp_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
+        parallel_by_rows(&run.problem, jvp_rows, run, run.sharing.tasks, run.sharing.workers, &run.watch)
         return
     while run.t1 < T and not run.watch.stop:
         run.t0, run.t1 = run.t1, min(T, run.t1 + run.steps)

@@ -27,6 +27,7 @@ cdef enum:
 cdef int thread_limit() noexcept nogil
 cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
+cdef void parallel_in_order(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil
 cdef bint begin_parallel(Task run, void *context, int tasks, int threads) noexcept nogil
 cdef void end_parallel(Watch *watch) noexcept nogil
 cdef int jobs_abandoned() noexcept nogil

@@ -214,10 +214,19 @@ cdef int tasks_for(int threads, double work, Py_ssize_t parts) noexcept nogil:
 
 cdef void parallel(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
     """Call ``run(context, i, worker)`` for every i < tasks, with worker < threads, and return when all have returned."""
+    take_all(run, context, tasks, threads, False, watch)
+
+
+cdef void parallel_in_order(Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
+    """The same for tasks of which the first are the longest: they are begun in their order."""
+    take_all(run, context, tasks, threads, True, watch)
+
+
+cdef void take_all(Task run, void *context, int tasks, int threads, bint in_order, Watch *watch) noexcept nogil:
     cdef int i
     threads = min(tasks, threads)
     if take_pool(threads):
-        open_job(run, context, tasks, threads, False)
+        open_job(run, context, tasks, threads, in_order)
         end_parallel(watch)
         return
     for i in range(tasks):

@@ -93,6 +93,14 @@ cdef inline void share_rows(Sharing *sharing, const Problem *problem, Py_ssize_t
     sharing.tasks = max(sharing.tasks, <int>min(longest, <double>min(B, <Py_ssize_t>MAX_THREADS)))
 
 
+cdef inline void parallel_by_rows(const Problem *problem, Task run, void *context, int tasks, int threads, Watch *watch) noexcept nogil:
+    """Tasks that share rows, of which the first are the longest if time is ragged."""
+    if problem.time.first == NULL:
+        parallel(run, context, tasks, threads, watch)
+    else:
+        parallel_in_order(run, context, tasks, threads, watch)
+
+
 cdef inline bint has_short_steps(const Problem *problem) noexcept nogil:
     """Whether Ctrl-C can wait for the end of each."""
     return <double>problem.time.B * problem.N * problem.P < 2 * LONG_STEP
