@@ -16,8 +16,8 @@ cdef extern from "Python.h":
 from fastbptt._kernels.chunks cimport CHUNK, READ, WRITE, Arrays, Chunks, OverChunk, plan_chunks, run_chunks
 from fastbptt._kernels.memory cimport Block
 from fastbptt._kernels.pool cimport (
-    MAX_CHAINS, MAX_PARTS, MAX_THREADS, Progress, Task, Watch, atomic_exchange, atomic_int, begin_parallel, end_parallel, interrupted, jobs_abandoned,
-    parallel, parallel_in_order, parallel_steps, raise_if_interrupted, step_cost, tasks_for, tell, thread_limit, wait_for
+    MAX_CHAINS, MAX_PARTS, MAX_THREADS, Progress, Task, Watch, atomic_exchange, atomic_int, begin_parallel, end_parallel, interrupted,
+    jobs_abandoned, parallel, parallel_in_order, parallel_steps, raise_if_interrupted, step_cost, tasks_for, tell, thread_limit, wait_for
 )
 from fastbptt._kernels.simd cimport *
 

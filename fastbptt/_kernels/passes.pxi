@@ -284,7 +284,7 @@ def plan_segments(Py_ssize_t N, Py_ssize_t I, Py_ssize_t H, Py_ssize_t P, int re
 
 
 def patches(Py_ssize_t N, Py_ssize_t H, Py_ssize_t T, Py_ssize_t B, int threads):
-    """Into how many parts so many threads would cut the rows, and the units, of each step; (1, 1) where they share rows alone, or nothing."""
+    """Into how many parts so many threads would cut rows, and units, of each step; (1, 1) where they share rows alone or nothing."""
     cdef Problem problem
     cdef Patches cut
     memset(&problem, 0, sizeof(Problem))
