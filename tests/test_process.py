@@ -806,3 +806,41 @@ assert len(got) == 3 and all(a.tobytes() == b.tobytes() for other in got[1:] for
 @pytest.mark.one_level
 def test_threads_with_small_stacks():
     run_python(SMALL_STACK)
+
+
+FORKS_AND_CALLS = """
+import os, signal, sys
+import fastbptt, numpy as np
+from fastbptt._kernels import pool
+fastbptt.set_num_threads(2)
+pool.assume_step_cost(1)
+rng = np.random.default_rng(0)
+w = (rng.standard_normal((512, 128)) / 12).astype(np.float32)
+long, short = (np.ones((T, 1, 128), np.float32) for T in (60_000, 1000))
+children = []
+
+def handler(*_):
+    children.append(os.fork())
+    if not children[0]:
+        fastbptt.lstm_forward(short, None, w, w)
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.03)
+try:
+    while not children:
+        fastbptt.lstm_forward(long, None, w, w)
+except RuntimeError as error:
+    assert not children[0] and "has forked" in str(error)
+    fastbptt.lstm_forward(short, None, w, w)
+    os._exit(0)
+if not children[0]:
+    os._exit(0)  # the signal came between two calls
+assert os.waitpid(children[0], 0)[1] == 0
+"""
+
+
+@pytest.mark.one_level
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_signal_handler_that_forks_and_calls_in_the_child():
+    """While threads share the steps of the call that it has interrupted."""
+    run_python(FORKS_AND_CALLS)

@@ -228,4 +228,6 @@ cdef void step_patch(void *context, int task, int worker) noexcept nogil:
         product_of_step(run.back, 1, held, n, problem.I, x, panels_from(weights.input.w, (gate * H + u0) // LANES),
                         rows(weights.input.bias + gate * H + u0, 0, 0), rows(a.at + gate * H + u0, 0, N))
         add_to_gate(weights, run.back, 1, held, gate, u0, n, h, a, rows(weights.m_bias, 0, 0), m)
+        if interrupted(&run.watch, worker, <double>held * n * (problem.I + problem.P)):
+            return
     step_forward(run, 0, &patch, held)

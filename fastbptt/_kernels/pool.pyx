@@ -24,6 +24,7 @@ import threading
 
 import numpy as np
 
+from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 cdef extern from "pythread.h" nogil:
@@ -317,8 +318,10 @@ cdef struct Chain:
     int first                      # of its parts, as they are counted through all chains
     int parts
     Watch *watch
+    char behind[88]                # to a whole number of cache lines, and one between what all read here and what the next chain writes
 
-cdef Chain[MAX_CHAINS] chain_of_job       # who has the pool has them: too large for the stack of a small thread
+cdef Chain[MAX_CHAINS] first_chains
+cdef Chain *chain_of_job = first_chains   # who has the pool has them: too large for the stack of a small thread. NULL: there are none
 
 
 cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int chains, int parts, Watch *watch) noexcept nogil:
@@ -328,7 +331,7 @@ cdef void parallel_steps(Part run, void *context, Py_ssize_t steps, int chains, 
     cdef Chain *chain
     cdef Py_ssize_t step
     cdef int i
-    if take_pool(chains * parts):
+    if chain_of_job != NULL and take_pool(chains * parts):
         memset(chain_of_job, 0, chains * sizeof(Chain))
         for i in range(chains):
             chain = &chain_of_job[i]
@@ -583,11 +586,12 @@ cdef PyThread_type_lock new_taken_lock() noexcept nogil:
 
 def forget_helpers():
     """In a forked child: no helper lives there, no lock can be trusted, and the thread that forked is the main one."""
-    global started, finished, abandoned, main_thread
+    global started, finished, abandoned, main_thread, chain_of_job
     cdef int i
     main_thread = PyThread_get_thread_ident()
     if atomic_load(&busy):
         abandoned += 1
+        chain_of_job = <Chain *>calloc(MAX_CHAINS, sizeof(Chain))  # a call under way looks at the old ones once more
     for i in range(MAX_THREADS):
         helpers[i].wake = NULL
     started = 0

@@ -28,7 +28,7 @@ cdef void recompute_all(Forward *run) noexcept nogil:
         run.by_units = run.sharing.tasks == 1   # rows are few: the cell's steps, too, can be shared by units
         if run.by_units:
             share(&run.sharing, work / problem.P, problem.H // LANES, 1)
-        parallel(recompute_steps, run, run.sharing.tasks, run.sharing.workers, watch)
+        parallel_by_rows(problem, recompute_steps, run, run.sharing.tasks, run.sharing.workers, watch)
 
 
 cdef void recompute_products(void *context, int task, int worker) noexcept nogil:
