@@ -170,13 +170,13 @@ def test_errors_of_either(kind, stack, which, threads, monkeypatch):
         assert_same_bits("result", got, right)
 
 
-def bound_pass(T=3, W=2):
-    x, w = np.ones((T, 1, W)), np.eye(W)
+def bound_pass(T=3):
+    x, w = np.ones((T, 1, 2)), np.eye(2)
     return functional.forward_pass("rnn", x, {"h0": None}, w, w, None, None, None, None, (None, True, False))
 
 
-def side_by_side(bound, other, behind=False):
-    with bound.with_another(behind) as pair:
+def side_by_side(bound, other):
+    with bound.with_another() as pair:
         pair.run(other)
 
 
@@ -284,13 +284,16 @@ def test_helpers_that_are_busy(threads):
         other.join()
 
 
-IN_A_CHILD = """
-import os, sys
+IN_A_PROCESS = """
+import os, signal, sys
 import fastbptt, numpy as np
 sys.path.insert(0, '.')
-fastbptt.stacks.LEAST_WORK = 1e5
-from test_side_by_side import STACKS, of_some_work, passes
+from test_side_by_side import STACKS, bound_pass, functional, of_some_work, passes, stacks
+stacks.LEAST_WORK = 1e5
 fastbptt.set_num_threads(2)
+"""
+
+IN_A_CHILD = """
 for stack in STACKS:
     layer, x = of_some_work(stack=stack)
     expected = passes(layer, x)
@@ -307,17 +310,10 @@ for stack in STACKS:
 @pytest.mark.one_level
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_a_fork():
-    run_python(IN_A_CHILD)
+    run_python(IN_A_PROCESS + IN_A_CHILD)
 
 
 BETWEEN_TWO = """
-import os, sys
-import fastbptt, numpy as np
-from fastbptt import functional
-sys.path.insert(0, '.')
-fastbptt.stacks.LEAST_WORK = 1e5
-from test_side_by_side import STACKS, of_some_work, passes
-fastbptt.set_num_threads(2)
 for stack in STACKS:
     layer, x = of_some_work(stack=stack)
     expected = passes(layer, x)
@@ -349,19 +345,10 @@ for stack in STACKS:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_while_a_second_is_prepared():
     """The parent goes on; in the child the call raises, and the next is as ever."""
-    run_python(BETWEEN_TWO)
+    run_python(IN_A_PROCESS + BETWEEN_TWO)
 
 
 WHILE_THE_POOL_IS_TAKEN = """
-import os
-import fastbptt, numpy as np
-from fastbptt import functional
-fastbptt.set_num_threads(2)
-
-def bound_pass():
-    x, w = np.ones((3, 1, 2)), np.eye(2)
-    return functional.forward_pass("rnn", x, {"h0": None}, w, w, None, None, None, None, (None, True, False))
-
 with bound_pass()[0].with_another():
     first, second = bound_pass(), bound_pass()
     with first[0].with_another() as pair:
@@ -378,19 +365,13 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_where_no_helper_has_begun():
     """Nothing is lost in the child, then."""
-    run_python(WHILE_THE_POOL_IS_TAKEN)
+    run_python(IN_A_PROCESS + WHILE_THE_POOL_IS_TAKEN)
 
 
 SIGNALS = """
-import signal, sys
-import fastbptt, numpy as np
-sys.path.insert(0, '.')
-fastbptt.stacks.LEAST_WORK = 1e5
-from test_side_by_side import STACKS, of_some_work, passes
 class Alarm(Exception): pass
 def handler(*_): raise Alarm
 signal.signal(signal.SIGALRM, handler)
-fastbptt.set_num_threads(2)
 for stack in STACKS:
     layer, x = of_some_work(stack=stack)
     expected = passes(layer, x)
@@ -411,7 +392,7 @@ for stack in STACKS:
 @pytest.mark.one_level
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_interrupted():
-    run_python(SIGNALS)
+    run_python(IN_A_PROCESS + SIGNALS)
 
 
 IN_A_LONG_CALL = """

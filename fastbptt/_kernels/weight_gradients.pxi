@@ -9,7 +9,7 @@ cdef enum:
     GRADIENT_ROWS = 64             # columns of dA packed at a time: with GRADIENT_K rows, 128 KB of the second-level cache
     GRADIENT_PANELS = 16           # panels of S that make up for packing all of dA
     FEW_PANELS = 4                 # with fewer, parts have fewer of dA's columns instead,
-    FEW_PARTS = 8                  # but where they are those of two threads
+    FEW_PARTS = 2 * SHARES         # but where they are those of two threads
     GRADIENT_COLUMNS = 512         # columns of S packed at a time
     GRADIENT_STRIDE = 1 << 12      # bytes from row to row of dA where it need not be packed
     GRADIENT_SCRATCH = GRADIENT_K * (GRADIENT_ROWS + GRADIENT_COLUMNS) + 1024 * 16   # elements, panel padding included
