@@ -1,13 +1,16 @@
 """`fastbptt.torch`: outputs, gradients and errors are PyTorch's, and it is our kernels that run wherever nothing stands against it."""
 
 import copy
+import ctypes
 import gc
 import io
 import itertools
 import pickle
 import random
 import re
+import threading
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import fastbptt  # noqa: E402
 import fastbptt.torch as ours  # noqa: E402
 from fastbptt import segments  # noqa: E402
-from fastbptt._kernels.borrowed import Borrowed  # noqa: E402
+from fastbptt._kernels.tensors import Numbers, Tensors, of_array  # noqa: E402
 from fastbptt.torch import function, gate, modules  # noqa: E402
 
 pytestmark = [
@@ -554,21 +557,77 @@ class Copies(TorchDispatchMode):
 
 def test_borrowed_memory():
     """Held as long as somebody looks; any tensor as it is, unless it has gaps or is not aligned: then it is copied, once."""
-    values = np.asarray(function.borrow(torch.arange(24.0).view(2, 3, 4)))
+    borrow = gate.tensors.borrow
+    values = np.asarray(borrow(torch.arange(24.0).view(2, 3, 4)))
     gc.collect()
     assert values.dtype == np.float32 and values.flags.carray and np.array_equal(values.ravel(), np.arange(24))
     tensor = torch.randn(3, 5, dtype=torch.float64)
-    assert np.shares_memory(function.array(tensor), tensor.numpy())
+    assert np.shares_memory(np.asarray(borrow(tensor)), tensor.numpy())
+    assert np.shares_memory(np.asarray(borrow(tensor[1:], (5, 1, 2))), tensor.numpy()) and np.array_equal(borrow(tensor[1:])[1], tensor[2])
     unaligned = torch.frombuffer(bytearray(8 * 15 + 1), dtype=torch.float64, offset=1).view(3, 5).copy_(tensor)
-    for odd, times in ((tensor.T, 1), (tensor[:, ::2], 1), (unaligned, 1), (unaligned.T, 1), (tensor[:0], 0)):
+    for odd, times in ((tensor.T, 1), (tensor[:, ::2], 1), (unaligned, 1), (unaligned.T, 1), (tensor[:0], 0), (tensor.T[:, :0], 0)):
         with Copies() as copies:
-            values = function.array(odd)
+            values = np.asarray(borrow(odd))
         assert np.array_equal(values, odd.numpy()) and values.flags.carray and copies.count == times
     for shape, itemsize in (((1,) * 5, 4), ((3,), 2)):
         with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions of 4 or 8 bytes"):
-            Borrowed(None, 0, shape, itemsize)
-    with pytest.raises(ValueError, match="shape, itemsize: expected at most 4 dimensions"):
-        function.borrow(torch.zeros((1,) * 5))
+            Numbers(None, 0, shape, itemsize)
+    with pytest.raises(ValueError, match="tensor: expected at most 4 dimensions"):
+        borrow(torch.zeros((1,) * 5))
+    with pytest.raises(ImportError, match="DLPack"):
+        Tensors(no_table(), ())
+
+
+def no_table():
+    """A capsule such as the one with PyTorch's functions, but of another version."""
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(no_table.memory, b"dlpack_exchange_api", None)
+
+
+no_table.memory = ctypes.cast((ctypes.c_uint32 * 64)(2), ctypes.c_void_p)
+
+
+def test_parts_of_numbers():
+    numbers = of_array(np.arange(12.0))
+    assert np.array_equal(numbers.part(2, (2, 5)), np.arange(2.0, 12).reshape(2, 5))
+    for first, shape in ((-1, (2,)), (3, (2, 5)), (13, (0,))):
+        with pytest.raises(ValueError, match="first, shape: expected a part"):
+            numbers.part(first, shape)
+    for i in (-1, 2):
+        with pytest.raises(IndexError, match="expected one of the first axis"):
+            numbers.part(0, (2, 6))[i]
+    numbers.begin(2, of_array(np.ones(2)))
+    numbers.part(4, (8,)).begin(3)
+    assert np.array_equal(numbers, [1, 1, 2, 3, 0, 0, 0, 7, 8, 9, 10, 11])
+    for count, others in ((13, None), (-1, None), (3, np.ones(2)), (2, np.ones(2, np.float32))):
+        with pytest.raises(ValueError, match="numbers for the first of"):
+            numbers.begin(count, None if others is None else of_array(others))
+
+
+@pytest.mark.parametrize("dtype", gate.DTYPES)
+@pytest.mark.parametrize("count", [0, 3, 100_000])
+def test_lent_memory(count, dtype):
+    """A tensor of our memory is like any other, has its numbers as long as it lives, and then is free, whichever thread lets go of it."""
+    array = np.arange(2.0 * count).astype(str(dtype).removeprefix("torch.")).reshape(count, 2)
+    alive = weakref.ref(array)
+    tensor = gate.tensors.lend(of_array(array))
+    assert tensor.dtype is dtype and tensor.shape == (count, 2) and tensor.is_leaf and not tensor.requires_grad and tensor.is_contiguous()
+    assert count == 0 or tensor.data_ptr() == array.ctypes.data
+    expected = torch.tensor(array)
+    tensor[:] *= 2
+    del array
+    gc.collect()
+    assert torch.equal(tensor, 2 * expected) and torch.equal(tensor[count // 2 :], 2 * expected[count // 2 :])
+    assert torch.equal(copy.deepcopy(tensor), tensor) and tensor.share_memory_().is_shared()
+    assert alive() is None  # what is shared was moved
+    kept = [gate.tensors.lend(of_array(np.ones(2)))]
+    thread = threading.Thread(target=kept.clear)
+    thread.start()
+    thread.join()
+    x = gate.tensors.lend(of_array(np.ones((count, 1)))).requires_grad_()
+    (3 * x).sum().backward()
+    assert torch.equal(x.grad, torch.full((count, 1), 3.0, dtype=torch.float64))
 
 
 def test_an_expanded_state():

@@ -56,25 +56,25 @@ def require(*_: object, **__: object) -> None:
 
 
 #: The modules that are compiled for any processor.
-PLAIN = "cpu", "borrowed", "chunks", "memory", "pieces", "pool"
+PLAIN = "cpu", "chunks", "memory", "pieces", "pool", "tensors"
 #: These, and the kernels by dtype; the chosen level's name, None if nothing is built, and why it is this one.
 kernels: dict[np.dtype[Any], Any]
 level: str | None
 reason: str | None
 if TYPE_CHECKING:
-    from . import borrowed as borrowed
     from . import chunks as chunks
     from . import cpu as cpu
     from . import memory as memory
     from . import pieces as pieces
     from . import pool as pool
+    from . import tensors as tensors
 try:
     if not TYPE_CHECKING:
-        cpu, borrowed, chunks, memory, pieces, pool = (import_module(f"{__name__}.{name}") for name in PLAIN)
+        cpu, chunks, memory, pieces, pool, tensors = (import_module(f"{__name__}.{name}") for name in PLAIN)
     level, reason = _choose()
     kernels = {dtype: import_module(f"{__name__}._{LEVELS[level]}_{dtype.name}") for dtype in DTYPES}
 except ModuleNotFoundError:
     level = reason = None
     if not TYPE_CHECKING:
-        borrowed = cpu = chunks = memory = pieces = pool = _NotBuilt()
+        cpu = chunks = memory = pieces = pool = tensors = _NotBuilt()
     kernels = dict.fromkeys(DTYPES, _NotBuilt())

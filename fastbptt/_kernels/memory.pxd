@@ -3,3 +3,6 @@
 cdef class Block:
     cdef void *at
     cdef size_t size
+
+cdef enum:
+    SMALL = 1 << 16                # bytes that Python allocates as well as we do

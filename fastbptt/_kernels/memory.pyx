@@ -33,7 +33,6 @@ cdef object new_array = np.empty, zeroed_array = np.zeros, array_on = np.ndarray
 cdef enum:
     ALIGNMENT = 64                 # bytes: a cache line, and the longest vector
     PAGE = 4096
-    SMALL = 1 << 16                # bytes that NumPy allocates as well as we do
     LARGE = 1 << 22                # bytes that are worth huge pages, which are of 2 MB
     KEPT_BYTES = 1 << 26
     KEPT_BLOCKS = 32

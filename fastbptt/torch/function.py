@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import from_numpy
 
 from .. import segments
-from .._kernels import memory, pool
-from .._kernels.borrowed import borrow, borrow_all
+from .._kernels import pool
+from .._kernels.tensors import Numbers, empty, of_array, zeros
 from .._typing import Array
+from ..cells import CELLS
 from ..tape import Tape
 from . import gate, passes
+from .gate import DTYPES, tensors
 from .layout import Packed, Rectangle
 
 if TYPE_CHECKING:
-    from .._kernels.borrowed import Borrowed
     from .modules import Plan
     from .recording import Recording
 
@@ -28,7 +28,6 @@ Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 
 with torch.inference_mode(False):
     NO_MEMORY = torch.empty(0, device="cpu")  # whatever mode or device is the default when this is imported
-NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 VF_NAMES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}  # in torch._VF, of a vanilla RNN
 
 
@@ -38,26 +37,18 @@ class Call:
 
     plan: Plan
     layout: Rectangle | Packed
+    parts: passes.Parts  # of each direction's tape
+    shapes: Sequence[tuple[int, ...]]  # of the weights
     batch_sizes: torch.Tensor | None  # of a PackedSequence
     clip: tuple[int, float]
     fallbacks: Counter[str]
     recording: Recording | None
     layer: int
 
-    @property
-    def parts(self) -> passes.Parts:
-        plan, layout = self.plan, self.layout
-        return passes.parts_of(plan.cell, layout.rows, layout.slots, plan.widths[0], plan.widths[-1])
-
-
-def array(tensor: torch.Tensor) -> Array:
-    """The tensor's numbers for NumPy, contiguous and aligned; copied only if they are not."""
-    return np.asarray(borrow(tensor))
-
 
 def forward(
     call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor], keep: bool
-) -> tuple[list[torch.Tensor], list[Array]]:
+) -> tuple[list[torch.Tensor], list[Numbers]]:
     """The layer's output and last states; if there will be a backward pass, ``keep``, the memory of each direction's tape.
 
     Of one direction, the output is a view of the tape's h.
@@ -72,25 +63,31 @@ def forward(
         memories, (outs, ends) = [], without_tape(call, x, states, weights)
     out, last = outs[0], ends[0]
     if len(outs) == 2:
-        P = out.shape[-1]
-        out = memory.empty((*layout.rows, 2 * P), out.dtype)
-        out[..., :P], out[..., P:] = outs[0], layout.turned(outs[1])
-        last = [np.concatenate(both) for both in zip(*ends)]
+        out, last = side_by_side(call, outs), [of_array(np.concatenate(both)) for both in zip(*ends)]
     if call.batch_sizes is not None:
-        out = out.reshape(-1, out.shape[-1])
-    return [from_numpy(out), *[from_numpy(each) for each in last]], memories
+        out = out.part(0, (len(x), out.shape[-1]))
+    return [tensors.lend(out), *map(tensors.lend, last)], memories
 
 
-def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Array], list[passes.Direction]]:
-    """Each direction's forward pass: the memory of its tape, and that as `Call.parts` cuts it."""
-    plan, parts, dtype = call.plan, call.parts, NUMPY_DTYPES[x.dtype]
+def side_by_side(call: Call, outs: Sequence[Numbers]) -> Numbers:
+    """What two directions put out, the reverse one turned."""
+    rows, P = call.layout.rows, outs[0].shape[-1]
+    both = empty((*rows, 2 * P), outs[0].itemsize)
+    array = np.asarray(both)
+    array[..., :P], array[..., P:] = outs[0], call.layout.turned(np.asarray(outs[1]))
+    return both
+
+
+def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[passes.Direction]]:
+    """Each direction's forward pass: the memory of its tape, and that cut into parts."""
+    plan, parts, dtype = call.plan, call.parts, DTYPES[x.dtype]
     memories, directions = [], []
     try:
         pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
-        for along, initial, mine in each_direction(call, x, states, borrow_all(weights)):
-            numbers = memory.empty((parts.size,), dtype)
-            tape = parts.cut(numbers, dtype)
-            passes.forward(plan.cell, plan.nonlinearity, call.layout, along, initial, mine, tape)
+        for along, initial, mine in each_direction(call, x, states, weights):
+            numbers = empty((parts.size,), dtype.itemsize)
+            tape = parts.cut(numbers)
+            passes.forward(plan.numbers, call.layout, along, initial, mine, tape, dtype)
             memories.append(numbers)
             directions.append(tape)
     finally:
@@ -98,39 +95,55 @@ def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Te
     return memories, directions
 
 
-def without_tape(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Array], list[list[Array]]]:
+def without_tape(
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
+) -> tuple[list[Numbers], list[list[Numbers]]]:
     """Each direction's states after the steps of a rectangle, and the last ones, (1, B, W); memory beyond them does not grow with T."""
     plan, layout = call.plan, call.layout
-    outs: list[Any] = []
-    ends = []
+    outs, ends = [], []
+    out: Any
     try:
         pool.cap_threads(torch.get_num_threads())
-        for along, initial, (w_ih, w_hh, b_ih, b_hh, w_hr) in each_direction(call, x, states, [array(weight) for weight in weights]):
-            shape = layout.T, layout.B, plan.widths[-1]
+        for along, initial, mine in each_direction(call, x, states, weights):
+            shape, (w_ih, w_hh, b_ih, b_hh, w_hr) = (layout.T, layout.B, plan.widths[-1]), as_arrays(mine)
             arguments = plan.cell, np.asarray(along), w_ih, w_hh, b_ih, b_hh, None, plan.nonlinearity
             tape: Tape = Tape(*arguments, _shape=shape, _w_hr=w_hr)  # type: ignore[arg-type]
-            out, last = segments.forward_without_tape(tape, initial, False)
-            outs.append(out)
-            ends.append([each[None] for each in last])
+            out, last = segments.forward_without_tape(tape, as_arrays(initial), False)
+            outs.append(of_array(out))
+            ends.append([of_array(each[None]) for each in last])
     finally:
         pool.cap_threads(0)
     return outs, ends
 
 
 def each_direction(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[Any]
-) -> Iterator[tuple[Borrowed | Array, list[Array | None], passes.Weights]]:
+    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
+) -> Iterator[tuple[Numbers, list[Numbers | None], list[Numbers | None]]]:
     """What each direction's forward pass starts from: its input, its initial states and its weights."""
-    values = rows_of(call, x)
-    initial = [None if state is None else array(state) for state in states]
+    values, initial, borrowed = rows_of(call, x), tensors.borrow_all(states), tensors.borrow_all(weights, call.shapes)
     for d in range(call.plan.directions):
-        along = np.ascontiguousarray(call.layout.turned(np.asarray(values))) if d else values
-        yield along, [None if state is None else state[d] for state in initial], call.plan.of_direction(weights, d)
+        along = turned(call, values) if d else values
+        yield along, [None if state is None else state[d] for state in initial], in_kernels_order(call, borrowed, d)
 
 
-def rows_of(call: Call, tensor: torch.Tensor) -> Borrowed:
+def rows_of(call: Call, tensor: torch.Tensor) -> Numbers:
     """As the kernels take what is (T, B, W), or (R, W) of a PackedSequence."""
-    return borrow(tensor, None if call.batch_sizes is None else (*call.layout.rows, tensor.shape[-1]))
+    return tensors.borrow(tensor, None if call.batch_sizes is None else (*call.layout.rows, tensor.shape[-1]))
+
+
+def turned(call: Call, values: Numbers | Array) -> Numbers:
+    """Each row from its end to its start."""
+    return of_array(np.ascontiguousarray(call.layout.turned(np.asarray(values))))
+
+
+def in_kernels_order(call: Call, weights: Sequence[Numbers | None], d: int) -> list[Numbers | None]:
+    """Direction ``d``'s."""
+    first = d * call.plan.per_direction
+    return [None if i is None else weights[first + i] for i in call.plan.order]
+
+
+def as_arrays(numbers: Sequence[Numbers | None]) -> list[Array | None]:
+    return [None if each is None else np.asarray(each) for each in numbers]
 
 
 class Layer(torch.autograd.Function):
@@ -152,7 +165,7 @@ class Layer(torch.autograd.Function):
             kept.append(weights[first] if need_w_ih else None)
             kept.append(weights[first + 1] if need_w_hh else None)
             kept.append(weights[first + plan.per_direction - 1] if plan.projection else None)
-        ctx.save_for_backward(x, *states, *kept, *[from_numpy(numbers) for numbers in memories])
+        ctx.save_for_backward(x, *states, *kept, *map(tensors.lend, memories))
         ctx.out_version = None
         if len(memories) == 1:
             # The output is the tape's h, yet may be changed in place. This tensor has no memory, but the output's count of changes.
@@ -171,7 +184,7 @@ class Layer(torch.autograd.Function):
         reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
         if reason is None:
             for d in d_results:
-                if d is not None and not gate.plain(d, x.dtype):
+                if d is not None and not tensors.plain(d, x.itemsize):
                     reason = "a gradient that is no plain tensor"
         if reason is not None:
             call.fallbacks[reason] += 1
@@ -179,9 +192,8 @@ class Layer(torch.autograd.Function):
         if ctx.out_version is not None and ctx.changes._version != ctx.out_version:
             _, directions = run(call, x, states, current(ctx))
         else:
-            parts, dtype = call.parts, NUMPY_DTYPES[x.dtype]
-            directions = [parts.cut(borrow(tape), dtype) for tape in saved[kept_end:]]
-        return backward(ctx, x, borrow_all(saved[states_end:kept_end]), directions, d_results)
+            directions = [call.parts.cut(tensors.borrow(tape)) for tape in saved[kept_end:]]
+        return backward(ctx, x, tensors.borrow_all(saved[states_end:kept_end]), directions, d_results)
 
 
 #: `Layer.apply`, without its search for torch.func's transforms and what they have left: `gate` has found none.
@@ -189,51 +201,57 @@ apply = super(torch.autograd.Function, Layer).apply
 
 
 def backward(
-    ctx: Any, x: torch.Tensor, weights: Sequence[Borrowed | None], directions: list[passes.Direction], d_results: Tensors
+    ctx: Any, x: torch.Tensor, weights: Sequence[Numbers | None], directions: list[passes.Direction], d_results: Tensors
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of what `Layer.forward` took, None where they are not needed; ``weights`` are w_ih, w_hh and w_hr of each direction, None
     if not kept.
     """
     call: Call = ctx.call
-    plan, layout, needed, values, dtype = call.plan, call.layout, ctx.needs_input_grad, rows_of(call, x), NUMPY_DTYPES[x.dtype]
+    plan, layout, needed, values, dtype = call.plan, call.layout, ctx.needs_input_grad, rows_of(call, x), DTYPES[x.dtype]
     d_out, *d_last = d_results
-    P, both = plan.widths[0], plan.directions == 2
-    along: Any = values
-    d_along: Any = None if d_out is None else rows_of(call, d_out)
-    d_states: list[Array] = []
-    for d_end, width in zip(d_last, plan.widths):
-        shape = plan.directions, layout.B, width
-        d_states.append(np.zeros(shape, dtype) if d_end is None else array(d_end).copy())
+    D, d_along = plan.directions, None if d_out is None else rows_of(call, d_out)
+    d_states = [
+        zeros((D, layout.B, width), values.itemsize) if d is None else tensors.borrow(d).copy() for d, width in zip(d_last, plan.widths)
+    ]
+    halves = None if D == 1 or d_along is None else np.split(np.asarray(d_along), 2, axis=-1)
     dx: Any = None
-    d_weights = []
+    d_weights: list[Numbers] = []
     try:
         pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
         for d, tape in enumerate(directions):
-            if d:
-                along = np.ascontiguousarray(layout.turned(np.asarray(values)))
-            if both and d_out is not None:
-                part = np.asarray(rows_of(call, d_out))[..., d * P : (d + 1) * P]
-                d_along = np.ascontiguousarray(layout.turned(part) if d else part)
-            d_state = [d_both[d] for d_both in d_states]
+            along, d_state = turned(call, values) if d else values, [both[d] for both in d_states]
+            if halves is not None:
+                d_along = turned(call, halves[1]) if d else of_array(np.ascontiguousarray(halves[0]))
             if call.recording is not None:
-                mine = plan.of_direction([array(weight) for weight in current(ctx)], d)
-                seen = None if d_along is None else np.asarray(d_along)
-                call.recording.add(call, d, np.asarray(along), mine, tape, seen, d_state)
+                mine, (seen,) = in_kernels_order(call, tensors.borrow_all(current(ctx)), d), as_arrays([d_along])
+                call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
             w_ih, w_hh, w_hr = weights[3 * d : 3 * d + 3]
             d_in, grads = passes.backward(
-                plan.cell, plan.nonlinearity, layout, along, w_ih, w_hh, w_hr, plan.bias, tape, d_along, d_state, call.clip, needed[1]
+                CELLS[plan.cell],
+                plan.numbers,
+                layout,
+                along,
+                w_ih,
+                w_hh,
+                w_hr,
+                plan.bias,
+                tape,
+                d_along,
+                d_state,
+                call.clip,
+                needed[1],
+                dtype,
             )
             d_weights += grads
             if d and d_in is not None:
-                dx += layout.turned(d_in)
+                np.add(dx, layout.turned(np.asarray(d_in)), out=np.asarray(dx))
             elif d_in is not None:
                 dx = d_in
     finally:
         pool.cap_threads(0)
     if dx is not None and call.batch_sizes is not None:
-        dx = dx.reshape(x.shape)
-    grads = [dx, *d_states, *d_weights]
-    return (None, *[from_numpy(grad) if need else None for grad, need in zip(grads, needed[1:])])
+        dx = dx.part(0, tuple(x.shape))
+    return (None, *[tensors.lend(grad) if need else None for grad, need in zip((dx, *d_states, *d_weights), needed[1:])])
 
 
 def current(ctx: Any) -> list[torch.Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor, peek_interpreter_stack
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-DTYPES = torch.float32, torch.float64
-PLAIN = torch.Tensor, torch.nn.Parameter
+from .._kernels.tensors import Tensors
+
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+tensors = Tensors(torch.Tensor.__dlpack_c_exchange_api__, (torch.Tensor, torch.nn.Parameter))
 
 
 class Faster(NamedTuple):
@@ -55,16 +58,3 @@ def mode() -> str | None:
     if torch._C._len_torch_function_stack() and not all(type(m) is DeviceContext for m in _get_current_function_mode_stack()):
         return "a function mode"
     return None
-
-
-def plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether it is numbers of this dtype in this machine's memory, and nothing else."""
-    return (
-        type(tensor) in PLAIN
-        and tensor.dtype is dtype
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor.is_neg()
-        and not is_legacy_batchedtensor(tensor)
-        and not is_functorch_wrapped_tensor(tensor)  # which has outlived its transform
-    )

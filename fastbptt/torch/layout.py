@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .._kernels.tensors import Numbers, of_array
 from .._typing import Array, Integers
 
 
@@ -20,17 +21,15 @@ class Rectangle:
         self.T, self.B = T, B
         self.rows, self.slots = (T, B), (T + 1, B)
 
-    def begin(self, history: Array, state: Array | int) -> None:
-        """Put the rows' initial states (B, W) where they belong, or a number."""
-        history[0] = state
-
-    def after(self, history: Array) -> Array:
+    def after(self, history: Numbers) -> Numbers:
         """The states after each step, as a view."""
-        return history[1:]
+        W = history.shape[-1]
+        return history.part(self.B * W, (self.T, self.B, W))
 
-    def ends(self, history: Array) -> Array:
-        """The rows' last states (1, B, W), an array of its own."""
-        return history[self.T :].copy()
+    def ends(self, history: Numbers) -> Numbers:
+        """The rows' last states (1, B, W), in memory of their own."""
+        W = history.shape[-1]
+        return history.part(self.T * self.B * W, (1, self.B, W)).copy()
 
     def turned(self, array: Array) -> Array:
         """Each row from its end to its start; twice is as it was."""
@@ -48,19 +47,17 @@ class Packed:
         R = int(self.first[-1])
         self.rows, self.slots = (R, 1), (self.B + R, 1)
 
-    def begin(self, history: Array, state: Array | int) -> None:
-        history[: self.B, 0] = state
-
-    def after(self, history: Array) -> Array:
-        return history[self.B :]
+    def after(self, history: Numbers) -> Numbers:
+        W = history.shape[-1]
+        return history.part(self.B * W, (*self.rows, W))
 
     @cached_property
     def _ends(self) -> Integers:
         rows = np.arange(self.B)
         return self.B + self.first[self.lengths - 1] + rows
 
-    def ends(self, history: Array) -> Array:
-        return history[self._ends].reshape(1, self.B, -1)
+    def ends(self, history: Numbers) -> Numbers:
+        return of_array(np.asarray(history)[self._ends].reshape(1, self.B, -1))
 
     @cached_property
     def _turn(self) -> Integers:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from ..cells import CELLS
+from ..cells import CELLS, NONLINEARITIES
 from ..functional import check_clip_step
-from . import function, gate
+from . import function, gate, passes
 from .layout import Packed, Rectangle, of_batch_sizes
-from .passes import Weights
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,16 +30,14 @@ class Plan(NamedTuple):
 
     cell: str
     nonlinearity: str
+    numbers: tuple[int, int]  # what the kernels call both
     bias: bool
     projection: bool
     directions: int
     per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
+    order: tuple[int | None, ...]  # of these, in the kernels' order, w_ih, w_hh, b_ih, b_hh and w_hr; None is one that there is not
     widths: tuple[int, ...]  # of the states: of h, or of h and c
     shapes: list[tuple[int, ...]]  # of all weights
-
-    def of_direction(self, weights: Sequence[Any], d: int) -> Weights:
-        """One direction's, of a layer's."""
-        return Weights.by_name(weights[d * self.per_direction : (d + 1) * self.per_direction], self.bias)
 
 
 @lru_cache(maxsize=256)
@@ -55,7 +52,10 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
     for layer in range(layers):
         width = I if layer == 0 else directions * widths[0]
         shapes += [(N, width), (N, widths[0]), *[(N,), (N,)] * bias, *[(P, H)] * bool(P)] * directions
-    return Plan(cell, nonlinearity, bias, bool(P), directions, 2 + 2 * bias + bool(P), widths, shapes)
+    count = 2 + 2 * bias + bool(P)
+    order = 0, 1, 2 if bias else None, 3 if bias else None, count - 1 if P else None
+    numbers = CELLS[cell].number, NONLINEARITIES[nonlinearity].number
+    return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, order, widths, shapes)
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -140,26 +140,22 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
     I, layers = module.input_size, module.num_layers
     plan = plan_of(module.mode, I, module.hidden_size, module.proj_size, layers, module.bias, module.bidirectional)
     dtype = getattr(x, "dtype", None)
-    if dtype not in gate.DTYPES or not gate.plain(x, dtype):
+    if dtype not in gate.DTYPES or not gate.tensors.plain(x, x.itemsize):
         return "an input that is no plain float tensor on the CPU"
     if plan is None or len(weights) != len(plan.shapes):
         return MISFIT
-    recorded, grad_mode = False, torch.is_grad_enabled()
-    for weight, shape in zip(weights, plan.shapes):
-        if not gate.plain(weight, dtype) or weight.shape != shape:
-            return "weights that are no plain tensors of the input's dtype"
-        recorded = recorded or (grad_mode and weight.requires_grad)
+    if not gate.tensors.all_plain(weights, x.itemsize, plan.shapes):
+        return "weights that are no plain tensors of the input's dtype"
     count = len(plan.widths)
     states = () if hx is None else (hx,) if count == 1 else hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
     if states is None:
         return NO_STATE
     for state in states:
-        if not gate.plain(state, dtype):
+        if not gate.tensors.plain(state, x.itemsize):
             return NO_STATE
-        recorded = recorded or (grad_mode and state.requires_grad)
-    recorded = recorded or (grad_mode and x.requires_grad)
-    dims = x.dim()
-    if (dims != 2 and (packed or dims != 3)) or x.shape[-1] != I:
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, x, *states))
+    dims, size = x.dim(), x.shape
+    if (dims != 2 and (packed or dims != 3)) or size[-1] != I:
         return MISFIT
     if not x.numel():
         return "an input without rows or steps"
@@ -175,11 +171,12 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
             permuted = module.permute_hidden(hx, input.sorted_indices)
             states = (permuted,) if count == 1 else permuted
     else:
+        T, B = (size[0], 1) if dims == 2 else (size[0], size[1])
         if dims == 2:
             x = x.unsqueeze(1)
         elif module.batch_first:
-            x = x.transpose(0, 1)
-        layout = Rectangle(*x.shape[:2])
+            x, T, B = x.transpose(0, 1), B, T
+        layout = Rectangle(T, B)
     rows = (layers * plan.directions, layout.B) if dims == 3 or packed else (layers * plan.directions,)
     for state, width in zip(states, plan.widths):
         if state.shape != (*rows, width):
@@ -213,16 +210,16 @@ def through_layers(
     """The last layer's output, and the last states of all layers; whether autograd has ``recorded`` them, and so they have a gradient."""
     layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
     own, fallbacks = module.__dict__, module.fallbacks
-    clip, recording = own.get("_clip_step"), own.get("_recording")
-    numbers = (0, 0.0) if clip is None else check_clip_step(clip)
+    clip, recording = check_clip_step(own.get("_clip_step")), own.get("_recording")
     none = (None,) * len(plan.widths)
+    parts = passes.parts_of(plan.cell, layout.rows, layout.slots, plan.widths[0], plan.widths[-1])
     every = []
     for layer in range(layers):
-        call = function.Call(plan, layout, sizes, numbers, fallbacks, recording, layer)
-        initial, mine = states or none, weights
+        initial, mine, shapes = states or none, weights, plan.shapes
         if layers > 1:
             initial = [state[layer * D : (layer + 1) * D] for state in states] or none
-            mine = weights[layer * K : (layer + 1) * K]
+            mine, shapes = weights[layer * K : (layer + 1) * K], shapes[layer * K : (layer + 1) * K]
+        call = function.Call(plan, layout, parts, shapes, sizes, clip, fallbacks, recording, layer)
         if recorded:
             x, *last = function.apply(call, x, *initial, *mine)
         else:

@@ -5,36 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._kernels import kernels, memory
-from .._typing import Array
-from ..cells import CELLS, NONLINEARITIES
+from .._kernels import kernels
+from .._kernels.tensors import Numbers, empty, zeros
+from ..cells import CELLS, Cell
 from .layout import Packed, Rectangle
 
-if TYPE_CHECKING:
-    from .._kernels.borrowed import Borrowed
-
 ALIGNED = 16  # numbers, and so whole cache lines
-
-
-class Weights(NamedTuple):
-    """One direction's, in the kernels' order: None are biases and a projection that it has not."""
-
-    w_ih: Any
-    w_hh: Any
-    b_ih: Any
-    b_hh: Any
-    w_hr: Any
-
-    @classmethod
-    def by_name(cls, weights: Sequence[Any], bias: bool) -> Weights:
-        """From PyTorch's order: two matrices, perhaps two biases, perhaps a projection."""
-        w_ih, w_hh, *rest = weights
-        b_ih, b_hh, *rest = rest if bias else (None, None, *rest)
-        return cls(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None)
 
 
 class Direction(NamedTuple):
@@ -52,9 +32,8 @@ class Parts(NamedTuple):
     size: int
     parts: tuple[tuple[int, tuple[int, ...]] | None, ...]  # the number at which each of h, c, gates and m begins, and its shape
 
-    def cut(self, numbers: Any, dtype: np.dtype[Any]) -> Direction:
-        size = dtype.itemsize
-        return Direction(*[None if part is None else np.ndarray(part[1], dtype, numbers, part[0] * size) for part in self.parts])
+    def cut(self, numbers: Numbers) -> Direction:
+        return Direction(*numbers.parts(self.parts))
 
 
 @lru_cache(maxsize=256)
@@ -78,52 +57,52 @@ def parts_of(cell: str, rows: tuple[int, int], slots: tuple[int, int], P: int, H
 
 
 def forward(
-    cell: str,
-    nonlinearity: str,
+    numbers: tuple[int, int],
     layout: Rectangle | Packed,
-    x: Borrowed | Array,
-    initial: Sequence[Array | None],
-    weights: Weights,
+    x: Numbers,
+    initial: Sequence[Numbers | None],
+    weights: Sequence[Numbers | None],
     tape: Direction,
+    dtype: np.dtype[Any],
 ) -> None:
-    """Fills ``tape``. ``initial`` has states (B, H), h (B, P) if there is a projection."""
+    """Fills ``tape``. ``numbers`` are what the kernels call cell and nonlinearity, ``weights`` w_ih, w_hh, b_ih, b_hh and w_hr; ``initial``
+    has states (B, H), h (B, P) if there is a projection.
+    """
     for history, state in zip(tape, initial):
-        layout.begin(history, 0 if state is None else state)
-    number, activation, (*weights_and_biases, w_hr) = CELLS[cell].number, NONLINEARITIES[nonlinearity].number, weights
-    kernels[tape.h.dtype].forward(number, activation, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr).run()
+        history.begin(layout.B * history.shape[-1], state)
+    *weights_and_biases, w_hr = weights
+    kernels[dtype].forward(*numbers, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr).run()
 
 
 def backward(
-    cell: str,
-    nonlinearity: str,
+    cell: Cell,
+    numbers: tuple[int, int],
     layout: Rectangle | Packed,
-    x: Borrowed | Array,
-    w_ih: Borrowed | None,
-    w_hh: Borrowed | None,
-    w_hr: Borrowed | None,
+    x: Numbers,
+    w_ih: Numbers | None,
+    w_hh: Numbers | None,
+    w_hr: Numbers | None,
     bias: bool,
     tape: Direction,
-    d_out: Borrowed | Array | None,
-    d_state: Sequence[Array],
+    d_out: Numbers | None,
+    d_state: Sequence[Numbers],
     clip: tuple[int, float],
     need_dx: bool,
-) -> tuple[Array | None, list[Array]]:
+    dtype: np.dtype[Any],
+) -> tuple[Numbers | None, list[Numbers]]:
     """dx and the gradients of the weights, in PyTorch's order; those of the initial states take the place of ``d_state``.
 
     ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step.
     """
-    row, dtype, P = CELLS[cell], tape.h.dtype, tape.h.shape[-1]
-    N = len(row.gates) * (P if w_hr is None else w_hr.shape[1])
-    dx = memory.empty(x.shape, dtype) if need_dx else None
-    dw_ih, dw_hh = memory.empty((N, x.shape[-1]), dtype), memory.empty((N, P), dtype)
-    db_ih = np.empty(N, dtype)
-    db_hh = np.empty(N, dtype) if row.reset_after else None
-    dw_hr = None if w_hr is None else memory.empty(w_hr.shape, dtype)
-    given = [np.zeros(dw.shape, dtype) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
+    size, P = x.itemsize, tape.h.shape[-1]
+    N = len(cell.gates) * (P if w_hr is None else w_hr.shape[1])
+    dx = empty(x.shape, size) if need_dx else None
+    dw_ih, dw_hh, db_ih = empty((N, x.shape[-1]), size), empty((N, P), size), empty((N,), size)
+    db_hh = empty((N,), size) if cell.reset_after else None
+    dw_hr = None if w_hr is None else empty(w_hr.shape, size)
+    given = [zeros(dw.shape, size) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
-    number, activation, sums = row.number, NONLINEARITIES[nonlinearity].number, (dw_ih, dw_hh, db_ih, db_hh)
-    kernels[dtype].backward(
-        number, activation, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr
-    ).run()
+    sums = dw_ih, dw_hh, db_ih, db_hh
+    kernels[dtype].backward(*numbers, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr).run()
     grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
     return dx, grads

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import _checks
 from .._typing import Array
 from ..gradients.flow import GradientFlow, gradient_flow
 from ..ragged import cut
 from ..tape import Tape
 from .layout import Packed
-from .passes import Direction, Weights
+from .passes import Direction
 
 if TYPE_CHECKING:
     from .function import Call
@@ -67,9 +69,11 @@ class Recording:
             raise ValueError(f"row: expected one of the {tape.shape[1]} rows, since they differ in length, got None")
         return gradient_flow(tape, d_out, d_state[0] if len(d_state) == 1 else tuple(d_state))
 
-    def add(self, call: Call, direction: int, x: Array, weights: Weights, tape: Direction, d_out: Any, d_state: Sequence[Array]) -> None:
+    def add(
+        self, call: Call, direction: int, x: Array, weights: Sequence[Array | None], tape: Direction, d_out: Any, d_state: Sequence[Any]
+    ) -> None:
         """Keep copies of what one backward pass started from."""
-        layout, (h, c, gates, m) = call.layout, [part if part is None else part.copy() for part in tape]
+        layout, (h, c, gates, m) = call.layout, [None if part is None else np.array(part) for part in tape]
         pieces, initial = None, []
         if isinstance(layout, Packed):  # rows are sorted, and so the pieces stand as they do in `tape`
             pieces = cut(layout.T, layout.B, layout.lengths, None)
