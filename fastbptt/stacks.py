@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import _checks
-from ._kernels import memory, pool
+from ._kernels import kernels, memory, pool
 from ._typing import Array, Bools, Integers
 from .ragged import Backwards
 from .side_by_side import Pass, alone, both, one_behind
@@ -159,7 +159,8 @@ def forward(
 
     def of_direction(k: int, x: Array) -> Pass:
         own = resets if backwards is None or not directions[k].reverse else backwards.resets
-        return begin(turned(k, x), states[k], parameters[k * n : (k + 1) * n], lengths, own, (budgets[k], keep, False))
+        mine = parameters[k * n : (k + 1) * n]
+        return begin(in_one_piece("x", turned(k, x), mine[0].dtype), states[k], mine, lengths, own, (budgets[k], keep, False))
 
     lasts: list[Any] = []
     tapes: list[Any] = []
@@ -217,7 +218,8 @@ def backward(
     def of_direction(k: int, d_out: Array | None) -> Pass:
         if d_out is not None and backwards is not None:
             W = d_out.shape[2] // 2
-            d_out = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
+            half = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
+            d_out = in_one_piece("d_out", half, tapes[k].w_hh.dtype)
         if d_outs is not None:
             at_outputs[k] = d_out
         return begin(tapes[k], d_out, d_states[k], need_dx or k >= sides, **options)
@@ -227,7 +229,7 @@ def backward(
         done = run(order, sides, two, of_direction, d_out)
         d_out = done[-1].x if sides == 1 else done[0].x
         if sides == 2 and backwards is not None and d_out is not None:
-            np.add(d_out, backwards(done[1].x), out=d_out)
+            kernels[d_out.dtype].move_rows(backwards(done[1].x), d_out, True)
         for k, grads in zip(order, done):
             found[k] = type(grads)(None, *grads[1:])
         left = tapes.kept[group[0] // sides - 1] if group[0] else None
@@ -290,5 +292,18 @@ def together(outs: Sequence[Array]) -> Array:
     with _checks.Room("x", 2 * outs[0].size):
         both = memory.empty((*outs[0].shape[:2], 2 * W), outs[0].dtype)
     for side, out in enumerate(outs):
-        both[..., side * W : (side + 1) * W] = out
+        kernels[out.dtype].move_rows(out, both[..., side * W : (side + 1) * W])
     return both
+
+
+def in_one_piece(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """The same numbers without gaps, copied by all threads; what is not (T, B, W) of this dtype is left to whoever refuses or copies it."""
+    flags = array.flags
+    if flags.c_contiguous or array.ndim != 3 or array.dtype != dtype or not flags.aligned:
+        return array
+    if array.shape[2] > 1 and array.strides[2] != array.itemsize:
+        return array
+    with _checks.Room(name, array.size):
+        whole = memory.empty(array.shape, dtype)
+    kernels[dtype].move_rows(array, whole)
+    return whole

@@ -12,7 +12,9 @@ from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits
 
 import fastbptt
 import fastbptt.reference
+from fastbptt._kernels import kernels
 from fastbptt.layers import LAYERS
+from fastbptt.stacks import in_one_piece
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
@@ -343,6 +345,46 @@ def test_two_layers_are_one_above_the_other(name):
     layer(x)
     tapes = layer.take_tape()
     assert np.shares_memory(tapes[1].x, tapes[0].h)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_rows_that_are_moved(dtype, n, threads):
+    """Between the halves of an array, and from the end to the start: as NumPy does it, on any number of threads."""
+    threads(n)
+    rng = np.random.default_rng(n)
+    for T, B, W in ((0, 2, 3), (3, 0, 3), (3, 2, 0), (1, 1, 1), (4, 3, 1), (5, 3, 7), (70, 20, 33), (200, 1, 512)):
+        both, other = normal(rng, T, B, 2 * W, dtype=dtype), normal(rng, T, B, W, dtype=dtype)
+        expected = both.copy()
+        expected[..., W:] = other[::-1]
+        expected[..., :W] += other[:, ::-1]
+        kernels[dtype].move_rows(other[::-1], both[..., W:])
+        kernels[dtype].move_rows(other[:, ::-1], both[..., :W], True)
+        assert_same_bits("both", both, expected)
+        whole = in_one_piece("x", both[::-1, :, W:], dtype)
+        assert whole.flags.c_contiguous
+        assert_same_bits("whole", whole, both[::-1, :, W:])
+    for source, target in ((other[:, :, ::-1], other), (other, other[:, :, ::-1]), (other[1:], other), (other[..., 1:], other)):
+        with pytest.raises(ValueError, match="source, target: expected"):
+            kernels[dtype].move_rows(source, target)
+
+
+@EACH_DTYPE
+def test_d_out_of_any_layout(dtype):
+    rng = np.random.default_rng(0)
+    layer = fastbptt.GRU(3, 4, 2, bidirectional=True, dtype=dtype, rng=0)
+    x, d_out = normal(rng, 9, 5, 3, dtype=dtype), normal(rng, 9, 5, 8, dtype=dtype)
+    shifted = np.frombuffer(bytearray(d_out.nbytes + 1), dtype, d_out.size, 1).reshape(d_out.shape)
+    shifted[...] = d_out
+    results = []
+    for given in (d_out, np.asfortranarray(d_out), d_out[::-1].copy()[::-1], np.repeat(d_out, 2, axis=2)[..., ::2], shifted):
+        layer.zero_grad()
+        layer(np.asfortranarray(x) if results else x)
+        dx, state = layer.backward(given)
+        results.append([dx, state, layer.flat_grads.copy()])
+    for other in results[1:]:
+        for name, mine, theirs in zip(("dx", "state", "grads"), other, results[0]):
+            assert_same_bits(name, mine, theirs)
 
 
 @EACH_LAYER

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from .. import segments
-from .._kernels import pool
+from .._kernels import kernels, pool
 from .._kernels.tensors import Numbers, empty, of_array, zeros
 from .._typing import Array
 from ..cells import CELLS
+from ..stacks import in_one_piece
 from ..tape import Tape
 from . import gate, passes
 from .gate import DTYPES, tensors
@@ -74,7 +75,13 @@ def side_by_side(call: Call, outs: Sequence[Numbers]) -> Numbers:
     rows, P = call.layout.rows, outs[0].shape[-1]
     both = empty((*rows, 2 * P), outs[0].itemsize)
     array = np.asarray(both)
-    array[..., :P], array[..., P:] = outs[0], call.layout.turned(np.asarray(outs[1]))
+    move_rows = kernels[array.dtype].move_rows
+    try:
+        pool.cap_threads(torch.get_num_threads())
+        move_rows(outs[0], array[..., :P])
+        move_rows(call.layout.turned(np.asarray(outs[1])), array[..., P:])
+    finally:
+        pool.cap_threads(0)
     return both
 
 
@@ -133,7 +140,8 @@ def rows_of(call: Call, tensor: torch.Tensor) -> Numbers:
 
 def turned(call: Call, values: Numbers | Array) -> Numbers:
     """Each row from its end to its start."""
-    return of_array(np.ascontiguousarray(call.layout.turned(np.asarray(values))))
+    array = call.layout.turned(np.asarray(values))
+    return of_array(in_one_piece("x", array, array.dtype))
 
 
 def in_kernels_order(call: Call, weights: Sequence[Numbers | None], d: int) -> list[Numbers | None]:
@@ -221,7 +229,7 @@ def backward(
         for d, tape in enumerate(directions):
             along, d_state = turned(call, values) if d else values, [both[d] for both in d_states]
             if halves is not None:
-                d_along = turned(call, halves[1]) if d else of_array(np.ascontiguousarray(halves[0]))
+                d_along = turned(call, halves[1]) if d else of_array(in_one_piece("d_out", halves[0], dtype))
             if call.recording is not None:
                 mine, (seen,) = in_kernels_order(call, tensors.borrow_all(current(ctx)), d), as_arrays([d_along])
                 call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
@@ -244,7 +252,7 @@ def backward(
             )
             d_weights += grads
             if d and d_in is not None:
-                np.add(dx, layout.turned(np.asarray(d_in)), out=np.asarray(dx))
+                kernels[dtype].move_rows(layout.turned(np.asarray(d_in)), dx, True)
             elif d_in is not None:
                 dx = d_in
     finally:
