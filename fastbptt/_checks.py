@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._kernels import kernels
+from ._kernels import kernels, memory
 from ._typing import Array
 
 if TYPE_CHECKING:
@@ -96,11 +96,21 @@ def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def contiguous(name: str, value: Array) -> Array:
+    """``value`` without gaps and aligned; copied only if it is not, and, where that is rows of numbers (T, B, W), by all threads."""
     flags = value.flags
     if flags.c_contiguous and flags.aligned:
         return value
     with Room(name, value.size):
-        return np.array(value, order="C")
+        if (
+            value.ndim != 3
+            or value.dtype not in kernels
+            or not flags.aligned
+            or (value.shape[2] > 1 and value.strides[2] != value.itemsize)
+        ):
+            return np.array(value, order="C")
+        copy = memory.empty(value.shape, value.dtype)
+    kernels[value.dtype].move_rows(value, copy)
+    return copy
 
 
 def require_disjoint(names: Sequence[str], arrays: Sequence[Array]) -> None:

@@ -200,7 +200,7 @@ class Backwards:
         """An array (T, B) or (T, B, W), turned; 0 behind each row's end. A view if all rows have all steps."""
         if self._index is None:
             return array[::-1]
-        flat = np.ascontiguousarray(array).reshape(len(self._index), *array.shape[2:])
+        flat = _checks.contiguous("array", array).reshape(len(self._index), *array.shape[2:])
         return _gather(flat, self._index).reshape(array.shape)
 
 

@@ -159,8 +159,7 @@ def forward(
 
     def of_direction(k: int, x: Array) -> Pass:
         own = resets if backwards is None or not directions[k].reverse else backwards.resets
-        mine = parameters[k * n : (k + 1) * n]
-        return begin(in_one_piece("x", turned(k, x), mine[0].dtype), states[k], mine, lengths, own, (budgets[k], keep, False))
+        return begin(turned(k, x), states[k], parameters[k * n : (k + 1) * n], lengths, own, (budgets[k], keep, False))
 
     lasts: list[Any] = []
     tapes: list[Any] = []
@@ -218,8 +217,7 @@ def backward(
     def of_direction(k: int, d_out: Array | None) -> Pass:
         if d_out is not None and backwards is not None:
             W = d_out.shape[2] // 2
-            half = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
-            d_out = in_one_piece("d_out", half, tapes[k].w_hh.dtype)
+            d_out = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
         if d_outs is not None:
             at_outputs[k] = d_out
         return begin(tapes[k], d_out, d_states[k], need_dx or k >= sides, **options)
@@ -294,16 +292,3 @@ def together(outs: Sequence[Array]) -> Array:
     for side, out in enumerate(outs):
         kernels[out.dtype].move_rows(out, both[..., side * W : (side + 1) * W])
     return both
-
-
-def in_one_piece(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
-    """The same numbers without gaps, copied by all threads; what is not (T, B, W) of this dtype is left to whoever refuses or copies it."""
-    flags = array.flags
-    if flags.c_contiguous or array.ndim != 3 or array.dtype != dtype or not flags.aligned:
-        return array
-    if array.shape[2] > 1 and array.strides[2] != array.itemsize:
-        return array
-    with _checks.Room(name, array.size):
-        whole = memory.empty(array.shape, dtype)
-    kernels[dtype].move_rows(array, whole)
-    return whole

@@ -12,9 +12,9 @@ from tolerances import DTYPES, TOLERANCES, assert_close, assert_same_bits
 
 import fastbptt
 import fastbptt.reference
+from fastbptt._checks import contiguous
 from fastbptt._kernels import kernels
 from fastbptt.layers import LAYERS
-from fastbptt.stacks import in_one_piece
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
@@ -361,7 +361,7 @@ def test_rows_that_are_moved(dtype, n, threads):
         kernels[dtype].move_rows(other[::-1], both[..., W:])
         kernels[dtype].move_rows(other[:, ::-1], both[..., :W], True)
         assert_same_bits("both", both, expected)
-        whole = in_one_piece("x", both[::-1, :, W:], dtype)
+        whole = contiguous("x", both[::-1, :, W:])
         assert whole.flags.c_contiguous
         assert_same_bits("whole", whole, both[::-1, :, W:])
     for source, target in ((other[:, :, ::-1], other), (other, other[:, :, ::-1]), (other[1:], other), (other[..., 1:], other)):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from .. import segments
+from .._checks import contiguous
 from .._kernels import kernels, pool
 from .._kernels.tensors import Numbers, empty, of_array, zeros
 from .._typing import Array
 from ..cells import CELLS
-from ..stacks import in_one_piece
 from ..tape import Tape
 from . import gate, passes
 from .gate import DTYPES, tensors
@@ -140,8 +140,7 @@ def rows_of(call: Call, tensor: torch.Tensor) -> Numbers:
 
 def turned(call: Call, values: Numbers | Array) -> Numbers:
     """Each row from its end to its start."""
-    array = call.layout.turned(np.asarray(values))
-    return of_array(in_one_piece("x", array, array.dtype))
+    return of_array(contiguous("input", call.layout.turned(np.asarray(values))))
 
 
 def in_kernels_order(call: Call, weights: Sequence[Numbers | None], d: int) -> list[Numbers | None]:
@@ -229,7 +228,7 @@ def backward(
         for d, tape in enumerate(directions):
             along, d_state = turned(call, values) if d else values, [both[d] for both in d_states]
             if halves is not None:
-                d_along = turned(call, halves[1]) if d else of_array(in_one_piece("d_out", halves[0], dtype))
+                d_along = turned(call, halves[1]) if d else of_array(contiguous("grad_output", halves[0]))
             if call.recording is not None:
                 mine, (seen,) = in_kernels_order(call, tensors.borrow_all(current(ctx)), d), as_arrays([d_along])
                 call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
