@@ -7,7 +7,7 @@ are whose inputs, what dropout lets through, and the way of a reverse direction,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -245,10 +245,11 @@ def pays_side_by_side(T: int, B: int, w_hh: Array) -> bool:
     return few and T * B * w_hh.size >= LEAST_WORK and 1 < pool.threads_here() < MANY_THREADS
 
 
-def groups(directions: int, sides: int, layers_too: bool) -> list[range]:
+@lru_cache(maxsize=64)
+def groups(directions: int, sides: int, layers_too: bool) -> tuple[range, ...]:
     """Which directions are taken together: a layer's, or, where each layer has one, those of two layers if they may be side by side."""
     each = 2 if layers_too else sides
-    return [range(first, min(directions, first + each)) for first in range(0, directions, each)]
+    return tuple(range(first, min(directions, first + each)) for first in range(0, directions, each))
 
 
 def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[[int, Any], Pass], given: Any) -> Sequence[Any]:
