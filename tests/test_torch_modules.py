@@ -630,6 +630,49 @@ def test_lent_memory(count, dtype):
     assert torch.equal(x.grad, torch.full((count, 1), 3.0, dtype=torch.float64))
 
 
+def functionalized(tensor):
+    """What `torch.func.functionalize` leaves behind: a tensor without memory that says nothing of it."""
+    left = []
+    torch.func.functionalize(lambda t: (left.append(t), t)[1])(tensor)
+    return left[0]
+
+
+def freed(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.parametrize("without_memory", [functionalized, freed])
+def test_tensors_without_memory_are_not_ours(without_memory):
+    module = ours.GRU(3, 6)
+    x, h, d = torch.randn(5, 4, 3), torch.randn(1, 4, 6), torch.randn(5, 4, 6)
+    for given in ((without_memory(x.clone()),), (x, without_memory(h.clone()))):
+        assert type(modules.run(module, *given, *[None] * (2 - len(given)))) is str
+    assert not gate.tensors.plain(without_memory(d.clone()), 4)
+    with pytest.raises(RuntimeError, match="memory"):
+        gate.tensors.borrow(freed(d.clone()))
+    out, _ = module(x)
+    freed(x)
+    with pytest.raises(RuntimeError):
+        out.sum().backward()
+
+
+def test_weights_of_another_size_after_the_forward_pass():
+    module = ours.GRU(3, 6)
+    out, _ = module(torch.randn(5, 4, 3))
+    module.bias_ih_l0.data = torch.randn(3)
+    out.mul_(2)
+    with pytest.raises(ValueError, match="as many numbers"):
+        out.sum().backward()
+
+
+def test_a_hook_that_returns_a_negative_view():
+    mine, theirs = pair("GRU", 3, 6)
+    x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: -t, lambda t: torch._neg_view(t)):
+        both(mine, theirs, lambda module, x: module(x), x)
+
+
 def test_an_expanded_state():
     """Of stride 0, of a parameter, as learned initial states are."""
     mine, theirs = pair("LSTM", 4, 6)

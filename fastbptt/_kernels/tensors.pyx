@@ -28,7 +28,7 @@ cdef enum:
 cdef class Numbers:
     """Contiguous float32 or float64 numbers at an address, by their size in bytes; ``owner`` is held as long as somebody may look at them.
 
-    Nothing is checked: whoever makes one knows that they are there.
+    That they are there is not checked: whoever makes one knows it.
     """
     cdef object owner
     cdef char *address
@@ -160,19 +160,17 @@ cdef class Tensors:
     def __init__(self, table, tuple kinds):
         self.table = <const dlpack.Exchange *>PyCapsule_GetPointer(table, "dlpack_exchange_api")
         if self.table.major != dlpack.MAJOR or self.table.tensor_from_object == NULL:
-            raise ImportError(f"DLPack's exchange of version {dlpack.MAJOR} is needed, got {self.table.major}.{self.table.minor}")
+            raise ImportError(f"expected DLPack's exchange of version {dlpack.MAJOR}, got {self.table.major}.{self.table.minor}")
         self.capsule, self.kinds = table, kinds
 
-    def plain(self, tensor, Py_ssize_t itemsize, tuple shape=None):
-        """Whether it is floats of this size in this machine's memory, and nothing else; and of this shape, if it is given."""
-        cdef dlpack.Tensor seen
-        return is_plain(self, tensor, itemsize, &seen) and (shape is None or has_shape(&seen, shape))
+    def plain(self, tensor, Py_ssize_t itemsize):
+        """Whether it is floats of this size in this machine's memory, and nothing else."""
+        return is_plain(self, tensor, itemsize, None)
 
     def all_plain(self, tensors, Py_ssize_t itemsize, shapes):
-        """The same of each, and its shape."""
-        cdef dlpack.Tensor seen
+        """Whether each is, and of its shape; None is."""
         for tensor, shape in zip(tensors, shapes):
-            if not is_plain(self, tensor, itemsize, &seen) or not has_shape(&seen, shape):
+            if tensor is not None and not is_plain(self, tensor, itemsize, shape):
                 return False
         return True
 
@@ -233,16 +231,24 @@ cdef int as_object(Tensors tensors, dlpack.Managed *managed, void **found) excep
 
 
 cdef int look(Tensors tensors, tensor, dlpack.Tensor *seen) except -1:
+    """What a tensor is; an error unless it is floats in this machine's memory."""
     if tensors.table.tensor_from_object(<void *><PyObject *>tensor, seen) != 0:
         return -1                  # with the library's error
+    if not is_float(seen, 32) and not is_float(seen, 64):
+        raise TypeError("tensor: expected float32 or float64 numbers in the processor's memory")
     if seen.ndim > DIMENSIONS:
         raise ValueError(f"tensor: expected at most {DIMENSIONS} dimensions, got {seen.ndim}")
+    if seen.data == NULL and count_of(seen) > 0:
+        raise RuntimeError("tensor: its memory has been freed")
+    seen.data = <char *>seen.data + seen.byte_offset
     return 0
 
 
 cdef Numbers borrowed(Tensors tensors, tensor, tuple shape):
     cdef dlpack.Tensor seen
     cdef Numbers numbers = Numbers.__new__(Numbers)
+    if tensor.is_neg():            # a hook of saved tensors may return such a one
+        tensor = tensor.resolve_neg()
     look(tensors, tensor, &seen)
     if not is_contiguous(&seen):
         tensor = tensor.detach().contiguous()
@@ -252,19 +258,38 @@ cdef Numbers borrowed(Tensors tensors, tensor, tuple shape):
         look(tensors, tensor, &seen)
     if shape is None:
         shape = tuple([seen.shape[i] for i in range(seen.ndim)])
-    fill(numbers, tensor, <char *>seen.data + seen.byte_offset, shape, seen.dtype.bits // 8)
+    fill(numbers, tensor, <char *>seen.data, shape, seen.dtype.bits // 8)
+    if numbers.size != count_of(&seen) * numbers.itemsize:
+        raise ValueError(f"tensor: expected {shape}, or as many numbers, got {tuple(tensor.shape)}")
     return numbers
 
 
-cdef bint is_plain(Tensors tensors, tensor, Py_ssize_t itemsize, dlpack.Tensor *seen) except -1:
+cdef bint is_plain(Tensors tensors, tensor, Py_ssize_t itemsize, tuple shape) except -1:
+    cdef dlpack.Tensor seen
     if type(tensor) not in tensors.kinds:
         return False
-    if tensors.table.tensor_from_object(<void *><PyObject *>tensor, seen) != 0:
-        PyErr_Clear()              # it has no memory, as the tensors of a transform have not, or more than one
+    if tensors.table.tensor_from_object(<void *><PyObject *>tensor, &seen) != 0:
+        PyErr_Clear()              # it has no memory, as what a transform makes, or more than one piece
         return False
-    if seen.dtype.code != dlpack.FLOAT or seen.dtype.bits != 8 * itemsize or seen.dtype.lanes != 1:
+    if not is_float(&seen, 8 * itemsize):
         return False
-    return seen.device.device_type == dlpack.CPU and not tensor.is_neg()
+    if seen.data == NULL and count_of(&seen) > 0:          # freed, or never there: other transforms' tensors
+        return False
+    return (shape is None or has_shape(&seen, shape)) and not tensor.is_neg()
+
+
+cdef inline bint is_float(const dlpack.Tensor *seen, Py_ssize_t bits) noexcept:
+    """In this machine's memory."""
+    return (seen.device.device_type == dlpack.CPU and seen.dtype.code == dlpack.FLOAT and seen.dtype.bits == bits
+            and seen.dtype.lanes == 1)
+
+
+cdef inline int64_t count_of(const dlpack.Tensor *seen) noexcept:
+    cdef int64_t count = 1
+    cdef int i
+    for i in range(seen.ndim):
+        count *= seen.shape[i]
+    return count
 
 
 cdef bint has_shape(const dlpack.Tensor *seen, tuple shape) except -1:

@@ -15,17 +15,16 @@ from .._checks import contiguous
 from .._kernels import kernels, pool
 from .._kernels.tensors import Numbers, empty, of_array, zeros
 from .._typing import Array
-from ..cells import CELLS
 from ..tape import Tape
 from . import gate, passes
-from .gate import DTYPES, tensors
+from .gate import tensors
 from .layout import Packed, Rectangle
 
 if TYPE_CHECKING:
     from .modules import Plan
     from .recording import Recording
 
-Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
+Given: TypeAlias = "Sequence[torch.Tensor | None]"
 
 with torch.inference_mode(False):
     NO_MEMORY = torch.empty(0, device="cpu")  # whatever mode or device is the default when this is imported
@@ -38,6 +37,7 @@ class Call:
 
     plan: Plan
     layout: Rectangle | Packed
+    dtype: np.dtype[Any]
     parts: passes.Parts  # of each direction's tape
     shapes: Sequence[tuple[int, ...]]  # of the weights
     batch_sizes: torch.Tensor | None  # of a PackedSequence
@@ -46,9 +46,13 @@ class Call:
     recording: Recording | None
     layer: int
 
+    @property
+    def state_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.plan.directions, self.layout.B, width) for width in self.plan.widths]
+
 
 def forward(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor], keep: bool
+    call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor], keep: bool
 ) -> tuple[list[torch.Tensor], list[Numbers]]:
     """The layer's output and last states; if there will be a backward pass, ``keep``, the memory of each direction's tape.
 
@@ -85,16 +89,16 @@ def side_by_side(call: Call, outs: Sequence[Numbers]) -> Numbers:
     return both
 
 
-def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[passes.Direction]]:
+def run(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[passes.Direction]]:
     """Each direction's forward pass: the memory of its tape, and that cut into parts."""
-    plan, parts, dtype = call.plan, call.parts, DTYPES[x.dtype]
+    plan, parts, dtype = call.plan, call.parts, call.dtype
     memories, directions = [], []
     try:
         pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
         for along, initial, mine in each_direction(call, x, states, weights):
             numbers = empty((parts.size,), dtype.itemsize)
             tape = parts.cut(numbers)
-            passes.forward(plan.numbers, call.layout, along, initial, mine, tape, dtype)
+            passes.forward(plan, call.layout, along, initial, mine, tape, dtype)
             memories.append(numbers)
             directions.append(tape)
     finally:
@@ -102,9 +106,7 @@ def run(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Te
     return memories, directions
 
 
-def without_tape(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
-) -> tuple[list[Numbers], list[list[Numbers]]]:
+def without_tape(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[list[Numbers]]]:
     """Each direction's states after the steps of a rectangle, and the last ones, (1, B, W); memory beyond them does not grow with T."""
     plan, layout = call.plan, call.layout
     outs, ends = [], []
@@ -124,18 +126,19 @@ def without_tape(
 
 
 def each_direction(
-    call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]
+    call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]
 ) -> Iterator[tuple[Numbers, list[Numbers | None], list[Numbers | None]]]:
     """What each direction's forward pass starts from: its input, its initial states and its weights."""
-    values, initial, borrowed = rows_of(call, x), tensors.borrow_all(states), tensors.borrow_all(weights, call.shapes)
+    values, borrowed = rows_of(call, x, call.shapes[0][1]), tensors.borrow_all(weights, call.shapes)
+    initial = tensors.borrow_all(states, call.state_shapes)
     for d in range(call.plan.directions):
         along = turned(call, values) if d else values
         yield along, [None if state is None else state[d] for state in initial], in_kernels_order(call, borrowed, d)
 
 
-def rows_of(call: Call, tensor: torch.Tensor) -> Numbers:
+def rows_of(call: Call, tensor: torch.Tensor, width: int) -> Numbers:
     """As the kernels take what is (T, B, W), or (R, W) of a PackedSequence."""
-    return tensors.borrow(tensor, None if call.batch_sizes is None else (*call.layout.rows, tensor.shape[-1]))
+    return tensors.borrow(tensor, (*call.layout.rows, width))
 
 
 def turned(call: Call, values: Numbers | Array) -> Numbers:
@@ -167,11 +170,8 @@ class Layer(torch.autograd.Function):
         # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.
         ctx.weights, ctx.versions = weights, [weight._version for weight in weights]
         need_w_ih, need_w_hh = needed[1], call.layout.T > 1 or True in needed[2 : 2 + states_end]
-        kept: list[Any] = []
-        for first in range(0, len(weights), plan.per_direction):
-            kept.append(weights[first] if need_w_ih else None)
-            kept.append(weights[first + 1] if need_w_hh else None)
-            kept.append(weights[first + plan.per_direction - 1] if plan.projection else None)
+        need = need_w_ih, need_w_hh, True
+        kept = [weights[i] if need[n % (2 + plan.projection)] else None for n, i in enumerate(plan.matrices)]
         ctx.save_for_backward(x, *states, *kept, *map(tensors.lend, memories))
         ctx.out_version = None
         if len(memories) == 1:
@@ -185,13 +185,12 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, *d_results: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
         x, *saved = ctx.saved_tensors
-        states_end = len(call.plan.widths)
-        kept_end = states_end + 3 * call.plan.directions
-        states = saved[:states_end]
+        states_end, kept_end = len(call.plan.widths), len(call.plan.widths) + len(call.plan.matrices)
+        states, kept, tapes = saved[:states_end], saved[states_end:kept_end], saved[kept_end:]
         reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
         if reason is None:
             for d in d_results:
-                if d is not None and not tensors.plain(d, x.itemsize):
+                if d is not None and not tensors.plain(d, call.dtype.itemsize):
                     reason = "a gradient that is no plain tensor"
         if reason is not None:
             call.fallbacks[reason] += 1
@@ -199,8 +198,9 @@ class Layer(torch.autograd.Function):
         if ctx.out_version is not None and ctx.changes._version != ctx.out_version:
             _, directions = run(call, x, states, current(ctx))
         else:
-            directions = [call.parts.cut(tensors.borrow(tape)) for tape in saved[kept_end:]]
-        return backward(ctx, x, tensors.borrow_all(saved[states_end:kept_end]), directions, d_results)
+            directions = [call.parts.cut(tensors.borrow(tape, (call.parts.size,))) for tape in tapes]
+        matrices = tensors.borrow_all(kept, [call.shapes[i] for i in call.plan.matrices])
+        return backward(ctx, x, matrices, directions, d_results)
 
 
 #: `Layer.apply`, without its search for torch.func's transforms and what they have left: `gate` has found none.
@@ -208,17 +208,16 @@ apply = super(torch.autograd.Function, Layer).apply
 
 
 def backward(
-    ctx: Any, x: torch.Tensor, weights: Sequence[Numbers | None], directions: list[passes.Direction], d_results: Tensors
+    ctx: Any, x: torch.Tensor, weights: Sequence[Numbers | None], directions: list[passes.Direction], d_results: Given
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of what `Layer.forward` took, None where they are not needed; ``weights`` are w_ih, w_hh and w_hr of each direction, None
-    if not kept.
-    """
+    """The gradients of what `Layer.forward` took, None where they are not needed; ``weights`` are the matrices, None if not kept."""
     call: Call = ctx.call
-    plan, layout, needed, values, dtype = call.plan, call.layout, ctx.needs_input_grad, rows_of(call, x), DTYPES[x.dtype]
+    plan, layout, needed, values, dtype = call.plan, call.layout, ctx.needs_input_grad, rows_of(call, x, call.shapes[0][1]), call.dtype
     d_out, *d_last = d_results
-    D, d_along = plan.directions, None if d_out is None else rows_of(call, d_out)
+    D = plan.directions
+    d_along = None if d_out is None else rows_of(call, d_out, D * plan.widths[0])
     d_states = [
-        zeros((D, layout.B, width), values.itemsize) if d is None else tensors.borrow(d).copy() for d, width in zip(d_last, plan.widths)
+        zeros(shape, dtype.itemsize) if d is None else tensors.borrow(d, shape).copy() for d, shape in zip(d_last, call.state_shapes)
     ]
     halves = None if D == 1 or d_along is None else np.split(np.asarray(d_along), 2, axis=-1)
     dx: Any = None
@@ -232,22 +231,9 @@ def backward(
             if call.recording is not None:
                 mine, (seen,) = in_kernels_order(call, tensors.borrow_all(current(ctx)), d), as_arrays([d_along])
                 call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
-            w_ih, w_hh, w_hr = weights[3 * d : 3 * d + 3]
+            n = len(weights) // D
             d_in, grads = passes.backward(
-                CELLS[plan.cell],
-                plan.numbers,
-                layout,
-                along,
-                w_ih,
-                w_hh,
-                w_hr,
-                plan.bias,
-                tape,
-                d_along,
-                d_state,
-                call.clip,
-                needed[1],
-                dtype,
+                plan, layout, along, weights[n * d : n * (d + 1)], tape, d_along, d_state, call.clip, needed[1], dtype
             )
             d_weights += grads
             if d and d_in is not None:
@@ -271,7 +257,7 @@ def current(ctx: Any) -> list[torch.Tensor]:
     return list(ctx.weights)
 
 
-def through_torch(ctx: Any, x: torch.Tensor, states: Tensors, d_results: Tensors) -> tuple[torch.Tensor | None, ...]:
+def through_torch(ctx: Any, x: torch.Tensor, states: Given, d_results: Given) -> tuple[torch.Tensor | None, ...]:
     """The same gradients as PyTorch computes them, which can be differentiated once more."""
     call: Call = ctx.call
     if call.clip[0]:
@@ -293,7 +279,7 @@ def through_torch(ctx: Any, x: torch.Tensor, states: Tensors, d_results: Tensors
     return (None, *(next(grads) if need else None for need in needed))
 
 
-def native(call: Call, x: torch.Tensor, states: Tensors, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def native(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The layer's output and last states by PyTorch's own path."""
     widths = weights[1].shape[1], len(weights[0]) // 4  # the second of c
     plan = call.plan

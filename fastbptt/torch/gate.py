@@ -14,6 +14,8 @@ from torch.utils._device import DeviceContext
 from .._kernels.tensors import Tensors
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(f"fastbptt.torch needs PyTorch 2.13 or later, got {torch.__version__}")
 tensors = Tensors(torch.Tensor.__dlpack_c_exchange_api__, (torch.Tensor, torch.nn.Parameter))
 
 

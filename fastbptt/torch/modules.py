@@ -37,7 +37,8 @@ class Plan(NamedTuple):
     per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
     order: tuple[int | None, ...]  # of these, in the kernels' order, w_ih, w_hh, b_ih, b_hh and w_hr; None is one that there is not
     widths: tuple[int, ...]  # of the states: of h, or of h and c
-    shapes: list[tuple[int, ...]]  # of all weights
+    matrices: tuple[int, ...]  # which of a layer's weights are w_ih, w_hh and w_hr, direction by direction
+    shapes: tuple[tuple[int, ...], ...]  # of all weights
 
 
 @lru_cache(maxsize=256)
@@ -48,14 +49,15 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
     cell, nonlinearity = MODES[mode]
     N, directions = len(CELLS[cell].gates) * H, 2 if bidirectional else 1
     widths = (P or H, H)[: len(CELLS[cell].states)]
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     for layer in range(layers):
         width = I if layer == 0 else directions * widths[0]
         shapes += [(N, width), (N, widths[0]), *[(N,), (N,)] * bias, *[(P, H)] * bool(P)] * directions
     count = 2 + 2 * bias + bool(P)
     order = 0, 1, 2 if bias else None, 3 if bias else None, count - 1 if P else None
     numbers = CELLS[cell].number, NONLINEARITIES[nonlinearity].number
-    return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, order, widths, shapes)
+    matrices = tuple(d * count + i for d in range(directions) for i in (0, 1, *[count - 1] * bool(P)))
+    return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, order, widths, matrices, tuple(shapes))
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -212,14 +214,14 @@ def through_layers(
     own, fallbacks = module.__dict__, module.fallbacks
     clip, recording = check_clip_step(own.get("_clip_step")), own.get("_recording")
     none = (None,) * len(plan.widths)
-    parts = passes.parts_of(plan.cell, layout.rows, layout.slots, plan.widths[0], plan.widths[-1])
+    parts, dtype = passes.parts_of(plan.cell, layout.rows, layout.slots, plan.widths[0], plan.widths[-1]), gate.DTYPES[x.dtype]
     every = []
     for layer in range(layers):
         initial, mine, shapes = states or none, weights, plan.shapes
         if layers > 1:
             initial = [state[layer * D : (layer + 1) * D] for state in states] or none
             mine, shapes = weights[layer * K : (layer + 1) * K], shapes[layer * K : (layer + 1) * K]
-        call = function.Call(plan, layout, parts, shapes, sizes, clip, fallbacks, recording, layer)
+        call = function.Call(plan, layout, dtype, parts, shapes, sizes, clip, fallbacks, recording, layer)
         if recorded:
             x, *last = function.apply(call, x, *initial, *mine)
         else:
@@ -227,7 +229,7 @@ def through_layers(
         every.append(last)
         if layer < layers - 1 and module.training and module.dropout:
             x = torch.dropout(x, module.dropout, True)
-    return x, tuple(every[0] if layers == 1 else [torch.cat(parts) for parts in zip(*every)])
+    return x, tuple(every[0] if layers == 1 else [torch.cat(ends) for ends in zip(*every)])
 
 
 def native_class(ours: type) -> Any:

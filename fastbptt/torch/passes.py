@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .._kernels import kernels
 from .._kernels.tensors import Numbers, empty, zeros
-from ..cells import CELLS, Cell
+from ..cells import CELLS
 from .layout import Packed, Rectangle
+
+if TYPE_CHECKING:
+    from .modules import Plan
 
 ALIGNED = 16  # numbers, and so whole cache lines
 
@@ -57,7 +60,7 @@ def parts_of(cell: str, rows: tuple[int, int], slots: tuple[int, int], P: int, H
 
 
 def forward(
-    numbers: tuple[int, int],
+    plan: Plan,
     layout: Rectangle | Packed,
     x: Numbers,
     initial: Sequence[Numbers | None],
@@ -65,24 +68,18 @@ def forward(
     tape: Direction,
     dtype: np.dtype[Any],
 ) -> None:
-    """Fills ``tape``. ``numbers`` are what the kernels call cell and nonlinearity, ``weights`` w_ih, w_hh, b_ih, b_hh and w_hr; ``initial``
-    has states (B, H), h (B, P) if there is a projection.
-    """
+    """Fills ``tape``. ``initial`` has states (B, H), h (B, P) if there is a projection; ``weights`` are w_ih, w_hh, b_ih, b_hh and w_hr."""
     for history, state in zip(tape, initial):
         history.begin(layout.B * history.shape[-1], state)
     *weights_and_biases, w_hr = weights
-    kernels[dtype].forward(*numbers, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr).run()
+    kernels[dtype].forward(*plan.numbers, x, None, *weights_and_biases, None, *tape, layout.first, None, w_hr).run()
 
 
 def backward(
-    cell: Cell,
-    numbers: tuple[int, int],
+    plan: Plan,
     layout: Rectangle | Packed,
     x: Numbers,
-    w_ih: Numbers | None,
-    w_hh: Numbers | None,
-    w_hr: Numbers | None,
-    bias: bool,
+    weights: Sequence[Numbers | None],
     tape: Direction,
     d_out: Numbers | None,
     d_state: Sequence[Numbers],
@@ -92,9 +89,11 @@ def backward(
 ) -> tuple[Numbers | None, list[Numbers]]:
     """dx and the gradients of the weights, in PyTorch's order; those of the initial states take the place of ``d_state``.
 
-    ``w_ih`` may be None if dx is not needed, ``w_hh`` if neither is the gradient of the initial states, and there is one step.
+    ``weights`` are w_ih, w_hh and, if there is a projection, w_hr. The first may be None if dx is not needed, the second if neither is the
+    gradient of the initial states, and there is one step.
     """
-    size, P = x.itemsize, tape.h.shape[-1]
+    (w_ih, w_hh, *w_hrs), cell, size, P = weights, CELLS[plan.cell], x.itemsize, tape.h.shape[-1]
+    w_hr = w_hrs[0] if w_hrs else None
     N = len(cell.gates) * (P if w_hr is None else w_hr.shape[1])
     dx = empty(x.shape, size) if need_dx else None
     dw_ih, dw_hh, db_ih = empty((N, x.shape[-1]), size), empty((N, P), size), empty((N,), size)
@@ -102,7 +101,7 @@ def backward(
     dw_hr = None if w_hr is None else empty(w_hr.shape, size)
     given = [zeros(dw.shape, size) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
-    sums = dw_ih, dw_hh, db_ih, db_hh
-    kernels[dtype].backward(*numbers, x, None, *given, None, *tape, d_out, dh, dc, dx, *sums, layout.first, *clip, None, w_hr, dw_hr).run()
-    grads = [dw_ih, dw_hh, *([db_ih, db_ih.copy() if db_hh is None else db_hh] if bias else []), *([] if dw_hr is None else [dw_hr])]
-    return dx, grads
+    arrays = x, None, *given, None, *tape, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
+    kernels[dtype].backward(*plan.numbers, *arrays, layout.first, *clip, None, w_hr, dw_hr).run()
+    d_biases = [db_ih, db_ih.copy() if db_hh is None else db_hh] if plan.bias else []
+    return dx, [dw_ih, dw_hh, *d_biases, *([] if dw_hr is None else [dw_hr])]
