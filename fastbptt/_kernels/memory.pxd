@@ -6,3 +6,5 @@ cdef class Block:
 
 cdef enum:
     SMALL = 1 << 16                # bytes that Python allocates as well as we do
+
+cdef double bytes_of(tuple shape, double itemsize) except -1

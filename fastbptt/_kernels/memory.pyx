@@ -119,7 +119,7 @@ cdef void forget(int i) noexcept:
 
 def empty(tuple shape, dtype):
     """As `numpy.empty`, on recycled memory if it is large."""
-    cdef double size = bytes_of(shape, dtype)
+    cdef double size = bytes_of(shape, dtype.itemsize)
     if size < SMALL or size > 2.0 ** 62:
         return new_array(shape, dtype)
     return array_on(shape, dtype, Block(<size_t>size))
@@ -127,7 +127,7 @@ def empty(tuple shape, dtype):
 
 def zeros(tuple shape, dtype):
     """As `numpy.zeros`, on recycled memory if it is large."""
-    cdef double size = bytes_of(shape, dtype)
+    cdef double size = bytes_of(shape, dtype.itemsize)
     cdef Block block
     if size < SMALL or size > 2.0 ** 62:
         return zeroed_array(shape, dtype)
@@ -137,8 +137,8 @@ def zeros(tuple shape, dtype):
     return array_on(shape, dtype, block)
 
 
-cdef double bytes_of(tuple shape, dtype) except -1:
-    cdef double size = dtype.itemsize, extent
+cdef double bytes_of(tuple shape, double itemsize) except -1:
+    cdef double size = itemsize, extent
     for n in shape:
         extent = n                 # in C: as Python's numbers, each product took some 50 ns of the smallest calls
         size *= extent

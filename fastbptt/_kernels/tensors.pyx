@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from fastbptt._kernels cimport dlpack
-from fastbptt._kernels.memory cimport SMALL, Block
+from fastbptt._kernels.memory cimport SMALL, Block, bytes_of
 
 cdef extern from "Python.h":
     int Py_IsInitialized() nogil
@@ -108,10 +108,7 @@ cdef Numbers part_of(Numbers numbers, Py_ssize_t first, tuple shape):
 cpdef Numbers empty(tuple shape, Py_ssize_t itemsize):
     """Room for as many as this shape has, on recycled memory if it is large."""
     cdef Numbers numbers = Numbers.__new__(Numbers)
-    cdef double size = itemsize, extent
-    for n in shape:
-        extent = n
-        size *= extent
+    cdef double size = bytes_of(shape, itemsize)
     if size > 2.0 ** 62:
         raise MemoryError(f"no memory for {shape} numbers")
     if size < SMALL:
@@ -173,6 +170,10 @@ cdef class Tensors:
             if tensor is not None and not is_plain(self, tensor, itemsize, shape):
                 return False
         return True
+
+    def resolved(self, tensors):
+        """Saved ones, of which hooks may have made negative views: each as its numbers are to be read; None stays."""
+        return [tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor for tensor in tensors]
 
     def borrow(self, tensor, tuple shape=None):
         """The numbers of a tensor that is plain, in its shape or another of the same size; copied, once, unless they are contiguous and
@@ -247,8 +248,6 @@ cdef int look(Tensors tensors, tensor, dlpack.Tensor *seen) except -1:
 cdef Numbers borrowed(Tensors tensors, tensor, tuple shape):
     cdef dlpack.Tensor seen
     cdef Numbers numbers = Numbers.__new__(Numbers)
-    if tensor.is_neg():            # a hook of saved tensors may return such a one
-        tensor = tensor.resolve_neg()
     look(tensors, tensor, &seen)
     if not is_contiguous(&seen):
         tensor = tensor.detach().contiguous()

@@ -169,8 +169,7 @@ class Layer(torch.autograd.Function):
         ctx.call = call
         # Saved is what PyTorch's own path would save, so that a change in place is refused where it is there, and nowhere else.
         ctx.weights, ctx.versions = weights, [weight._version for weight in weights]
-        need_w_ih, need_w_hh = needed[1], call.layout.T > 1 or True in needed[2 : 2 + states_end]
-        need = need_w_ih, need_w_hh, True
+        need = needed[1], call.layout.T > 1 or True in needed[2 : 2 + states_end], True  # w_ih, w_hh and w_hr
         kept = [weights[i] if need[n % (2 + plan.projection)] else None for n, i in enumerate(plan.matrices)]
         ctx.save_for_backward(x, *states, *kept, *map(tensors.lend, memories))
         ctx.out_version = None
@@ -184,7 +183,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_results: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
-        x, *saved = ctx.saved_tensors
+        x, *saved = tensors.resolved(ctx.saved_tensors)
         states_end, kept_end = len(call.plan.widths), len(call.plan.widths) + len(call.plan.matrices)
         states, kept, tapes = saved[:states_end], saved[states_end:kept_end], saved[kept_end:]
         reason = "create_graph" if torch.is_grad_enabled() else gate.mode()
