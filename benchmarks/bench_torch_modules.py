@@ -69,8 +69,24 @@ def packed_calls(case):
     return {name: call(peers.torch_module(modules, case, arrays)) for name, modules in (("ours", fastbptt.torch), ("PyTorch", torch.nn))}
 
 
+def bare_calls(case):
+    """Forward and backward, by name, and nothing done with the results; all inputs and weights have gradients.
+
+    An empty Function is one around our functions, on arrays that are prepared: what no module of them could do without.
+    """
+    arrays = case.arrays()
+
+    def call(modules):
+        module = peers.torch_module(modules, case, arrays)
+        x, *states = (torch.from_numpy(a.copy()).requires_grad_() for a in (arrays.x, *(state[None] for state in arrays.state)))
+        inputs, d_out, state = [x, *states, *module.parameters()], torch.from_numpy(arrays.d_out), case.traits.state(states)
+        return lambda: torch.autograd.grad(module(x, state)[0], inputs, d_out)
+
+    functions = peers.build_fastbptt(case, arrays).forward_backward
+    return {"functions": functions, "ours": call(fastbptt.torch), "PyTorch": call(torch.nn), "empty": empty_function(case)}
+
+
 def empty_function(case):
-    """Our functions in an autograd.Function, on arrays that are prepared: what no module of them could do without."""
     arrays, name = case.arrays(), case.family
     forward, backward = getattr(fastbptt, f"{name}_forward"), getattr(fastbptt, f"{name}_backward")
     options = {} if case.traits.gated else {"nonlinearity": case.cell}
@@ -133,7 +149,7 @@ def main():
         peers.THREADS = 1
         for cell in options.cells:
             case = Case(cell, "float32", *options.overhead)
-            samples = overhead(calls(case) | {"empty": empty_function(case)}, options.rounds)
+            samples = overhead(bare_calls(case), options.rounds)
             more = {name: 1e6 * median(a - b for a, b in zip(samples[name], samples["functions"])) for name in samples}
             took = ", ".join(f"{name} {1e6 * min(each):.0f} us" for name, each in samples.items())
             shown = f"beyond the functions, ours {more['ours']:.0f} us, an empty Function around them {more['empty']:.0f} us"

@@ -9,6 +9,7 @@ from cpython.bytearray cimport PyByteArray_AsString, PyByteArray_FromStringAndSi
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.tuple cimport PyTuple_GetSlice
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -45,7 +46,7 @@ cdef class Numbers:
     def __getitem__(self, Py_ssize_t i):       # along the first axis
         if self.ndim == 0 or not 0 <= i < self.lengths[0]:
             raise IndexError(f"expected one of the first axis of {self.shape}, got {i}")
-        return part_of(self, i * (self.strides[0] // self.itemsize), self.shape[1:])
+        return part_of(self, i * (self.strides[0] // self.itemsize), PyTuple_GetSlice(self.shape, 1, self.ndim))
 
     def part(self, Py_ssize_t first, tuple shape):
         """Those from the first-th on that make an array of this shape."""
@@ -181,11 +182,13 @@ cdef class Tensors:
         """
         return borrowed(self, tensor, shape)
 
-    def borrow_all(self, tensors, shapes=None):
+    def borrow_all(self, tensors, shapes):
         """`borrow` of each; None stays."""
-        if shapes is None:
-            return [None if tensor is None else borrowed(self, tensor, None) for tensor in tensors]
         return [None if tensor is None else borrowed(self, tensor, shape) for tensor, shape in zip(tensors, shapes)]
+
+    def borrow_some(self, tensors, shapes, order):
+        """`borrow` of those with these indices; None stays."""
+        return [None if i is None else borrowed(self, tensors[i], shapes[i]) for i in order]
 
     def lend(self, Numbers numbers):
         """A tensor of these numbers."""

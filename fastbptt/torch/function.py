@@ -40,15 +40,12 @@ class Call:
     dtype: np.dtype[Any]
     parts: passes.Parts  # of each direction's tape
     shapes: Sequence[tuple[int, ...]]  # of the weights
+    state_shapes: Sequence[tuple[int, ...]]
     batch_sizes: torch.Tensor | None  # of a PackedSequence
     clip: tuple[int, float]
     fallbacks: Counter[str]
     recording: Recording | None
     layer: int
-
-    @property
-    def state_shapes(self) -> list[tuple[int, ...]]:
-        return [(self.plan.directions, self.layout.B, width) for width in self.plan.widths]
 
 
 def forward(
@@ -62,8 +59,10 @@ def forward(
     # A small tape can just as well be kept for the time of the call, and one of rows that differ in length is.
     if keep or call.batch_sizes is not None or call.parts.size * x.itemsize <= segments.GATES:
         memories, directions = run(call, x, states, weights)
-        outs = [layout.after(tape.h) for tape in directions]
-        ends = [[layout.ends(history) for history in tape[:states_of]] for tape in directions]
+        outs, ends = [], []
+        for tape in directions:
+            outs.append(layout.after(tape.h))
+            ends.append([layout.ends(history) for history in tape[:states_of]])
     else:
         memories, (outs, ends) = [], without_tape(call, x, states, weights)
     out, last = outs[0], ends[0]
@@ -129,11 +128,11 @@ def each_direction(
     call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]
 ) -> Iterator[tuple[Numbers, list[Numbers | None], list[Numbers | None]]]:
     """What each direction's forward pass starts from: its input, its initial states and its weights."""
-    values, borrowed = rows_of(call, x, call.shapes[0][1]), tensors.borrow_all(weights, call.shapes)
-    initial = tensors.borrow_all(states, call.state_shapes)
+    values, initial = rows_of(call, x, call.shapes[0][1]), tensors.borrow_all(states, call.state_shapes)
     for d in range(call.plan.directions):
         along = turned(call, values) if d else values
-        yield along, [None if state is None else state[d] for state in initial], in_kernels_order(call, borrowed, d)
+        mine = tensors.borrow_some(weights, call.shapes, call.plan.orders[d])
+        yield along, [None if state is None else state[d] for state in initial], mine
 
 
 def rows_of(call: Call, tensor: torch.Tensor, width: int) -> Numbers:
@@ -144,12 +143,6 @@ def rows_of(call: Call, tensor: torch.Tensor, width: int) -> Numbers:
 def turned(call: Call, values: Numbers | Array) -> Numbers:
     """Each row from its end to its start."""
     return of_array(contiguous("input", call.layout.turned(np.asarray(values))))
-
-
-def in_kernels_order(call: Call, weights: Sequence[Numbers | None], d: int) -> list[Numbers | None]:
-    """Direction ``d``'s."""
-    first = d * call.plan.per_direction
-    return [None if i is None else weights[first + i] for i in call.plan.order]
 
 
 def as_arrays(numbers: Sequence[Numbers | None]) -> list[Array | None]:
@@ -228,7 +221,8 @@ def backward(
             if halves is not None:
                 d_along = turned(call, halves[1]) if d else of_array(contiguous("grad_output", halves[0]))
             if call.recording is not None:
-                mine, (seen,) = in_kernels_order(call, tensors.borrow_all(current(ctx)), d), as_arrays([d_along])
+                mine = tensors.borrow_some(current(ctx), call.shapes, plan.orders[d])
+                seen = None if d_along is None else np.asarray(d_along)
                 call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
             n = len(weights) // D
             d_in, grads = passes.backward(

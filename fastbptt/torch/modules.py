@@ -35,7 +35,9 @@ class Plan(NamedTuple):
     projection: bool
     directions: int
     per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
-    order: tuple[int | None, ...]  # of these, in the kernels' order, w_ih, w_hh, b_ih, b_hh and w_hr; None is one that there is not
+    orders: tuple[
+        tuple[int | None, ...], ...
+    ]  # of a layer's weights, direction by direction: w_ih, w_hh, b_ih, b_hh and w_hr, None if not there
     widths: tuple[int, ...]  # of the states: of h, or of h and c
     matrices: tuple[int, ...]  # which of a layer's weights are w_ih, w_hh and w_hr, direction by direction
     shapes: tuple[tuple[int, ...], ...]  # of all weights
@@ -55,9 +57,10 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
         shapes += [(N, width), (N, widths[0]), *[(N,), (N,)] * bias, *[(P, H)] * bool(P)] * directions
     count = 2 + 2 * bias + bool(P)
     order = 0, 1, 2 if bias else None, 3 if bias else None, count - 1 if P else None
+    orders = tuple(tuple(None if i is None else d * count + i for i in order) for d in range(directions))
     numbers = CELLS[cell].number, NONLINEARITIES[nonlinearity].number
     matrices = tuple(d * count + i for d in range(directions) for i in (0, 1, *[count - 1] * bool(P)))
-    return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, order, widths, matrices, tuple(shapes))
+    return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, orders, widths, matrices, tuple(shapes))
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -155,7 +158,7 @@ def run(module: Recurrent, input: Any, hx: Any) -> Any:
     for state in states:
         if not gate.tensors.plain(state, x.itemsize):
             return NO_STATE
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, x, *states))
+    recorded = torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (x, *states, *weights)]
     dims, size = x.dim(), x.shape
     if (dims != 2 and (packed or dims != 3)) or size[-1] != I:
         return MISFIT
@@ -213,7 +216,7 @@ def through_layers(
     layers, D, K = module.num_layers, plan.directions, plan.directions * plan.per_direction
     own, fallbacks = module.__dict__, module.fallbacks
     clip, recording = check_clip_step(own.get("_clip_step")), own.get("_recording")
-    none = (None,) * len(plan.widths)
+    none, state_shapes = (None,) * len(plan.widths), [(D, layout.B, width) for width in plan.widths]
     parts, dtype = passes.parts_of(plan.cell, layout.rows, layout.slots, plan.widths[0], plan.widths[-1]), gate.DTYPES[x.dtype]
     every = []
     for layer in range(layers):
@@ -221,7 +224,7 @@ def through_layers(
         if layers > 1:
             initial = [state[layer * D : (layer + 1) * D] for state in states] or none
             mine, shapes = weights[layer * K : (layer + 1) * K], shapes[layer * K : (layer + 1) * K]
-        call = function.Call(plan, layout, dtype, parts, shapes, sizes, clip, fallbacks, recording, layer)
+        call = function.Call(plan, layout, dtype, parts, shapes, state_shapes, sizes, clip, fallbacks, recording, layer)
         if recorded:
             x, *last = function.apply(call, x, *initial, *mine)
         else:

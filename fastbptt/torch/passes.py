@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     parts: tuple[tuple[int, tuple[int, ...]] | None, ...]  # the number at which each of h, c, gates and m begins, and its shape
 
     def cut(self, numbers: Numbers) -> Direction:
-        return Direction(*numbers.parts(self.parts))
+        return tuple.__new__(Direction, numbers.parts(self.parts))  # without two calls of Python, as Direction(...) takes
 
 
 @lru_cache(maxsize=256)
@@ -99,9 +99,9 @@ def backward(
     dw_ih, dw_hh, db_ih = empty((N, x.shape[-1]), size), empty((N, P), size), empty((N,), size)
     db_hh = empty((N,), size) if cell.reset_after else None
     dw_hr = None if w_hr is None else empty(w_hr.shape, size)
-    given = [zeros(dw.shape, size) if weight is None else weight for weight, dw in ((w_ih, dw_ih), (w_hh, dw_hh))]
+    w_ih, w_hh = w_ih or zeros(dw_ih.shape, size), w_hh or zeros(dw_hh.shape, size)
     dh, dc = d_state if len(d_state) == 2 else (*d_state, None)
-    arrays = x, None, *given, None, *tape, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
+    arrays = x, None, w_ih, w_hh, None, *tape, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
     kernels[dtype].backward(*plan.numbers, *arrays, layout.first, *clip, None, w_hr, dw_hr).run()
     d_biases = [db_ih, db_ih.copy() if db_hh is None else db_hh] if plan.bias else []
     return dx, [dw_ih, dw_hh, *d_biases, *([] if dw_hr is None else [dw_hr])]
