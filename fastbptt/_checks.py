@@ -95,6 +95,18 @@ def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     return value if flags.c_contiguous and flags.aligned else contiguous(name, value)
 
 
+def rows(name: str, value: Any, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Array:
+    """``value`` as an array of exactly this shape and dtype, whose rows are in one piece each, and all as far apart as two of them; copied
+    only if its layout is another.
+    """
+    value = require_array(name, value)
+    if value.dtype != dtype or value.shape != shape or not value.flags.aligned:
+        return array(name, value, shape, dtype)
+    (T, B, W), (outer, inner, each) = shape, value.strides
+    apart = (W < 2 or each == value.itemsize) and (T < 2 or B < 2 or outer == B * inner)
+    return value if apart and (outer if B < 2 else inner) % value.itemsize == 0 else contiguous(name, value)
+
+
 def contiguous(name: str, value: Array) -> Array:
     """``value`` without gaps and aligned; copied only if it is not, and, where that is rows of numbers (T, B, W), by all threads."""
     flags = value.flags

@@ -10,7 +10,7 @@ from . import _checks, checkpointing
 from ._kernels import kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, F, Int, Integers, Nonlinearity, OptionalPair, Pair, Real
 from .cells import CELLS, NONLINEARITIES, Cell
-from .ragged import Pieces, cut
+from .ragged import Backwards, Pieces, cut
 from .results import Gradients
 from .segments import fits, forward_without_tape
 from .side_by_side import Pass, alone
@@ -396,9 +396,14 @@ def forward_pass(
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
     w_hr: Array | None = None,
+    backwards: Backwards | None = None,
+    into: Array | None = None,
 ) -> Pass:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them, and ``kept`` the options
     that say what is kept and returned. In the annotations of the functions above, the types are those of a call without such options.
+
+    Of a reverse direction, ``x`` is read ``backwards``, and ``resets`` are those of the rows so turned. ``into`` (T, B, P) is where the
+    outputs go, if it is given; there may be gaps between its rows, and behind the rows' ends it stays as it is.
     """
     cell, (budget, keep, last_only) = CELLS[name], _checked_kept(*kept)
     T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
@@ -408,26 +413,32 @@ def forward_pass(
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, _shape=(T, B, H), _w_hr=w_hr, _pieces=pieces, _last_only=last_only)
     if pieces is not None:
         tape._initial = [None if part is None else part.copy() for part in initial]
-    if budget is not None:
-        out, last = checkpointing.forward(tape, initial, budget, last_only)
-        return None, out, lambda: (out, cell.state(last), tape)
-    if not (keep or fits(tape)):
-        out, last = forward_without_tape(tape, initial, last_only)
-        return None, out, lambda: (out, cell.state(last), None)
+    if budget is not None or not (keep or fits(tape)):
+        if backwards is not None:
+            tape._x = backwards.copy(x)
+        if budget is not None:
+            out, last = checkpointing.forward(tape, initial, budget, last_only)
+        else:
+            out, last = forward_without_tape(tape, initial, last_only)
+        if into is not None and out is not None:
+            out = put(out, into, backwards)
+        return None, out, lambda: (out, cell.state(last), tape if keep else None)
     given, rows, slots = None, (T, B), (T + 1, B)
     if pieces is not None:
         R = len(pieces.place)
         rows, slots = (R, 1), (pieces.count + R, 1)
     try:
-        if pieces is not None and x.ndim == 3:
-            given, x = x, memory.empty((*rows, x.shape[2]), dtype)  # packed, which the kernels do
-        elif pieces is not None:
-            x = pieces.pack(x)
+        if x.ndim == 3:
+            if pieces is not None or backwards is not None:
+                given, x = x, memory.empty((*rows, x.shape[2]), dtype)  # which the kernels fill
+        else:
+            x = x if backwards is None else backwards.copy(x)
+            x = x if pieces is None else pieces.pack(x)
         tape._x = x
         histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
-        placed = None if last_only or pieces is None else pieces.room(P, dtype)
+        placed = into if last_only or pieces is None or into is not None else pieces.room(P, dtype)
     except (MemoryError, ValueError):  # the second is what NumPy says to the largest sizes
         raise MemoryError(f"x, w_hh: no memory for the states of {T} steps, {B} rows and {H} units") from None
     for history, part in zip(histories, initial):
@@ -441,20 +452,19 @@ def forward_pass(
     if x.size:
         numbers, (vectors, tokens) = (cell.number, NONLINEARITIES[nonlinearity].number), vectors_or_tokens(x)
         arrays = vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m
-        if pieces is None:
+        if given is None and pieces is None and placed is None:
             bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr)
         else:
-            ragged = {"first": pieces.first, "place": pieces.place, "given": given, "out": placed}
-            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr, **ragged)
+            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr, given=given, out=placed, **places(pieces, backwards))
     for array in (h, c, gates, m):
         if array is not None and keep:
             array.setflags(write=False)
-    out = h[1:] if pieces is None and not last_only else None
+    out = h[1:] if pieces is None and not last_only and into is None else None
 
     def finish() -> Any:
         if pieces is None:
-            return out, cell.state([history[T].copy() for history in histories]), tape if keep else None
-        if placed is not None:
+            return out if into is None else into, cell.state([history[T].copy() for history in histories]), tape if keep else None
+        if placed is not None and into is None:
             placed.setflags(write=not keep)
         return placed, cell.state([pieces.end(*both) for both in zip(histories, initial)]), tape if keep else None
 
@@ -469,8 +479,10 @@ def backward_pass(
     need_dx: Bool,
     clip_step: ClipStep | None = None,
     carry: Array | None = None,
+    backwards: Backwards | None = None,
+    onto: Array | None = None,
 ) -> Pass:
-    """Any cell's backward pass; ``d_state`` as for `forward_pass`."""
+    """Any cell's backward pass; ``d_state`` and ``backwards`` as for `forward_pass`. dx is added to ``onto``, if that is given."""
     cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name, states=False), _checks.flag("need_dx", need_dx)
     P, w_hr = tape._w_hh.shape[1], tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
@@ -479,7 +491,7 @@ def backward_pass(
     if d_out is not None:
         if tape._last_only:
             raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
-        d_out = _checks.array("d_out", d_out, (T, B, P), dtype)
+        d_out = _checks.rows("d_out", d_out, (T, B, P), dtype)
     given = state_arrays(d_state, (B,), (P, H), dtype)
     d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in zip(given, (P, H))]
     if pieces is not None and tape._checkpoints is None and carry is not None:
@@ -487,10 +499,12 @@ def backward_pass(
     d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
     dx = None
     if need_dx and tokens is None:
-        if pieces is not None and tape._checkpoints is None:
-            dx = pieces.room(x.shape[-1], dtype)
-        else:
+        if tape._checkpoints is not None:
             dx = (memory.empty if pieces is None else memory.zeros)(x.shape, dtype)
+        elif onto is not None:
+            dx = onto
+        else:
+            dx = memory.empty(x.shape, dtype) if pieces is None else pieces.room(x.shape[-1], dtype)
     room = memory.empty if tape._x.size and tape._checkpoints is None else memory.zeros  # the first is filled by the kernels
     dw_ih, dw_hh = room(tape._w_ih.shape, dtype), room(tape._w_hh.shape, dtype)
     db_ih = room(dw_hh.shape[:1], dtype)
@@ -498,13 +512,19 @@ def backward_pass(
     dw_hr = None if w_hr is None else room(w_hr.shape, dtype)
     bound = None
     if tape._checkpoints is not None:
+        if d_out is not None:
+            d_out = _checks.contiguous("d_out", d_out) if backwards is None else backwards.copy(d_out)
         checkpointing.backward(tape, d_out, d_initial, dx, (dw_ih, dw_hh, db_ih, db_hh), dw_hr, clip, carry)
+        if dx is not None and not (backwards is None and onto is None):
+            dx = put(dx, memory.empty(dx.shape, dtype) if onto is None else onto, backwards, onto is not None)
     elif tape._x.size:
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
-        first, place = (None, None) if pieces is None else (pieces.first, pieces.place)
-        results = dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
-        bound = kernels[dtype].backward(*numbers, x, tokens, *arrays, d_out, *results, first, *clip, carry, w_hr, dw_hr, place=place)
+        arrays = x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
+        ragged = {} if pieces is None and backwards is None else places(pieces, backwards)
+        bound = kernels[dtype].backward(
+            *numbers, *arrays, clip_kind=clip[0], clip_limit=clip[1], carry=carry, w_hr=w_hr, dw_hr=dw_hr, adds=onto is not None, **ragged
+        )
 
     def finish() -> Gradients:
         d_state = d_initial
@@ -514,6 +534,19 @@ def backward_pass(
         return Gradients(dx, cell.state(d_state), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
 
     return bound, dx if pieces is None else None, finish
+
+
+def places(pieces: Pieces | None, backwards: Backwards | None) -> dict[str, Any]:
+    """Where the kernels find the rows of a batch that is ragged, or read backwards, or both, in its caller's arrays."""
+    if pieces is None:
+        return {"turned": backwards is not None}
+    return {"first": pieces.first, "place": pieces.place if backwards is None else backwards.places(pieces)}
+
+
+def put(rows: Array, into: Array, backwards: Backwards | None, adds: bool = False) -> Array:
+    """Copy an array (T, B, W) that is in the order of a tape, or add it."""
+    kernels[into.dtype].move_rows(rows if backwards is None else backwards(rows), into, adds)
+    return into
 
 
 def _checked_kept(budget: Any, tape: Bool, last_only: Bool) -> tuple[int | None, bool, bool]:

@@ -526,19 +526,22 @@ class Recurrent(Layer, Generic[S]):
         dx, state, directions = self._through_stack(tape, d_out, d_state, need_dx, None, **options)
         return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
 
-    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Any], lengths: Any, resets: Any, kept: Any) -> Pass:
-        """Of one direction of one layer; its weights are in the order of `params`."""
+    def _forward_pass(self, x: Array, state: Any, weights: Sequence[Any], lengths: Any, resets: Any, kept: Any, **way: Any) -> Pass:
+        """Of one direction of one layer; its weights are in the order of `params`. ``way`` is ``backwards`` and ``into``."""
         w_ih, w_hh, *rest = weights
         b_ih, b_hh, *rest = rest if self._bias else (None, None, *rest)
         parts, w_hr = parts_of(CELLS[self._cell], "state", state), rest[0] if rest else None
-        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr, **self._options())
+        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr, **way, **self._options())
 
     def _options(self) -> dict[str, Any]:
         """Others that the cell's forward pass has."""
         return {}
 
-    def _backward_pass(self, tape: Any, d_out: Array | None, d_state: Any, need_dx: Any, clip_step: Any = None, carry: Any = None) -> Pass:
-        return backward_pass(self._cell, tape, d_out, parts_of(CELLS[self._cell], "d_state", d_state), need_dx, clip_step, carry)
+    def _backward_pass(
+        self, tape: Any, d_out: Array | None, d_state: Any, need_dx: Any, clip_step: Any = None, carry: Any = None, **way: Any
+    ) -> Pass:
+        """Of one direction of one layer; ``way`` is ``backwards`` and ``onto``."""
+        return backward_pass(self._cell, tape, d_out, parts_of(CELLS[self._cell], "d_state", d_state), need_dx, clip_step, carry, **way)
 
     def _forward_through_stack(
         self, x: Array, state: Any, lengths: Any, resets: Any, training: bool, budgets: Sequence[int | None]

@@ -184,7 +184,7 @@ class Backwards:
     """
 
     def __init__(self, T: int, B: int, lengths: Integers | None, resets: Bools | None) -> None:
-        self._index = None
+        self.T, self.B, self._index = T, B, None
         if lengths is not None:
             step = checked_lengths(lengths, T, (B,)) - 1 - np.arange(T)[:, None]
             self._index = np.where(step < 0, -1, step * B + np.arange(B)).ravel()
@@ -195,6 +195,24 @@ class Backwards:
             before_next[:-1] = resets[1:]
             self.resets = np.ascontiguousarray(self(before_next))
             self.resets[:1] = False
+
+    def places(self, pieces: Pieces) -> Integers:
+        """Which row of an array (T * B, W) each packed row of the rows so turned is."""
+        if self._index is not None:
+            return self._index[pieces.place]
+        step, row = np.divmod(pieces.place, self.B)
+        return (self.T - 1 - step) * self.B + row
+
+    def room(self, width: int, dtype: np.dtype[Any]) -> Array:
+        """An array (T, B, W): 0 behind each row's end, and else not filled."""
+        array = memory.empty((self.T, self.B, width), dtype)
+        if self._index is not None and array.size:
+            kernels[dtype].clear_missing(self._index, array.reshape(-1, width))
+        return array
+
+    def copy(self, array: Array) -> Array:
+        """An array turned, in one piece; of tokens, a copy that can never be written to."""
+        return _checks.frozen(self(array)) if array.ndim == 2 else _checks.contiguous("x", self(array))
 
     def __call__(self, array: Array) -> Array:
         """An array (T, B) or (T, B, W), turned; 0 behind each row's end. A view if all rows have all steps."""

@@ -129,7 +129,8 @@ def forward(
     ----------
     directions : sequence of Direction
     begin : callable
-        A direction's forward pass, called as ``begin(x, state, weights, lengths, resets, kept)``; `functional.forward_pass` says what it is.
+        A direction's forward pass, called as ``begin(x, state, weights, lengths, resets, kept)``, and of two directions with ``backwards``
+        and ``into``; `functional.forward_pass` says what it is.
     x : ndarray
         Time first.
     states : sequence
@@ -154,12 +155,13 @@ def forward(
     backwards = Backwards(T, B, lengths, resets) if sides == 2 else None
     two = pays_side_by_side(T, B, parameters[1])
 
-    def turned(k: int, array: Array) -> Array:
-        return array if backwards is None or not directions[k].reverse else backwards(array)
-
-    def of_direction(k: int, x: Array) -> Pass:
-        own = resets if backwards is None or not directions[k].reverse else backwards.resets
-        return begin(turned(k, x), states[k], parameters[k * n : (k + 1) * n], lengths, own, (budgets[k], keep, False))
+    def of_direction(into: Array | None, k: int, x: Array, _: Any = None) -> Pass:
+        given = x, states[k], parameters[k * n : (k + 1) * n], lengths
+        if into is None:
+            return begin(*given, resets, (budgets[k], keep, False))
+        W, reverse = into.shape[2] // 2, directions[k].reverse
+        own, way = (backwards.resets, backwards) if reverse and backwards is not None else (resets, None)
+        return begin(*given, own, (budgets[k], keep, False), backwards=way, into=into[..., W:] if reverse else into[..., :W])
 
     lasts: list[Any] = []
     tapes: list[Any] = []
@@ -168,8 +170,9 @@ def forward(
         if group[0] and drop is not None:
             x, left = drop(x)
             kept.append(left)
-        done = run(group, sides, two, of_direction, x)
-        x = together([turned(k, out) for k, (out, _, _) in zip(group, done)][-sides:])
+        into = None if backwards is None else room_for_both(backwards, parameters[group[0] * n + 1])
+        done = run(group, sides, two, partial(of_direction, into), x)
+        x = done[-1][0] if into is None else into
         lasts += [last for _, last, _ in done]
         if keep:
             tapes += [tape for _, _, tape in done]
@@ -192,7 +195,8 @@ def backward(
     ----------
     directions : sequence of Direction
     begin : callable
-        A direction's backward pass, called as ``begin(tape, d_out, d_state, need_dx, ...)``; `functional.backward_pass` says what it is.
+        A direction's backward pass, called as ``begin(tape, d_out, d_state, need_dx, ...)``, and of two directions with ``backwards`` and
+        ``onto``; `functional.backward_pass` says what it is.
     tapes : Tapes
     d_out : ndarray or None
         At the outputs of the last layer, time first.
@@ -214,20 +218,23 @@ def backward(
     (T, B, _), backwards = tapes.shape, tapes.backwards() if sides == 2 else None
     two = pays_side_by_side(T, B, tapes[0].w_hh)
 
-    def of_direction(k: int, d_out: Array | None) -> Pass:
-        if d_out is not None and backwards is not None:
-            W = d_out.shape[2] // 2
-            d_out = backwards(d_out[..., W:]) if directions[k].reverse else d_out[..., :W]
+    def of_direction(k: int, d_out: Array | None, ahead: Gradients | None = None) -> Pass:
+        reverse, way = directions[k].reverse, options
+        if backwards is not None:
+            if d_out is not None:
+                W = d_out.shape[2] // 2
+                d_out = d_out[..., W:] if reverse else d_out[..., :W]
+            way = options | {"backwards": backwards if reverse else None, "onto": None if ahead is None else ahead.x}
         if d_outs is not None:
-            at_outputs[k] = d_out
-        return begin(tapes[k], d_out, d_states[k], need_dx or k >= sides, **options)
+            at_outputs[k] = d_out if d_out is None or backwards is None or not reverse else backwards(d_out)
+        return begin(tapes[k], d_out, d_states[k], need_dx or k >= sides, **way)
 
     for group in reversed(groups(len(directions), sides, two and not any(part is not None for part in tapes.kept))):
         order = group if sides == 2 else group[::-1]
         done = run(order, sides, two, of_direction, d_out)
         d_out = done[-1].x if sides == 1 else done[0].x
-        if sides == 2 and backwards is not None and d_out is not None:
-            kernels[d_out.dtype].move_rows(backwards(done[1].x), d_out, True)
+        if sides == 2 and d_out is not None and done[1].x is not d_out:
+            kernels[d_out.dtype].move_rows(done[1].x, d_out, True)
         for k, grads in zip(order, done):
             found[k] = type(grads)(None, *grads[1:])
         left = tapes.kept[group[0] // sides - 1] if group[0] else None
@@ -252,8 +259,8 @@ def groups(directions: int, sides: int, layers_too: bool) -> tuple[range, ...]:
     return tuple(range(first, min(directions, first + each)) for first in range(0, directions, each))
 
 
-def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[[int, Any], Pass], given: Any) -> Sequence[Any]:
-    """What the passes of a group return."""
+def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[..., Pass], given: Any) -> Sequence[Any]:
+    """What the passes of a group return. The second of two directions is given what the first has returned, unless they are side by side."""
     if len(group) == 1:
         return [alone(*of_direction(group[0], given))]
     first = of_direction(group[0], given)
@@ -261,7 +268,8 @@ def run(group: Sequence[int], sides: int, two: bool, of_direction: Callable[[int
         return one_behind(first, partial(of_direction, group[1]))
     if two:
         return both(first, partial(of_direction, group[1], given))
-    return [alone(*first), alone(*of_direction(group[1], given))]
+    ahead = alone(*first)
+    return [ahead, alone(*of_direction(group[1], given, ahead))]
 
 
 def sides_of(directions: Sequence[Direction]) -> int:
@@ -283,13 +291,8 @@ def scale_of(probability: float) -> float:
     return 1 / (1 - probability)
 
 
-def together(outs: Sequence[Array]) -> Array:
-    """The outputs of a layer's directions as one array."""
-    if len(outs) == 1:
-        return outs[0]
-    W = outs[0].shape[2]
-    with _checks.Room("x", 2 * outs[0].size):
-        both = memory.empty((*outs[0].shape[:2], 2 * W), outs[0].dtype)
-    for side, out in enumerate(outs):
-        kernels[out.dtype].move_rows(out, both[..., side * W : (side + 1) * W])
-    return both
+def room_for_both(backwards: Backwards, w_hh: Array) -> Array:
+    """For the outputs of a layer's directions, side by side."""
+    W = w_hh.shape[1]
+    with _checks.Room("x", backwards.T * backwards.B * 2 * W):
+        return backwards.room(2 * W, w_hh.dtype)

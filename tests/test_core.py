@@ -130,6 +130,71 @@ def assert_right(ragged, got):
 
 
 @EACH_DTYPE
+@EACH_CELL
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+def test_from_the_end_to_the_start_between_gaps(cell, dtype, tokens, threads):
+    """x read backwards, outputs and their gradients as one half of two, and dx added to what is there: as on turned copies."""
+    p = random_problem(cell, 70, 9, 5, 12, dtype=dtype, tokens=tokens)
+    (T, B, H), row, N = p.d_out.shape, ROWS[p.cell.prefix], len(p.w_hh)
+    leak = None if p.leak is None else np.full(H, p.leak, dtype)
+    numbers = row.number, NONLINEARITIES[p.cell.options.get("nonlinearity", "tanh")].number
+
+    def results(turned):
+        histories = [np.concatenate([s[None], np.full((T, B, H), np.nan, dtype)]) for s in p.state]
+        h, c = (*histories, None)[:2]
+        a = np.full((T, B, N), np.nan, dtype) if row.tape_gates or leak is not None else None
+        m = np.full((T, B, H), np.nan, dtype) if row.reset_after else None
+        x, dx = p.x[::-1].copy(), None if tokens else np.ones(p.x.shape, dtype)
+        both, d_both = np.full((T, B, 2 * H + 1), 7, dtype), np.full((T, B, 2 * H + 1), np.nan, dtype)
+        out, d_out = both[..., H : 2 * H], d_both[..., 1 : H + 1]
+        d_out[...] = p.d_out
+        forward, backward = {}, {}
+        if turned:
+            forward, backward = {"out": out, "turned": True}, {"turned": True, "adds": True}
+            if not tokens:
+                x, forward["given"] = np.full_like(p.x, np.nan), p.x
+        else:
+            d_out = d_out[::-1].copy()
+        vectors, tokens_of = (None, x) if tokens else (x, None)
+        arrays = vectors, tokens_of, p.w_ih, p.w_hh
+        kernels[dtype].forward(*numbers, *arrays, p.b_ih, p.b_hh, leak, h, c, a, m, **forward).run()
+        sums = [np.empty_like(getattr(p, name)) for name in WEIGHTS]
+        own_db_hh = sums[3] if row.reset_after else None
+        dh, dc = (*(s.copy() for s in p.d_state), None)[:2]
+        if not turned and dx is not None:
+            dx = np.empty_like(dx)
+        results = dh, dc, dx, *sums[:3], own_db_hh
+        kernels[dtype].backward(*numbers, *arrays, leak, h, c, a, m, d_out, *results, **backward).run()
+        if turned:
+            assert (both[..., :H] == 7).all() and (both[..., -1] == 7).all()
+        else:
+            out = h[:0:-1]
+            dx = None if dx is None else 1 + dx[::-1]
+        return dict(zip(("h", "c", "gates", "m", "out", "dh", "dc", "dx", *WEIGHTS[:3]), (h, c, a, m, out, *results[:2], dx, *sums[:3])))
+
+    expected = results(False)
+    for n in (1, 2, 3):
+        threads(n)
+        for name, array in results(True).items():
+            if array is not None:
+                assert_same_bits(name, array, expected[name])
+
+
+def test_rows_that_have_no_such_place():
+    h, x, w = np.zeros((3, 2, 4)), np.zeros((2, 2, 4)), np.ones((4, 4))
+    arrays = x, None, w, w, None, None, None, h, None, None, None
+    for options, message in (
+        ({"given": x}, "given: expected None where rows have no other place"),
+        ({"turned": True, "first": np.array([0, 1, 1])}, "turned: expected False of a ragged batch"),
+        ({"turned": True, "place": np.arange(4)}, "turned: expected False of a ragged batch"),
+        ({"out": np.zeros((2, 2, 8))[..., ::2]}, "out: expected rows in one piece each"),
+        ({"out": np.zeros((2, 3, 4))[:, :2]}, "out: expected rows in one piece each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels[h.dtype].forward(0, 0, *arrays, **options)
+
+
+@EACH_DTYPE
 @EACH_SHAPE
 @EACH_CELL
 def test_against_the_reference(cell, ragged, dtype, threads):

@@ -670,14 +670,14 @@ class TestThreads:
     def test_a_forward_pass_during_the_backward_pass(self, make, monkeypatch):
         layer = make()
         run(layer, inputs())
-        real = fastbptt._checks.array
 
-        def interfering(name, *arguments):
+        def interfering(check, name, *arguments):
             if name == "d_out":
                 run(layer, inputs(1))
-            return real(name, *arguments)
+            return check(name, *arguments)
 
-        monkeypatch.setattr(fastbptt._checks, "array", interfering)
+        for check in ("array", "rows"):  # of Linear, and of recurrent layers
+            monkeypatch.setattr(fastbptt._checks, check, functools.partial(interfering, getattr(fastbptt._checks, check)))
         with pytest.raises(RuntimeError, match=r"backward: there was another forward pass meanwhile; a layer serves one thread at a time"):
             layer.backward(self.d_out)
         assert not layer.flat_grads.any()

@@ -388,6 +388,21 @@ def test_d_out_of_any_layout(dtype):
 
 
 @EACH_LAYER
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_reverse_direction_that_has_nothing_left_to_add(name, n, threads):
+    """Where no gradient goes from step to step, it is through with a loss at its end long before its start, where the other one has dx."""
+    threads(n)
+    layer, (x, _, d_out, _) = problem(name, T=1500, B=2, L=1, bidirectional=True)
+    for suffix in ("l0", "l0_reverse"):
+        layer.params[f"weight_hh_{suffix}"][...] = 0
+    d_out[20:, :, 33:] = 0
+    expected = by_hand(layer, x, None, d_out, None, None, None)
+    got = results_of(layer, x, None, d_out, None)
+    for key, value in expected.items():
+        assert_close(key, got[key], value, 1e-12)
+
+
+@EACH_LAYER
 def test_without_dx(name):
     layer, arguments = problem(name, T=5, bidirectional=True)
     expected = results_of(layer, *arguments)

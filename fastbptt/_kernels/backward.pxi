@@ -21,6 +21,7 @@ cdef struct Backward:
     Panels w_hr                    # P rows, H columns
     const real *zeros              # as many as there are in a step's states, or in any other row
     const real *d_out              # as out, or NULL
+    Py_ssize_t d_out_gap           # between its rows
     real *dh
     real *dc
     real *all_dh                   # as h: where dL/dh_t is to be kept, or NULL
@@ -249,7 +250,12 @@ cdef inline void clip_state(const Backward *run, Py_ssize_t t, const Patch *patc
 
 cdef inline const real *outputs_at(const Backward *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
     """d_out of row b of step t."""
-    return run.d_out + place_of(&run.problem.time, first_row(&run.problem.time, t) + b) * run.problem.P
+    return run.d_out + place_of(&run.problem.time, first_row(&run.problem.time, t) + b) * (run.problem.P + run.d_out_gap)
+
+
+cdef inline bint outputs_touch(const Backward *run) noexcept nogil:
+    """Whether d_out's rows of a step lie end to end."""
+    return in_place(&run.problem.time) and run.d_out_gap == 0
 
 
 cdef inline const real *outputs_before(const Backward *run, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
@@ -263,7 +269,7 @@ cdef void step_backward(const Backward *run, const TimeBlock *block, Py_ssize_t 
     """The cell's step t, for every row of the patch."""
     cdef const Problem *problem = &run.problem
     cdef Py_ssize_t N = problem.N, P = problem.P, held = rows_at(&problem.time, t, patch.b0, patch.b1), b, at
-    cdef Span span = any_span(problem, patch, &held, problem.time.place != NULL)   # d_out's rows may be
+    cdef Span span = any_span(problem, patch, &held, not outputs_touch(run))
     for b in range(patch.b0, patch.b0 + held):
         put_span(&span, problem, t, b, patch.u0)
         at = da_row(&problem.time, block, t, b) * N + patch.u0

@@ -34,7 +34,7 @@ cdef bint has_loss(const Backward *run, const TimeBlock *block, Py_ssize_t t) no
     cdef Py_ssize_t P = run.problem.P, held = rows_at(time, t, block.b0, block.b1), b
     if run.d_out == NULL or held == 0:
         return False
-    if time.place == NULL:         # rows lie end to end
+    if outputs_touch(run):
         return not all_zero_bits(outputs_at(run, t, block.b0), held * P)
     for b in range(block.b0, block.b0 + held):
         if not all_zero_bits(outputs_at(run, t, b), P):

@@ -11,6 +11,7 @@ cdef struct Forward:
     const real *b_hh
     real *shown                    # (B, H): where the cell puts a step's h, if not behind slot 0; or NULL
     real *out                      # where h goes besides, while it is in the cache; or NULL
+    Py_ssize_t out_gap             # between its rows
     Projection projection
     bint projected                 # whether it is done, for all steps
     Sharing sharing
@@ -30,7 +31,7 @@ cdef void prepare_forward(Forward *run, const ForwardWeights *weights) noexcept 
     run.weights = weights
     run.projection.rows = first_row(&problem.time, problem.time.T)
     run.projection.x, run.projection.tokens, run.projection.a = problem.x, problem.tokens, problem.a
-    run.projection.place = problem.time.place
+    run.projection.time = &problem.time
     run.projection.weights = weights.input
     run.projection.sharing = run.sharing
     run.projection.watch = &run.watch
@@ -132,11 +133,11 @@ cdef void put_outputs(const Forward *run, Py_ssize_t t, const Patch *patch) noex
     cdef Py_ssize_t P = run.problem.P, columns = patch.p1 - patch.p0, held = rows_at(time, t, patch.b0, patch.b1), b
     cdef Py_ssize_t row = first_row(time, t) + patch.b0
     cdef const real *h = run.problem.h + (slot(time, t + 1) + patch.b0) * P + patch.p0
-    if time.place == NULL and columns == P:                # rows lie end to end in both
+    if in_place(time) and columns == P and run.out_gap == 0:   # rows lie end to end in both
         memcpy(run.out + row * P, h, held * P * sizeof(real))
         return
     for b in range(held):
-        memcpy(run.out + place_of(time, row + b) * P + patch.p0, h + b * P, columns * sizeof(real))
+        memcpy(run.out + place_of(time, row + b) * (P + run.out_gap) + patch.p0, h + b * P, columns * sizeof(real))
 
 
 cdef inlined recur(const Forward *run, Py_ssize_t t, const Patch *patch) noexcept nogil:

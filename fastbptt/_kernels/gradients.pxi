@@ -22,6 +22,7 @@ cdef struct Gradients:
     Backward back
     Panels w_ih                    # N rows, I columns
     real *dx                       # (R, I) or NULL
+    bint adds                      # to what is in dx
     Py_ssize_t handed              # the step from which on another pass has it
     Sums sums                      # the results; but a sum over tokens is collected elsewhere, a token a row,
     real *dw_ih                    # and this is where it belongs
@@ -125,14 +126,14 @@ cdef inline void end_early(Gradients *run, TimeBlock *block) noexcept nogil:
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
-    """dx = 0 before the step at which the pass ended, as far as this call has dx."""
+    """dx = 0, or nothing added, before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t t, b, row, held, I = problem.I
-    if run.dx != NULL:
+    if run.dx != NULL and not run.adds:
         for t in range(run.start, block.t0):
             row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
-            if time.place == NULL:
+            if in_place(time):
                 memset(run.dx + row * I, 0, held * I * sizeof(real))
                 continue
             for b in range(held):
@@ -238,11 +239,11 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
     if time.first != NULL:
         h = ragged_sequence(problem.h, P, time, block.t0, block.b0, block.b1, True)
     # reverse of: a = x W_ih^T + h W_hh^T + bias. The gradient da_t meets h_{t-1}, which stands in slot t of h.
-    if run.dx != NULL and (scattered or time.place != NULL):
+    if run.dx != NULL and (scattered or not in_place(time)):
         collect_inputs(run, block, part, parts, worker)
     elif run.dx != NULL and run.back.own == NULL:
         add_input_gradient(block.da, N, K // inner, inner, inner * part // parts, inner * (part + 1) // parts, run.w_ih, I, run.back.zeros,
-                           rows(run.dx + first * I, B * I, I), watch, worker)
+                           rows(run.dx + first * I, B * I, I), watch, worker, run.adds)
     if problem.x != NULL:
         x = sequence(rows(problem.x + first * I, B * I, I), inner)
         if scattered:
@@ -262,27 +263,33 @@ cdef void collect(Gradients *run, const TimeBlock *block, Sums sums, int part, i
 
 
 cdef void collect_inputs(Gradients *run, const TimeBlock *block, int part, int parts, int worker) noexcept nogil:
-    """A part of a ragged block's dx: products for many rows at once, and each row from there to where it belongs. A row alone, which may
-    be wider than the scratch memory, goes there directly.
+    """A part of a block's dx whose rows are apart: products for many at once, and each row from there to where it belongs. A row alone,
+    which may be wider than the scratch memory, goes there directly.
     """
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t N = problem.N, I = problem.I, K = rows_of_block(time, block), k = K * part // parts, end = K * (part + 1) // parts
     cdef Py_ssize_t most = max(1, min(<Py_ssize_t>GRADIENT_K, <Py_ssize_t>GRADIENT_SCRATCH // I)), held, i, t = block.t0
     cdef real *scratch = run.scratch + worker * <Py_ssize_t>GRADIENT_SCRATCH
-    cdef real *alone
+    cdef real *row
     while k < end and not run.back.watch.stop:
         held = min(most, end - k)
-        alone = run.dx + place_of(time, row_of_da(time, block, k, &t)) * I
-        add_input_gradient(block.da + k * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(alone if held == 1 else scratch, 0, I),
-                           &run.back.watch, worker)
+        row = run.dx + place_of(time, row_of_da(time, block, k, &t)) * I
+        add_input_gradient(block.da + k * N, N, 1, held, 0, held, run.w_ih, I, run.back.zeros, rows(row if held == 1 else scratch, 0, I),
+                           &run.back.watch, worker, run.adds and held == 1)
         for i in range(held * (held > 1)):
-            memcpy(run.dx + place_of(time, row_of_da(time, block, k + i, &t)) * I, scratch + i * I, I * sizeof(real))
+            row = run.dx + place_of(time, row_of_da(time, block, k + i, &t)) * I
+            if run.adds:
+                add(scratch + i * I, I, row)
+            else:
+                memcpy(row, scratch + i * I, I * sizeof(real))
         k += held
 
 
 cdef inline Py_ssize_t row_of_da(const Time *time, const TimeBlock *block, Py_ssize_t k, Py_ssize_t *t) noexcept nogil:
-    """Of all rows, which one has the k-th da of the block; its step is t or one behind it, and becomes t."""
+    """Of all rows, which one has the k-th da of the block; in ragged time, its step is t or one behind it, and becomes t."""
+    if time.first == NULL:
+        return first_row(time, block.t0 + k // (block.b1 - block.b0)) + block.b0 + k % (block.b1 - block.b0)
     while block.starts[t[0] + 1 - block.t0] <= k:
         t[0] += 1
     return first_row(time, t[0]) + block.b0 + k - block.starts[t[0] - block.t0]

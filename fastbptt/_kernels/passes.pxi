@@ -31,9 +31,10 @@ cdef class BackwardPass(Pass):
 
 
 def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, a, m, first=None, PackedWeights weights=None,
-            w_hr=None, bint again=False, place=None, given=None, out=None):
-    """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are. With ``place``
-    (`time.pxi`), x is first filled from those rows of ``given``, and those of ``out`` with the outputs, unless they are None.
+            w_hr=None, bint again=False, place=None, given=None, out=None, bint turned=False):
+    """The pass that fills c and h behind slot 0, a and m, from slot 0 and x or tokens; `problem.pxi` says what they are. Unless they are
+    None, x is first filled from the rows of ``given``, and those of ``out`` with the outputs, where ``place`` and ``turned`` say
+    (`time.pxi`). There may be gaps between the rows of ``out``.
 
     ``weights``, if given, are w_ih, w_hh, b_ih, b_hh and w_hr, packed before. ``again``: all of h is there already, and is only read.
     """
@@ -49,13 +50,13 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
     elif not weights.fit(&run.problem):
         raise ValueError("weights: packed for another layer, or for other inputs")
     one.weights, run.weights, run.again = weights, &weights.at, again
-    bind_place(&run.problem, views, place)
+    bind_place(&run.problem, views, place, turned)
     if given is not None:
-        if place is None:
-            raise ValueError("given: expected None without place")
+        if in_place(&run.problem.time):
+            raise ValueError("given: expected None where rows have no other place")
         view(views, "x", x, 3, WRITE)  # once more, as it is filled
     run.projection.given = view_or_null(views, "given", given, 3, READ)
-    run.out = view_or_null(views, "out", out, 3, WRITE)
+    run.out = rows_or_null(views, "out", out, WRITE, &run.out_gap)
     run.sharing.threads = thread_limit()
     if run.problem.w_hr != NULL or again:
         one.room = make_room(lay_out_shown, run)
@@ -76,24 +77,25 @@ cdef void go_forward(void *call) noexcept nogil:
 
 def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh, first=None,
              int clip_kind=UNCLIPPED, double clip_limit=0, carry=None, w_hr=None, dw_hr=None, Reached reached=None,
-             place=None):
+             place=None, bint turned=False, bint adds=False):
     """The pass that fills dw_ih, dw_hh, db_ih, db_hh where it is another, and dx and dw_hr unless they are None.
 
     On entry, dh and dc are the gradients of the last state, without d_out's share; on return, those of the initial state.
-    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls. With
-    ``place`` (`time.pxi`), it looks at those rows of d_out and fills those of dx; not in several calls.
+    ``clip_kind`` and ``clip_limit`` are `clip_step.pxi`'s, ``carry`` `backward.pxi`'s. ``reached`` makes this one of several calls.
+    ``place`` and ``turned`` (`time.pxi`) say which rows of d_out it looks at, and which of dx it fills, or ``adds`` to; not in several
+    calls. There may be gaps between the rows of d_out.
     """
     cdef BackwardPass one = BackwardPass.__new__(BackwardPass)
     cdef Gradients *run = &one.at
     cdef Views *views = &one.views
     one.go, one.call, one.watch, one.sharing, one.reached = go_back, run, &run.back.watch, &run.back.sharing, reached
     bind(&run.back.problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
-    bind_place(&run.back.problem, views, place)
+    bind_place(&run.back.problem, views, place, turned)
     bind_cotangents(&run.back, views, d_out, dh, dc)
     run.begins = run.in_one_call = run.quiet = reached is None
     run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
     run.back.carry = view_or_null(views, "carry", carry, 2, READ)
-    run.dx = view_or_null(views, "dx", dx, 3, WRITE)
+    run.dx, run.adds = view_or_null(views, "dx", dx, 3, WRITE), adds
     run.sums.dw_ih = <real *>view(views, "dw_ih", dw_ih, 2, WRITE).buf
     run.sums.dw_hh = <real *>view(views, "dw_hh", dw_hh, 2, WRITE).buf
     run.sums.db_ih = <real *>view(views, "db_ih", db_ih, 1, WRITE).buf
@@ -149,7 +151,8 @@ cdef class Reached:
         problem.tokens -= row if problem.tokens != NULL else 0
         run.dx -= row * problem.I if run.dx != NULL else 0
         run.back.carry -= row if run.back.carry != NULL else 0
-        run.back.d_out -= first_row(time, max(self.start - 1, <Py_ssize_t>0)) * problem.P if run.back.d_out != NULL else 0
+        if run.back.d_out != NULL:
+            run.back.d_out -= first_row(time, max(self.start - 1, <Py_ssize_t>0)) * (problem.P + run.back.d_out_gap)
         run.begins, run.quiet, run.start, run.cleared = not self.begun, self.quiet, self.start, min(self.start_before, self.step)
         memcpy(run.reached, self.reached, sizeof(self.reached))
 
@@ -347,14 +350,17 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     return 0
 
 
-cdef int bind_place(Problem *problem, Views *views, place) except -1:
+cdef int bind_place(Problem *problem, Views *views, place, bint turned) except -1:
+    if turned and (problem.time.first != NULL or place is not None):
+        raise ValueError("turned: expected False of a ragged batch, of which place says it")
+    problem.time.turned = turned
     if place is not None:
         problem.time.place = <const int64_t *>view(views, "place", place, 1, READ, INTEGER_FORMATS).buf
     return 0
 
 
 cdef int bind_cotangents(Backward *run, Views *views, d_out, dh, dc) except -1:
-    run.d_out = view_or_null(views, "d_out", d_out, 3, READ)
+    run.d_out = rows_or_null(views, "d_out", d_out, READ, &run.d_out_gap)
     run.dh = <real *>view(views, "dh", dh, 2, WRITE).buf
     run.dc = view_or_null(views, "dc", dc, 2, WRITE)
     run.sharing.threads = thread_limit()

@@ -3,8 +3,8 @@
 cdef struct Projection:
     Py_ssize_t rows
     const real *x                  # (rows, I)
-    const real *given              # what x is filled from, before it is projected, row r from row place[r]; or NULL: x is there
-    const int64_t *place
+    const real *given              # what x is filled from, before it is projected, where rows have another place; or NULL: x is there
+    const Time *time
     const int64_t *tokens          # (rows,), if there is no x
     real *a                        # (rows, N)
     InputWeights weights
@@ -39,10 +39,11 @@ cdef void project_part(void *context, int task, int worker) noexcept nogil:
 
 cdef void project(const Projection *p, Py_ssize_t first, Py_ssize_t steps, Py_ssize_t B, Py_ssize_t b) noexcept nogil:
     """b neighbouring rows of each of ``steps`` steps, which are B rows apart; of ragged time, of one step."""
-    cdef Py_ssize_t N = p.weights.N, I = p.weights.I, row
+    cdef Py_ssize_t N = p.weights.N, I = p.weights.I, row, step
     if p.given != NULL:
-        for row in range(first, first + b):
-            memcpy(<real *>p.x + row * I, p.given + p.place[row] * I, I * sizeof(real))
+        for step in range(steps):
+            for row in range(first + step * B, first + step * B + b):
+                memcpy(<real *>p.x + row * I, p.given + place_of(p.time, row) * I, I * sizeof(real))
     cdef Rows a = rows(p.a + first * N, B * N, N)
     if p.x != NULL:
         project_vectors(&p.weights, p.x + first * I, steps, B, b, rows(p.weights.bias, 0, 0), a)

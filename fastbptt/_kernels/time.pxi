@@ -4,14 +4,16 @@
 # step and active row have no gaps: row b of step t is row first[t] + b of x, a and m (PyTorch's PackedSequence). In a rectangle,
 # where all rows are equally long, first[t] = t * B, and no such numbers are stored.
 #
-# Arrays of the caller's may have an order of their own: out, d_out, dx, and what x is filled from. There row r is row place[r].
+# Arrays of the caller's may have an order of their own: out, d_out, dx, and what x is filled from. There row r is row place[r]; or, of a
+# rectangle that is read backwards, step t is step T - 1 - t.
 #
 # The states before step t are slot t of their history. Slot 0, the initial states, has all B rows; slot t + 1 has those of step t.
 
 cdef struct Time:
     Py_ssize_t T, B
     const Py_ssize_t *first        # (T + 1,), or NULL for a rectangle
-    const int64_t *place           # (first[T],), of all rows in the caller's arrays; or NULL: the same as everywhere
+    const int64_t *place           # (first[T],), of all rows in the caller's arrays; or NULL: the same as everywhere,
+    bint turned                    # but the last step first
 
 
 cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
@@ -21,7 +23,14 @@ cdef inline Py_ssize_t first_row(const Time *time, Py_ssize_t t) noexcept nogil:
 
 cdef inline Py_ssize_t place_of(const Time *time, Py_ssize_t row) noexcept nogil:
     """In the caller's arrays."""
+    if time.turned:
+        return (time.T - 1 - row // time.B) * time.B + row % time.B
     return row if time.place == NULL else time.place[row]
+
+
+cdef inline bint in_place(const Time *time) noexcept nogil:
+    """Whether rows stand in the caller's arrays as they do everywhere."""
+    return time.place == NULL and not time.turned
 
 
 cdef inline Py_ssize_t slot(const Time *time, Py_ssize_t t) noexcept nogil:

@@ -14,8 +14,12 @@ cdef struct Views:
 
 cdef Py_buffer *view(Views *views, str name, array, int ndim, int access, const char *formats=REAL_FORMAT) except NULL:
     """A contiguous array, to READ or to WRITE, of elements of one of these formats. TypeError or ValueError if it is not one."""
+    return view_of_layout(views, name, array, ndim, access, formats, PyBUF_C_CONTIGUOUS)
+
+
+cdef Py_buffer *view_of_layout(Views *views, str name, array, int ndim, int access, const char *formats, int layout) except NULL:
     cdef Py_buffer *buffer = &views.held[views.count]
-    PyObject_GetBuffer(array, buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if access == WRITE else 0))
+    PyObject_GetBuffer(array, buffer, layout | PyBUF_FORMAT | (PyBUF_WRITABLE if access == WRITE else 0))
     views.count += 1
     if buffer.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got {buffer.ndim}")
@@ -27,6 +31,22 @@ cdef Py_buffer *view(Views *views, str name, array, int ndim, int access, const 
 cdef real *view_or_null(Views *views, str name, array, int ndim, int access) except? NULL:
     """The address of an array of reals; of None, NULL."""
     return NULL if array is None else <real *>view(views, name, array, ndim, access).buf
+
+
+cdef real *rows_or_null(Views *views, str name, array, int access, Py_ssize_t *gap) except? NULL:
+    """The address of an array (T, B, W) whose rows may have a gap between them, all the same, and how many reals that is; of None, NULL."""
+    cdef const Py_buffer *given
+    cdef Py_ssize_t T, B, W, row
+    gap[0] = 0
+    if array is None:
+        return NULL
+    given = view_of_layout(views, name, array, 3, access, REAL_FORMAT, PyBUF_STRIDES)
+    T, B, W = given.shape[0], given.shape[1], given.shape[2]
+    row = given.strides[1] if B > 1 else given.strides[0] if T > 1 else W * <Py_ssize_t>sizeof(real)
+    if (W > 1 and given.strides[2] != sizeof(real)) or (T > 1 and given.strides[0] != B * row) or row % <Py_ssize_t>sizeof(real):
+        raise ValueError(f"{name}: expected rows in one piece each, all as far apart as two of them")
+    gap[0] = row // <Py_ssize_t>sizeof(real) - W
+    return <real *>given.buf
 
 
 cdef void release(Views *views):

@@ -143,8 +143,8 @@ cdef inline vec column_sum(const bint whole, const real *a, Py_ssize_t row, Py_s
 
 
 cdef void add_input_gradient(const real *dA, Py_ssize_t N, Py_ssize_t outer, Py_ssize_t inner, Py_ssize_t i0, Py_ssize_t i1, Panels W,
-                             Py_ssize_t I, const real *zeros, Rows dS, Watch *watch, int worker) noexcept nogil:
-    """dS (K, I) = dA (K, N) W for rows i0..i1 of each ``inner``, GRADIENT_K rows at a time."""
+                             Py_ssize_t I, const real *zeros, Rows dS, Watch *watch, int worker, bint adds=False) noexcept nogil:
+    """dS (K, I) = dA (K, N) W, or dS += that, for rows i0..i1 of each ``inner``, GRADIENT_K rows at a time."""
     cdef Py_ssize_t o = 0, i, step = max(1, GRADIENT_K // inner), blocks, held
     while o < outer:
         i = i0
@@ -153,7 +153,7 @@ cdef void add_input_gradient(const real *dA, Py_ssize_t N, Py_ssize_t outer, Py_
             if interrupted(watch, worker, <double>blocks * held * N * I):
                 return
             product(blocks, held, I, N, rows(dA + (o * inner + i) * N, inner * N, N), 1, W,
-                    rows(zeros, 0, 0), rows(dS.at + o * dS.outer + i * dS.inner, dS.outer, dS.inner))
+                    rows(NULL if adds else zeros, 0, 0), rows(dS.at + o * dS.outer + i * dS.inner, dS.outer, dS.inner))
             i += GRADIENT_K
         o += step
 
