@@ -58,81 +58,77 @@ def forward(
     layout, states_of = call.layout, len(call.plan.widths)
     # A small tape can just as well be kept for the time of the call, and one of rows that differ in length is.
     if keep or call.batch_sizes is not None or call.parts.size * x.itemsize <= segments.GATES:
-        memories, directions = run(call, x, states, weights)
-        outs, ends = [], []
-        for tape in directions:
-            outs.append(layout.after(tape.h))
-            ends.append([layout.ends(history) for history in tape[:states_of]])
+        memories, directions, out = run(call, x, states, weights)
+        if out is None:
+            out = layout.after(directions[0].h)
+        ends = [[layout.ends(history) for history in tape[:states_of]] for tape in directions]
     else:
-        memories, (outs, ends) = [], without_tape(call, x, states, weights)
-    out, last = outs[0], ends[0]
-    if len(outs) == 2:
-        out, last = side_by_side(call, outs), [of_array(np.concatenate(both)) for both in zip(*ends)]
+        memories, (out, ends) = [], without_tape(call, x, states, weights)
+    last = ends[0] if len(ends) == 1 else [of_array(np.concatenate(both)) for both in zip(*ends)]
     if call.batch_sizes is not None:
         out = out.part(0, (len(x), out.shape[-1]))
     return [tensors.lend(out), *map(tensors.lend, last)], memories
 
 
-def side_by_side(call: Call, outs: Sequence[Numbers]) -> Numbers:
-    """What two directions put out, the reverse one turned."""
-    rows, P = call.layout.rows, outs[0].shape[-1]
-    both = empty((*rows, 2 * P), outs[0].itemsize)
-    array = np.asarray(both)
-    move_rows = kernels[array.dtype].move_rows
-    try:
-        pool.cap_threads(torch.get_num_threads())
-        move_rows(outs[0], array[..., :P])
-        move_rows(call.layout.turned(np.asarray(outs[1])), array[..., P:])
-    finally:
-        pool.cap_threads(0)
-    return both
-
-
-def run(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[passes.Direction]]:
-    """Each direction's forward pass: the memory of its tape, and that cut into parts."""
-    plan, parts, dtype = call.plan, call.parts, call.dtype
+def run(
+    call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]
+) -> tuple[list[Numbers], list[passes.Direction], Numbers | None]:
+    """Each direction's forward pass: the memory of its tape, and that cut into parts; and of two, the outputs of both."""
+    plan, layout, parts, dtype, values = call.plan, call.layout, call.parts, call.dtype, rows_of(call, x, call.shapes[0][1])
     memories, directions = [], []
+    both, halves = room_for_both(call)
     try:
         pool.cap_threads(torch.get_num_threads())  # in here, lest Ctrl-C comes between
-        for along, initial, mine in each_direction(call, x, states, weights):
+        for (initial, mine), half, reverse in zip(each_direction(call, states, weights), halves, (False, True)):
             numbers = empty((parts.size,), dtype.itemsize)
             tape = parts.cut(numbers)
-            passes.forward(plan, call.layout, along, initial, mine, tape, dtype)
+            along, given = (empty(values.shape, dtype.itemsize), values) if reverse else (values, None)
+            passes.forward(plan, layout, along, initial, mine, tape, dtype, given, half, reverse)
             memories.append(numbers)
             directions.append(tape)
     finally:
         pool.cap_threads(0)
-    return memories, directions
+    return memories, directions, both
 
 
-def without_tape(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[list[Numbers], list[list[Numbers]]]:
-    """Each direction's states after the steps of a rectangle, and the last ones, (1, B, W); memory beyond them does not grow with T."""
-    plan, layout = call.plan, call.layout
-    outs, ends = [], []
-    out: Any
+def without_tape(call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]) -> tuple[Numbers, list[list[Numbers]]]:
+    """The outputs of a rectangle, and each direction's last states, (1, B, W); memory beyond them does not grow with T."""
+    plan, layout, dtype, values = call.plan, call.layout, call.dtype, rows_of(call, x, call.shapes[0][1])
+    ends = []
+    both, halves = room_for_both(call)
+    out: Any = None
     try:
         pool.cap_threads(torch.get_num_threads())
-        for along, initial, mine in each_direction(call, x, states, weights):
+        for (initial, mine), half, reverse in zip(each_direction(call, states, weights), halves, (False, True)):
+            along = turned(call, values) if reverse else values
             shape, (w_ih, w_hh, b_ih, b_hh, w_hr) = (layout.T, layout.B, plan.widths[-1]), as_arrays(mine)
             arguments = plan.cell, np.asarray(along), w_ih, w_hh, b_ih, b_hh, None, plan.nonlinearity
             tape: Tape = Tape(*arguments, _shape=shape, _w_hr=w_hr)  # type: ignore[arg-type]
             out, last = segments.forward_without_tape(tape, as_arrays(initial), False)
-            outs.append(of_array(out))
+            if half is not None:
+                kernels[dtype].move_rows(layout.turned(out) if reverse else out, half)
             ends.append([of_array(each[None]) for each in last])
     finally:
         pool.cap_threads(0)
-    return outs, ends
+    return both or of_array(out), ends
+
+
+def room_for_both(call: Call) -> tuple[Numbers | None, Sequence[Array | None]]:
+    """For the outputs of two directions, and each one's half of it; of one direction, None."""
+    if call.plan.directions == 1:
+        return None, (None,)
+    both = empty((*call.layout.rows, 2 * call.plan.widths[0]), call.dtype.itemsize)
+    return both, np.split(np.asarray(both), 2, axis=-1)
 
 
 def each_direction(
-    call: Call, x: torch.Tensor, states: Given, weights: Sequence[torch.Tensor]
-) -> Iterator[tuple[Numbers, list[Numbers | None], list[Numbers | None]]]:
-    """What each direction's forward pass starts from: its input, its initial states and its weights."""
-    values, initial = rows_of(call, x, call.shapes[0][1]), tensors.borrow_all(states, call.state_shapes)
+    call: Call, states: Given, weights: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[Numbers | None], list[Numbers | None]]]:
+    """What each direction's forward pass starts from: its initial states and its weights."""
+    initial = tensors.borrow_all(states, call.state_shapes)
     for d in range(call.plan.directions):
-        along = turned(call, values) if d else values
         mine = tensors.borrow_some(weights, call.shapes, call.plan.orders[d])
-        yield along, [None if state is None else state[d] for state in initial], mine
+        yield [None if state is None else state[d] for state in initial], mine
 
 
 def rows_of(call: Call, tensor: torch.Tensor, width: int) -> Numbers:
@@ -140,7 +136,7 @@ def rows_of(call: Call, tensor: torch.Tensor, width: int) -> Numbers:
     return tensors.borrow(tensor, (*call.layout.rows, width))
 
 
-def turned(call: Call, values: Numbers | Array) -> Numbers:
+def turned(call: Call, values: Numbers) -> Numbers:
     """Each row from its end to its start."""
     return of_array(contiguous("input", call.layout.turned(np.asarray(values))))
 
@@ -188,7 +184,7 @@ class Layer(torch.autograd.Function):
             call.fallbacks[reason] += 1
             return through_torch(ctx, x, states, d_results)
         if ctx.out_version is not None and ctx.changes._version != ctx.out_version:
-            _, directions = run(call, x, states, current(ctx))
+            _, directions, _ = run(call, x, states, current(ctx))
         else:
             directions = [call.parts.cut(tensors.borrow(tape, (call.parts.size,))) for tape in tapes]
         matrices = tensors.borrow_all(kept, [call.shapes[i] for i in call.plan.matrices])
@@ -207,7 +203,7 @@ def backward(
     plan, layout, needed, values, dtype = call.plan, call.layout, ctx.needs_input_grad, rows_of(call, x, call.shapes[0][1]), call.dtype
     d_out, *d_last = d_results
     D = plan.directions
-    d_along = None if d_out is None else rows_of(call, d_out, D * plan.widths[0])
+    d_along: Any = None if d_out is None else rows_of(call, d_out, D * plan.widths[0])
     d_states = [
         zeros(shape, dtype.itemsize) if d is None else tensors.borrow(d, shape).copy() for d, shape in zip(d_last, call.state_shapes)
     ]
@@ -219,20 +215,15 @@ def backward(
         for d, tape in enumerate(directions):
             along, d_state = turned(call, values) if d else values, [both[d] for both in d_states]
             if halves is not None:
-                d_along = turned(call, halves[1]) if d else of_array(contiguous("grad_output", halves[0]))
+                d_along = halves[d]
             if call.recording is not None:
                 mine = tensors.borrow_some(current(ctx), call.shapes, plan.orders[d])
-                seen = None if d_along is None else np.asarray(d_along)
+                seen = None if d_along is None else layout.turned(np.asarray(d_along)) if d else np.asarray(d_along)
                 call.recording.add(call, d, np.asarray(along), as_arrays(mine), tape, seen, as_arrays(d_state))
             n = len(weights) // D
-            d_in, grads = passes.backward(
-                plan, layout, along, weights[n * d : n * (d + 1)], tape, d_along, d_state, call.clip, needed[1], dtype
-            )
+            arguments = along, weights[n * d : n * (d + 1)], tape, d_along, d_state, call.clip, needed[1], dtype
+            dx, grads = passes.backward(plan, layout, *arguments, dx, d == 1)
             d_weights += grads
-            if d and d_in is not None:
-                kernels[dtype].move_rows(layout.turned(np.asarray(d_in)), dx, True)
-            elif d_in is not None:
-                dx = d_in
     finally:
         pool.cap_threads(0)
     if dx is not None and call.batch_sizes is not None:

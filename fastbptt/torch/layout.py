@@ -35,6 +35,10 @@ class Rectangle:
         """Each row from its end to its start; twice is as it was."""
         return array[::-1]
 
+    def way(self, reverse: bool) -> tuple[Integers | None, bool]:
+        """What the kernels call ``place`` and ``turned``, of a direction."""
+        return None, reverse
+
 
 class Packed:
     """R steps, of B rows sorted by length. Arrays are (R, 1, W), histories of states (B+R, 1, W); ``first`` is that of `ragged.Pieces`."""
@@ -68,6 +72,9 @@ class Packed:
 
     def turned(self, array: Array) -> Array:
         return array[self._turn]
+
+    def way(self, reverse: bool) -> tuple[Integers | None, bool]:
+        return self._turn if reverse else None, False
 
 
 def of_batch_sizes(sizes: Integers, rows: int) -> Rectangle | Packed | None:
