@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .segments import fits, forward_without_tape
 from .side_by_side import Pass, alone
 from .tape import Tape, kernel_arguments, require_tape
 
+Weights: TypeAlias = "tuple[Array, Array, Array | None, Array | None, Array | None]"  # w_ih, w_hh, b_ih, b_hh and w_hr
 STEP_CLIPS = {"value": 1, "norm": 2}  # and what the kernels call them
 
 
@@ -396,20 +397,37 @@ def forward_pass(
     nonlinearity: Nonlinearity = "tanh",
     leak: Real | Array | None = None,
     w_hr: Array | None = None,
-    backwards: Backwards | None = None,
-    into: Array | None = None,
 ) -> Pass:
     """Any cell's forward pass; ``state`` has the arrays of the initial state, by the names that errors call them, and ``kept`` the options
     that say what is kept and returned. In the annotations of the functions above, the types are those of a call without such options.
+    """
+    checked_kept = _checked_kept(*kept)
+    H, x, pieces, weights = _checked_call(len(CELLS[name].gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
+    initial = state_arrays(state, x.shape[1:2], (weights[1].shape[1], H), weights[1].dtype)
+    return begin_forward(name, x, pieces, initial, weights, checked_kept, nonlinearity, leak)
 
-    Of a reverse direction, ``x`` is read ``backwards``, and ``resets`` are those of the rows so turned. ``into`` (T, B, P) is where the
+
+def begin_forward(
+    name: CellName,
+    x: Array,
+    pieces: Pieces | None,
+    initial: list[Array | None],
+    weights: Weights,
+    kept: tuple[int | None, bool, bool],
+    nonlinearity: Nonlinearity = "tanh",
+    leak: Real | Array | None = None,
+    backwards: Backwards | None = None,
+    into: Array | None = None,
+) -> Pass:
+    """The same with arrays that are known to fit together, of a batch that has been cut into ``pieces``.
+
+    Of a reverse direction, ``x`` is read ``backwards``, and ``pieces`` are those of the rows so turned. ``into`` (T, B, P) is where the
     outputs go, if it is given; there may be gaps between its rows, and behind the rows' ends it stays as it is.
     """
-    cell, (budget, keep, last_only) = CELLS[name], _checked_kept(*kept)
-    T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh = _checked_call(len(cell.gates), x, w_ih, w_hh, w_hr, b_ih, b_hh, lengths, resets)
-    (N, P), dtype = w_hh.shape, w_ih.dtype
+    cell, (budget, keep, last_only), (w_ih, w_hh, b_ih, b_hh, w_hr) = CELLS[name], kept, weights
+    (T, B), (N, P), dtype = x.shape[:2], w_hh.shape, w_hh.dtype
+    H = N // len(cell.gates)
     leak = check_leak(leak, H, dtype)
-    initial = state_arrays(state, (B,), (P, H), dtype)
     tape = Tape(name, x, w_ih, w_hh, b_ih, b_hh, leak, nonlinearity, _shape=(T, B, H), _w_hr=w_hr, _pieces=pieces, _last_only=last_only)
     if pieces is not None:
         tape._initial = [None if part is None else part.copy() for part in initial]
@@ -435,7 +453,7 @@ def forward_pass(
             x = x if backwards is None else backwards.copy(x)
             x = x if pieces is None else pieces.pack(x)
         tape._x = x
-        histories = [memory.empty((*slots, width), dtype) for _, width in zip(state, (P, H))]
+        histories = [memory.empty((*slots, width), dtype) for _, width in zip(initial, (P, H))]
         gates = memory.empty((*rows, N), dtype) if cell.tape_gates or leak is not None else None
         m = memory.empty((*rows, H), dtype) if cell.reset_after else None
         placed = into if last_only or pieces is None or into is not None else pieces.room(P, dtype)
@@ -638,8 +656,8 @@ def _checked_call(
     b_hh: Array | None,
     lengths: Integers | None,
     resets: Bools | None,
-) -> tuple[int, int, int, Array, Pieces | None, Array, Array, Array | None, Array | None, Array | None]:
-    """The sizes T, B and H; x, and its pieces if the batch is ragged; and the other arrays, in the layout that the kernels read."""
+) -> tuple[int, Array, Pieces | None, Weights]:
+    """How many units there are; x, and its pieces if the batch is ragged; and the weights; all as the kernels read it."""
     w_ih, w_hh, x = _checks.require_array("w_ih", w_ih), _checks.require_array("w_hh", w_hh), _checks.require_array("x", x)
     dtype = _checks.require_float("w_ih", w_ih)
     if w_hr is not None:
@@ -651,13 +669,19 @@ def _checked_call(
     if x.ndim != (2 if tokens else 3):
         expected = "tokens of shape (T, B)" if tokens else f"shape (T, B, {I}), or integer tokens (T, B)"
         raise ValueError(f"x: expected {expected}, got {x.shape}")
-    T, B = x.shape[:2]
-    if not tokens:
-        x = _checks.array("x", x, (T, B, I), dtype)
-    pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets)
-    if tokens:
-        x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
+    x, pieces = checked_input(x, I, dtype, lengths, resets)
     w_ih, w_hh = _checks.contiguous("w_ih", w_ih), _checks.array("w_hh", w_hh, (N, P), dtype)
     b_ih = None if b_ih is None else _checks.array("b_ih", b_ih, (N,), dtype)
     b_hh = None if b_hh is None else _checks.array("b_hh", b_hh, (N,), dtype)
-    return T, B, H, x, pieces, w_ih, w_hh, w_hr, b_ih, b_hh
+    return H, x, pieces, (w_ih, w_hh, b_ih, b_hh, w_hr)
+
+
+def checked_input(x: Array, I: int, dtype: np.dtype[Any], lengths: Integers | None, resets: Bools | None) -> tuple[Array, Pieces | None]:
+    """x, of the right number of axes, as the kernels read it, and its pieces if the batch is ragged; tokens are copied."""
+    T, B = x.shape[:2]
+    if x.ndim == 3:
+        x = _checks.array("x", x, (T, B, I), dtype)
+    pieces = None if lengths is None and resets is None else cut(T, B, lengths, resets)
+    if x.ndim == 2:
+        x = _checks.frozen(_checks.integers("x", x, (T, B), I, "tokens", None if pieces is None else pieces.there))
+    return x, pieces

@@ -17,7 +17,7 @@ from . import _checks, stacks
 from ._kernels import chunks, kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
-from .functional import backward_pass, check_leak, forward_pass, parts_of
+from .functional import backward_pass, begin_forward, check_leak, checked_input, parts_of
 from .results import Gradients
 from .side_by_side import Pass, alone
 from .stacks import StackGradients, Tapes
@@ -527,11 +527,15 @@ class Recurrent(Layer, Generic[S]):
         return dx, state, [g for grads in directions for g in grads[2:] if g is not None]
 
     def _forward_pass(self, x: Array, state: Any, weights: Sequence[Any], lengths: Any, resets: Any, kept: Any, **way: Any) -> Pass:
-        """Of one direction of one layer; its weights are in the order of `params`. ``way`` is ``backwards`` and ``into``."""
+        """Of one direction of one layer; its weights are in the order of `params`, and with its state they are known to fit. ``way`` is
+        ``backwards`` and ``into``.
+        """
         w_ih, w_hh, *rest = weights
         b_ih, b_hh, *rest = rest if self._bias else (None, None, *rest)
-        parts, w_hr = parts_of(CELLS[self._cell], "state", state), rest[0] if rest else None
-        return forward_pass(self._cell, x, parts, w_ih, w_hh, b_ih, b_hh, lengths, resets, kept, w_hr=w_hr, **way, **self._options())
+        x, pieces = checked_input(x, w_ih.shape[-1], self.dtype, lengths, resets)
+        initial = [*state] if isinstance(state, tuple) else [state] * len(self._widths)  # of an LSTM, None, if it is no pair
+        arrays = w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None
+        return begin_forward(self._cell, x, pieces, initial, arrays, kept, **way, **self._options())
 
     def _options(self) -> dict[str, Any]:
         """Others that the cell's forward pass has."""

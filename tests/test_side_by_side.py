@@ -72,7 +72,7 @@ def taken(monkeypatch):
             count["behind" if self.behind else "both"] += 1
             return self.pair.run(other.bound)
 
-    for way in ("forward_pass", "backward_pass"):
+    for way in ("begin_forward", "backward_pass"):
         real = getattr(functional, way)
 
         def watched(*arguments, real=real, **options):
@@ -153,7 +153,7 @@ def test_errors_of_either(kind, stack, which, threads, monkeypatch):
     threads(2)
     layer, x = of_some_work(stack=stack)
     expected = passes(layer, x)
-    begun, real = [], functional.forward_pass
+    begun, real = [], functional.begin_forward
 
     def failing(*arguments, **options):
         begun.append(1)
@@ -162,7 +162,7 @@ def test_errors_of_either(kind, stack, which, threads, monkeypatch):
         return real(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastbptt.layers.forward_pass", failing)
+        patched.setattr("fastbptt.layers.begin_forward", failing)
         with pytest.raises(kind, match="on purpose"):
             layer(x)
     assert len(begun) == which + 1
@@ -239,7 +239,7 @@ def test_the_kernels_are_needed_while_a_second_is_prepared(threads, monkeypatch)
 
     def meanwhile(*arguments, **options):
         inner.append(fastbptt.lstm_forward(x_inner, None, w, w)[0])
-        return functional.forward_pass(*arguments, **options)
+        return functional.begin_forward(*arguments, **options)
 
     for stack in STACKS:
         layer, x = of_some_work(stack=stack)
@@ -248,7 +248,7 @@ def test_the_kernels_are_needed_while_a_second_is_prepared(threads, monkeypatch)
         right = fastbptt.lstm_forward(x_inner, None, w, w)[0]
         threads(2)
         with monkeypatch.context() as patched:
-            patched.setattr("fastbptt.layers.forward_pass", meanwhile)
+            patched.setattr("fastbptt.layers.begin_forward", meanwhile)
             got = passes(layer, x)
         for one, other in zip(got, expected, strict=True):
             assert_same_bits("result", one, other)
@@ -323,19 +323,19 @@ for stack in STACKS:
         begun.append(None)
         if len(begun) == 2:
             children.append(os.fork())
-        return functional.forward_pass(*arguments, **options)
+        return functional.begin_forward(*arguments, **options)
 
-    fastbptt.layers.forward_pass = forking
+    fastbptt.layers.begin_forward = forking
     try:
         got = passes(layer, x)
     except RuntimeError as error:
         assert not children[0] and "has forked between two passes" in str(error), error
-        fastbptt.layers.forward_pass = functional.forward_pass
+        fastbptt.layers.begin_forward = functional.begin_forward
         got = passes(layer, x)
         os._exit(0 if all(a.tobytes() == b.tobytes() for a, b in zip(got, expected)) else 3)
     if not children[0]:
         os._exit(4)
-    fastbptt.layers.forward_pass = functional.forward_pass
+    fastbptt.layers.begin_forward = functional.begin_forward
     assert os.waitpid(children[0], 0)[1] == 0
     assert all(a.tobytes() == b.tobytes() for a, b in zip(got, expected))
 """

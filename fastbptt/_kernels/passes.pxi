@@ -1,6 +1,7 @@
 # The entry points of the recurrent layers: arrays in, a problem bound to them, the time loop called without the GIL.
 #
-# Arrays come checked (`functional.py`): contiguous, of agreeing shapes, none of them without rows. One that a cell has no use for is None.
+# Weights, and their gradients, are looked at here: contiguous, and of shapes that agree. Of all other arrays, their callers know how many
+# steps and rows they have (`functional.py`), and that is at least one. One that a cell has no use for is None.
 # With ``first`` (`time.pxi`), arrays with a row for each step and active row are (R, 1, ...), and histories of states (B + R, 1, ...).
 
 @cython.no_gc
@@ -46,7 +47,7 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
     if weights is None:
         weights = room_for_weights(&run.problem, kind_of_input(&run.problem))
         run.unpacked = &weights.at
-        run.b_ih, run.b_hh = view_or_null(views, "b_ih", b_ih, 1, READ), view_or_null(views, "b_hh", b_hh, 1, READ)
+        run.b_ih, run.b_hh = sized(views, "b_ih", b_ih, READ, run.problem.N), sized(views, "b_hh", b_hh, READ, run.problem.N)
     elif not weights.fit(&run.problem):
         raise ValueError("weights: packed for another layer, or for other inputs")
     one.weights, run.weights, run.again = weights, &weights.at, again
@@ -87,20 +88,21 @@ def backward(int cell, int activation, x, tokens, w_ih, w_hh, leak, h, c, a, m, 
     """
     cdef BackwardPass one = BackwardPass.__new__(BackwardPass)
     cdef Gradients *run = &one.at
+    cdef Problem *problem = &run.back.problem
     cdef Views *views = &one.views
+    cdef Py_ssize_t N
     one.go, one.call, one.watch, one.sharing, one.reached = go_back, run, &run.back.watch, &run.back.sharing, reached
-    bind(&run.back.problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
-    bind_place(&run.back.problem, views, place, turned)
+    bind(problem, views, cell, activation, x, tokens, w_ih, w_hh, w_hr, leak, h, c, a, m, first, READ)
+    bind_place(problem, views, place, turned)
+    N = problem.N
     bind_cotangents(&run.back, views, d_out, dh, dc)
     run.begins = run.in_one_call = run.quiet = reached is None
     run.back.clip.kind, run.back.clip.limit = clip_kind, clip_limit
     run.back.carry = view_or_null(views, "carry", carry, 2, READ)
-    run.dx, run.adds = view_or_null(views, "dx", dx, 3, WRITE), adds
-    run.sums.dw_ih = <real *>view(views, "dw_ih", dw_ih, 2, WRITE).buf
-    run.sums.dw_hh = <real *>view(views, "dw_hh", dw_hh, 2, WRITE).buf
-    run.sums.db_ih = <real *>view(views, "db_ih", db_ih, 1, WRITE).buf
-    run.sums.db_hh = view_or_null(views, "db_hh", db_hh, 1, WRITE)
-    run.sums.dw_hr = view_or_null(views, "dw_hr", dw_hr, 2, WRITE)
+    run.dx, run.adds = rows_of_width(views, "dx", dx, WRITE, problem.I), adds
+    run.sums.dw_ih, run.sums.dw_hh = sized(views, "dw_ih", dw_ih, WRITE, N, problem.I), sized(views, "dw_hh", dw_hh, WRITE, N, problem.P)
+    run.sums.db_ih, run.sums.db_hh = sized(views, "db_ih", db_ih, WRITE, N), sized(views, "db_hh", db_hh, WRITE, N)
+    run.sums.dw_hr = sized(views, "dw_hr", dw_hr, WRITE, problem.P, problem.H)
     run.dw_ih = run.sums.dw_ih
     if reached is not None:
         reached.go_on(run)
@@ -336,15 +338,17 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     problem.w_ih = <const real *>given.buf
     problem.N, problem.I = given.shape[0], given.shape[1]
     problem.gates = <int>(problem.N // problem.H)
-    problem.w_hh = <const real *>view(views, "w_hh", w_hh, 2, READ).buf
-    problem.w_hr = view_or_null(views, "w_hr", w_hr, 2, READ)
-    problem.leak = view_or_null(views, "leak", leak, 1, READ)
-    problem.x = view_or_null(views, "x", x, 3, READ)
+    if problem.N % problem.H:
+        raise ValueError(f"w_ih: expected {problem.H} rows for each gate, got {problem.N}")
+    problem.w_hh = sized(views, "w_hh", w_hh, READ, problem.N, problem.P)
+    problem.w_hr = sized(views, "w_hr", w_hr, READ, problem.P, problem.H)
+    problem.leak = sized(views, "leak", leak, READ, problem.H)
+    problem.x = rows_of_width(views, "x", x, READ, problem.I)
     if tokens is not None:
         problem.tokens = <const int64_t *>view(views, "tokens", tokens, 2, READ, INTEGER_FORMATS).buf
-    problem.m = view_or_null(views, "m", m, 3, access)
+    problem.m = rows_of_width(views, "m", m, access, problem.H)
     problem.reset_after = m is not None
-    problem.a = view_or_null(views, "a", a, 3, access)
+    problem.a = rows_of_width(views, "a", a, access, problem.N)
     if problem.a == NULL:
         problem.a = problem.h + problem.time.B * problem.P
     return 0
@@ -361,7 +365,7 @@ cdef int bind_place(Problem *problem, Views *views, place, bint turned) except -
 
 cdef int bind_cotangents(Backward *run, Views *views, d_out, dh, dc) except -1:
     run.d_out = rows_or_null(views, "d_out", d_out, READ, &run.d_out_gap)
-    run.dh = <real *>view(views, "dh", dh, 2, WRITE).buf
-    run.dc = view_or_null(views, "dc", dc, 2, WRITE)
+    run.dh = sized(views, "dh", dh, WRITE, ANY, run.problem.P)
+    run.dc = sized(views, "dc", dc, WRITE, ANY, run.problem.H)
     run.sharing.threads = thread_limit()
     return 0

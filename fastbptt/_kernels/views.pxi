@@ -3,6 +3,7 @@
 
 cdef enum:
     VIEWS = 24                     # arrays of a call, at most
+    ANY = -1                       # number of rows
 
 cdef const char *REAL_FORMAT = b"f" if sizeof(real) == 4 else b"d"
 cdef const char *INTEGER_FORMATS = b"lqn" if sizeof(long) == 8 else b"qn"   # of eight bytes
@@ -31,6 +32,32 @@ cdef Py_buffer *view_of_layout(Views *views, str name, array, int ndim, int acce
 cdef real *view_or_null(Views *views, str name, array, int ndim, int access) except? NULL:
     """The address of an array of reals; of None, NULL."""
     return NULL if array is None else <real *>view(views, name, array, ndim, access).buf
+
+
+cdef wrong_shape(str name, const Py_buffer *given, str expected):
+    return ValueError(f"{name}: expected {expected}, got shape {tuple([given.shape[i] for i in range(given.ndim)])}")
+
+
+cdef real *sized(Views *views, str name, array, int access, Py_ssize_t n, Py_ssize_t m=-1) except? NULL:
+    """The address of a vector of n reals, or of a matrix (n, m), of any number of rows if n is ANY; of None, NULL."""
+    cdef const Py_buffer *given
+    if array is None:
+        return NULL
+    given = view(views, name, array, 1 if m < 0 else 2, access)
+    if (given.shape[0] != n and n != ANY) or (m >= 0 and given.shape[1] != m):
+        raise wrong_shape(name, given, f"{n} numbers" if m < 0 else f"rows of {m} numbers" if n == ANY else f"shape {(n, m)}")
+    return <real *>given.buf
+
+
+cdef real *rows_of_width(Views *views, str name, array, int access, Py_ssize_t W) except? NULL:
+    """The address of an array (..., ..., W); of None, NULL."""
+    cdef const Py_buffer *given
+    if array is None:
+        return NULL
+    given = view(views, name, array, 3, access)
+    if given.shape[2] != W:
+        raise wrong_shape(name, given, f"rows of {W} numbers")
+    return <real *>given.buf
 
 
 cdef real *rows_or_null(Views *views, str name, array, int access, Py_ssize_t *gap) except? NULL:
