@@ -497,12 +497,29 @@ def backward_pass(
     need_dx: Bool,
     clip_step: ClipStep | None = None,
     carry: Array | None = None,
+) -> Pass:
+    """Any cell's backward pass; ``d_state`` as for `forward_pass`."""
+    (_, B, H), dtype = require_tape(tape, name, states=False)
+    given = state_arrays(d_state, (B,), (tape._w_hh.shape[1], H), dtype)
+    return begin_backward(name, tape, d_out, given, _checks.flag("need_dx", need_dx), clip_step, carry)
+
+
+def begin_backward(
+    name: CellName,
+    tape: Tape,
+    d_out: Array | None,
+    d_state: list[Array | None],
+    need_dx: bool,
+    clip_step: ClipStep | None = None,
+    carry: Array | None = None,
     backwards: Backwards | None = None,
     onto: Array | None = None,
 ) -> Pass:
-    """Any cell's backward pass; ``d_state`` and ``backwards`` as for `forward_pass`. dx is added to ``onto``, if that is given."""
-    cell, ((T, B, H), dtype), need_dx = CELLS[name], require_tape(tape, name, states=False), _checks.flag("need_dx", need_dx)
-    P, w_hr = tape._w_hh.shape[1], tape._w_hr
+    """The same of a tape that `require_tape` has let through, and with a ``d_state`` that is known to fit.
+
+    ``backwards`` is as for `begin_forward`. dx is added to ``onto``, if that is given.
+    """
+    cell, (T, B, H), (P, dtype), w_hr = CELLS[name], tape._shape, (tape._w_hh.shape[1], tape._w_hh.dtype), tape._w_hr
     pieces, (x, tokens), clip = tape._pieces, vectors_or_tokens(tape._x), check_clip_step(clip_step)
     if carry is not None:
         carry = _checks.array("carry", carry, (T, B), dtype)
@@ -510,11 +527,12 @@ def backward_pass(
         if tape._last_only:
             raise ValueError(f"d_out: expected None, as the forward pass had last_only=True, got {_checks.describe(d_out)}")
         d_out = _checks.rows("d_out", d_out, (T, B, P), dtype)
-    given = state_arrays(d_state, (B,), (P, H), dtype)
-    d_last = [np.zeros((B, width), dtype) if d is None else d for d, width in zip(given, (P, H))]
-    if pieces is not None and tape._checkpoints is None and carry is not None:
-        carry = pieces.pack(carry)
-    d_initial = [d.copy() if pieces is None else pieces.end_gradient(d) for d in d_last]
+    d_initial = [np.zeros((B, width), dtype) if d is None else d.copy() for d, width in zip(d_state, (P, H))]
+    d_last = d_initial
+    if pieces is not None:
+        d_initial = [pieces.end_gradient(d) for d in d_last]
+        if tape._checkpoints is None and carry is not None:
+            carry = pieces.pack(carry)
     dx = None
     if need_dx and tokens is None:
         if tape._checkpoints is not None:
@@ -545,11 +563,11 @@ def backward_pass(
         )
 
     def finish() -> Gradients:
-        d_state = d_initial
+        d_start = d_initial
         if pieces is not None:
-            d_state = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
+            d_start = [pieces.begin_gradient(*both) for both in zip(d_initial, d_last)]
         d_bias = None if tape._b_hh is None else db_hh if cell.reset_after else db_ih.copy()
-        return Gradients(dx, cell.state(d_state), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
+        return Gradients(dx, cell.state(d_start), dw_ih, dw_hh, None if tape._b_ih is None else db_ih, d_bias, dw_hr)
 
     return bound, dx if pieces is None else None, finish
 

@@ -17,7 +17,7 @@ from . import _checks, stacks
 from ._kernels import chunks, kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
-from .functional import backward_pass, begin_forward, check_leak, checked_input, parts_of
+from .functional import begin_backward, begin_forward, check_leak, checked_input, parts_of
 from .results import Gradients
 from .side_by_side import Pass, alone
 from .stacks import StackGradients, Tapes
@@ -515,7 +515,7 @@ class Recurrent(Layer, Generic[S]):
         T, B, _ = getattr(tape, "_shape", None) or require_tape(tape, self._cell)[0]
         if self.batch_first and d_out is not None:
             d_out = _checks.require_shape("d_out", d_out, (B, T, self._out_size)).swapaxes(0, 1)
-        d_state = self._without_layer_axis("d_state", d_state, B)
+        d_state, need_dx = self._without_layer_axis("d_state", d_state, B), _checks.flag("need_dx", need_dx)
         return alone(*self._backward_pass(tape, d_out, d_state, need_dx, clip_step, carry))
 
     def _through(self, tape: Any, d_out: Array | None, d_state: Any, *, need_dx: Bool, **options: Any) -> tuple[Any, Any, list[Array]]:
@@ -533,9 +533,12 @@ class Recurrent(Layer, Generic[S]):
         w_ih, w_hh, *rest = weights
         b_ih, b_hh, *rest = rest if self._bias else (None, None, *rest)
         x, pieces = checked_input(x, w_ih.shape[-1], self.dtype, lengths, resets)
-        initial = [*state] if isinstance(state, tuple) else [state] * len(self._widths)  # of an LSTM, None, if it is no pair
         arrays = w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None
-        return begin_forward(self._cell, x, pieces, initial, arrays, kept, **way, **self._options())
+        return begin_forward(self._cell, x, pieces, self._parts(state), arrays, kept, **way, **self._options())
+
+    def _parts(self, state: Any) -> list[Array | None]:
+        """Of a direction's state."""
+        return [*state] if isinstance(state, tuple) else [state] * len(self._widths)  # of an LSTM, None, if it is no pair
 
     def _options(self) -> dict[str, Any]:
         """Others that the cell's forward pass has."""
@@ -544,8 +547,9 @@ class Recurrent(Layer, Generic[S]):
     def _backward_pass(
         self, tape: Any, d_out: Array | None, d_state: Any, need_dx: Any, clip_step: Any = None, carry: Any = None, **way: Any
     ) -> Pass:
-        """Of one direction of one layer; ``way`` is ``backwards`` and ``onto``."""
-        return backward_pass(self._cell, tape, d_out, parts_of(CELLS[self._cell], "d_state", d_state), need_dx, clip_step, carry, **way)
+        """Of one direction of one layer, to whose tape the gradients of its state are known to fit; ``way`` is ``backwards`` and ``onto``."""
+        require_tape(tape, self._cell, states=False)
+        return begin_backward(self._cell, tape, d_out, self._parts(d_state), need_dx, clip_step, carry, **way)
 
     def _forward_through_stack(
         self, x: Array, state: Any, lengths: Any, resets: Any, training: bool, budgets: Sequence[int | None]

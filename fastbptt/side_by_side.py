@@ -1,6 +1,6 @@
 """Passes that have come as far as the kernels: one of them alone, or two side by side.
 
-A pass (`functional.forward_pass`, `backward_pass`) is three things: what the kernels are to do, bound to its arrays, or None if that is done
+A pass (`functional.begin_forward`, `begin_backward`) is three things: what the kernels are to do, bound to its arrays, or None if that is done
 or nothing; the outputs that this fills step by step, or None if they are put together afterwards; and a function that, when it is done,
 returns what the caller gets, the outputs first.
 

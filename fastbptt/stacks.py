@@ -130,7 +130,7 @@ def forward(
     directions : sequence of Direction
     begin : callable
         A direction's forward pass, called as ``begin(x, state, weights, lengths, resets, kept)``, and of two directions with ``backwards``
-        and ``into``; `functional.forward_pass` says what it is.
+        and ``into``; `functional.begin_forward` says what it is.
     x : ndarray
         Time first.
     states : sequence
@@ -196,7 +196,7 @@ def backward(
     directions : sequence of Direction
     begin : callable
         A direction's backward pass, called as ``begin(tape, d_out, d_state, need_dx, ...)``, and of two directions with ``backwards`` and
-        ``onto``; `functional.backward_pass` says what it is.
+        ``onto``; `functional.begin_backward` says what it is.
     tapes : Tapes
     d_out : ndarray or None
         At the outputs of the last layer, time first.

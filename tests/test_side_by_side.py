@@ -72,7 +72,7 @@ def taken(monkeypatch):
             count["behind" if self.behind else "both"] += 1
             return self.pair.run(other.bound)
 
-    for way in ("begin_forward", "backward_pass"):
+    for way in ("begin_forward", "begin_backward"):
         real = getattr(functional, way)
 
         def watched(*arguments, real=real, **options):
