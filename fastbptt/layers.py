@@ -153,9 +153,10 @@ class Layer(OneThread):
 
     def _begin(self) -> None:
         self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
+        self._as_made = [(p.shape, p.dtype) for p in self.params.values()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_kept")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_as_made", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -165,6 +166,14 @@ class Layer(OneThread):
 
         def __call__(self, *args, **kwargs):
             return self.forward(*args, **kwargs)
+
+    def _parameters(self) -> list[Array]:
+        """All of them, in their order; TypeError or ValueError if one has been given another shape or dtype, in place."""
+        parameters = [*self.params.values()]
+        if [(p.shape, p.dtype) for p in parameters] != self._as_made:
+            for name, p, as_made in zip(self.params, parameters, self._as_made):
+                _checks.array(_checks.item("params", name), p, *as_made)
+        return parameters
 
     def zero_grad(self) -> None:
         """Set all gradients to 0."""
@@ -411,7 +420,7 @@ class Recurrent(Layer, Generic[S]):
         if self._is_stack:
             return self._forward_through_stack(x, state, lengths, resets, training, budgets)
         kept = budgets[0], training, False
-        out, last, tape = alone(*self._forward_pass(x, state, [*self.params.values()], lengths, resets, kept))
+        out, last, tape = alone(*self._forward_pass(x, state, self._parameters(), lengths, resets, kept))
         self._keep(tape)
         return self._between_layouts(out), self._with_layer_axis(last)
 
@@ -559,7 +568,7 @@ class Recurrent(Layer, Generic[S]):
             self._forward_pass,
             x,
             self._of_each_direction(state),
-            [*self.params.values()],
+            self._parameters(),
             self._drop if self._drops() else None,
             lengths,
             resets,

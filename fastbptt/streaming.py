@@ -62,8 +62,7 @@ class Stream(Generic[S]):
         layer, B, dtype = self._layer, self.batch_size, self._dtype
         cell, leak = CELLS[layer._cell], getattr(layer, "leak", None)
         activation = NONLINEARITIES[getattr(layer, "nonlinearity", "tanh")].number
-        for name, shape in layer._shapes.items():
-            _checks.array(f"params[{name!r}]", layer.params[name], shape, dtype)
+        layer._parameters()
         above: tuple[Any, ...] = ()
         for k in reversed(range(layer.num_layers)):
             weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]

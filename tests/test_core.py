@@ -2,6 +2,8 @@
 that were packed before the call; states with more numbers than units. They are called as `functional.py` calls them.
 """
 
+import re
+
 import numpy as np
 import pytest
 from problems import ONE_OF_EACH, WEIGHTS, arrays_of, random_problem
@@ -192,6 +194,37 @@ def test_rows_that_have_no_such_place():
     ):
         with pytest.raises(ValueError, match=message):
             kernels[h.dtype].forward(0, 0, *arrays, **options)
+
+
+def test_weights_that_do_not_fit():
+    """The kernels look for themselves: no address is made of what does not go together."""
+    h, x, w, b = np.zeros((3, 2, 4)), np.zeros((2, 2, 5)), np.ones((4, 5)), np.zeros(4)
+    good = {"x": x, "w_ih": w, "w_hh": np.ones((4, 4)), "b_ih": b, "b_hh": b, "h": h}
+    rest = dict.fromkeys(("tokens", "leak", "c", "a", "m"))
+    for name, wrong, message in (
+        ("w_ih", np.ones((5, 5)), "w_ih: expected 4 rows for each gate, got 5"),
+        ("h", np.zeros((3, 2, 0)), "w_ih: expected 0 rows for each gate, got 4"),
+        ("w_hh", np.ones((4, 3)), "w_hh: expected shape (4, 4), got shape (4, 3)"),
+        ("b_ih", np.ones(3), "b_ih: expected 4 numbers, got shape (3,)"),
+        ("b_hh", np.ones(5), "b_hh: expected 4 numbers, got shape (5,)"),
+        ("x", np.zeros((2, 2, 4)), "x: expected rows of 5 numbers, got shape (2, 2, 4)"),
+        ("a", np.zeros((2, 2, 3)), "a: expected rows of 4 numbers, got shape (2, 2, 3)"),
+        ("leak", np.ones(3), "leak: expected 4 numbers, got shape (3,)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels[h.dtype].forward(0, 0, **(good | rest | {name: wrong}))
+    del good["b_ih"], good["b_hh"]
+    sums = {"dw_ih": w.copy(), "dw_hh": np.ones((4, 4)), "db_ih": b.copy(), "db_hh": None}
+    others = {"d_out": np.zeros((2, 2, 4)), "dh": np.zeros((2, 4)), "dc": None, "dx": x.copy()}
+    for name, wrong, message in (
+        ("dw_ih", np.ones((4, 4)), "dw_ih: expected shape (4, 5), got shape (4, 4)"),
+        ("dw_hh", np.ones((3, 4)), "dw_hh: expected shape (4, 4), got shape (3, 4)"),
+        ("db_ih", np.ones(5), "db_ih: expected 4 numbers, got shape (5,)"),
+        ("dh", np.ones((2, 3)), "dh: expected rows of 4 numbers, got shape (2, 3)"),
+        ("dx", np.ones((2, 2, 4)), "dx: expected rows of 5 numbers, got shape (2, 2, 4)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels[h.dtype].backward(0, 0, **(good | rest | others | sums | {name: wrong}))
 
 
 @EACH_DTYPE

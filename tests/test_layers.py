@@ -257,6 +257,26 @@ def test_what_is_written_is_the_layers_memory_whatever_its_views_are_taken_for(m
     np.testing.assert_array_equal(changed.flat_grads, plain.flat_grads)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype)")
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "both"])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_parameters_of_another_shape_or_dtype_are_not_read(name, bidirectional):
+    x, options = np.ones((4, 3, 6)), {"bidirectional": bidirectional, "rng": 0}
+    for key in getattr(fastbptt, name)(6, 6, **options).params:
+        changed = getattr(fastbptt, name)(6, 6, **options)
+        view = changed.params[key]
+        for shape in (-1, (1, -1), (-1, 1), (2, -1), (-1, 2)):
+            view.shape = shape
+            if view.shape != changed._shapes[key]:
+                with pytest.raises(ValueError, match=rf"params\['{key}'\]: expected shape {re.escape(str(changed._shapes[key]))}, got"):
+                    changed(x)
+        view.shape = changed._shapes[key]
+        changed.backward(changed(x)[0])
+        view.dtype = np.int64
+        with pytest.raises(TypeError, match=rf"params\['{key}'\]: expected dtype float64"):
+            changed(x)
+
+
 # --- Forward and backward ---------------------------------------------------------------------------------------------
 
 

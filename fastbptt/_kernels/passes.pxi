@@ -337,9 +337,9 @@ cdef int bind(Problem *problem, Views *views, int cell, int activation, x, token
     given = view(views, "w_ih", w_ih, 2, READ)
     problem.w_ih = <const real *>given.buf
     problem.N, problem.I = given.shape[0], given.shape[1]
-    problem.gates = <int>(problem.N // problem.H)
-    if problem.N % problem.H:
+    if problem.H == 0 or problem.N % problem.H:
         raise ValueError(f"w_ih: expected {problem.H} rows for each gate, got {problem.N}")
+    problem.gates = <int>(problem.N // problem.H)
     problem.w_hh = sized(views, "w_hh", w_hh, READ, problem.N, problem.P)
     problem.w_hr = sized(views, "w_hr", w_hr, READ, problem.P, problem.H)
     problem.leak = sized(views, "leak", leak, READ, problem.H)
