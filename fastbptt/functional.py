@@ -538,6 +538,8 @@ def begin_backward(
         if tape._checkpoints is not None:
             dx = (memory.empty if pieces is None else memory.zeros)(x.shape, dtype)
         elif onto is not None:
+            if onto.shape != (T, B, tape._w_ih.shape[1]):
+                raise ValueError(f"tape: expected one of the same forward pass, got {tape!r}")
             dx = onto
         else:
             dx = memory.empty(x.shape, dtype) if pieces is None else pieces.room(x.shape[-1], dtype)

@@ -18,6 +18,7 @@ from ._kernels import chunks, kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import begin_backward, begin_forward, check_leak, checked_input, parts_of
+from .ragged import checked_lengths, checked_resets
 from .results import Gradients
 from .side_by_side import Pass, alone
 from .stacks import StackGradients, Tapes
@@ -153,7 +154,7 @@ class Layer(OneThread):
 
     def _begin(self) -> None:
         self.params, self.grads = Views(self.flat_params, self._shapes), Views(self.flat_grads, self._shapes)
-        self._as_made = [(p.shape, p.dtype) for p in self.params.values()]
+        self._as_made = [(p.shape, p.strides, p.dtype) for p in self.params.values()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_params", "_grads", "_as_made", "_kept")}
@@ -168,12 +169,11 @@ class Layer(OneThread):
             return self.forward(*args, **kwargs)
 
     def _parameters(self) -> list[Array]:
-        """All of them, in their order; TypeError or ValueError if one has been given another shape or dtype, in place."""
+        """All of them, in their order, as the kernels read them; TypeError or ValueError if one has been given another shape or dtype."""
         parameters = [*self.params.values()]
-        if [(p.shape, p.dtype) for p in parameters] != self._as_made:
-            for name, p, as_made in zip(self.params, parameters, self._as_made):
-                _checks.array(_checks.item("params", name), p, *as_made)
-        return parameters
+        if [(p.shape, p.strides, p.dtype) for p in parameters] == self._as_made:
+            return parameters
+        return [_checks.array(_checks.item("params", name), p, self._shapes[name], self.dtype) for name, p in self.params.items()]
 
     def zero_grad(self) -> None:
         """Set all gradients to 0."""
@@ -408,7 +408,12 @@ class Recurrent(Layer, Generic[S]):
             x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
             if resets is not None:
                 resets = _checks.require_shape("resets", resets, x.shape[1::-1]).swapaxes(0, 1)
-        state = self._without_layer_axis("state", state, x.shape[1])
+        T, B = x.shape[:2]
+        if lengths is not None:  # a copy, lest one direction read what another thread has written meanwhile
+            lengths = checked_lengths(lengths, T, (B,))
+        if resets is not None:
+            resets = checked_resets(resets, T, B)
+        state = self._without_layer_axis("state", state, B)
         training = self.training
         budgets: list[int] | list[None] = [None] * len(self._directions)
         if memory_budget is not None:
@@ -584,6 +589,8 @@ class Recurrent(Layer, Generic[S]):
         if not isinstance(tapes, Tapes) or len(tapes) != len(self._directions):
             raise TypeError(f"tape: expected the {len(self._directions)} tapes that take_tape returned, got {_checks.describe(tapes)}")
         T, B, _ = tapes.shape
+        if any(getattr(tape, "shape", None) != tapes.shape for tape in tapes):
+            raise ValueError("tape: expected the tapes of one forward pass, got some of other sizes")
         if d_out is not None:
             axes = (B, T) if self.batch_first else (T, B)
             d_out = self._between_layouts(_checks.require_shape("d_out", d_out, (*axes, self._out_size)))

@@ -24,7 +24,7 @@ def cut(T: int, B: int, lengths: Integers | None, resets: Bools | None) -> Piece
         if lengths is not None:
             lengths = checked_lengths(lengths, T, (B,))
         if resets is not None:
-            resets = _checked_resets(resets, T, B)
+            resets = checked_resets(resets, T, B)
         if (lengths is None or (lengths == T).all()) and (resets is None or not resets.any()):
             return None
         return Pieces(T, np.full(B, T) if lengths is None else lengths, resets)
@@ -42,7 +42,8 @@ def checked_lengths(lengths: Any, T: int, *shapes: tuple[int, ...]) -> Integers:
     return lengths.astype(np.int64)
 
 
-def _checked_resets(resets: Any, T: int, B: int) -> Bools:
+def checked_resets(resets: Any, T: int, B: int) -> Bools:
+    """A copy of where rows begin anew."""
     resets = _checks.require_array("resets", resets)
     if resets.dtype != bool:
         raise TypeError(f"resets: expected dtype bool, got {resets.dtype}")
@@ -57,6 +58,7 @@ class Pieces:
     T, B : int
         Steps and rows of the batch.
     lengths, resets : ndarray (B,), ndarray (T, B) or None
+        They can never be written to: the other arrays are made of them.
     count : int
         How many pieces there are.
     first : intp ndarray (S+1,)
@@ -66,7 +68,8 @@ class Pieces:
     """
 
     def __init__(self, T: int, lengths: Integers, resets: Bools | None) -> None:
-        self.T, self.B, self.lengths, self.resets = T, len(lengths), lengths, resets
+        self.T, self.B = T, len(lengths)
+        self.lengths, self.resets = _checks.frozen(lengths), None if resets is None else _checks.frozen(resets)
         # `pieces.lay_out` says what they are
         self.count, self._idle, arrays = pieces.lay_out(T, lengths, None if resets is None else resets.view(np.uint8))
         self.first, self.place, self._packed, self._source, self._target, self._started, self._ended, self._ends = arrays
@@ -190,16 +193,19 @@ class Backwards:
             self._index = np.where(step < 0, -1, step * B + np.arange(B)).ravel()
         self.resets = None
         if resets is not None:
-            resets = _checked_resets(resets, T, B)
+            resets = checked_resets(resets, T, B)
             before_next = np.zeros_like(resets)
             before_next[:-1] = resets[1:]
             self.resets = np.ascontiguousarray(self(before_next))
             self.resets[:1] = False
 
     def places(self, pieces: Pieces) -> Integers:
-        """Which row of an array (T * B, W) each packed row of the rows so turned is."""
+        """Which row of an array (T * B, W) each packed row of the rows so turned is. RuntimeError if they are not of these lengths."""
         if self._index is not None:
-            return self._index[pieces.place]
+            places = self._index[pieces.place]
+            if places.min(initial=0) < 0:
+                raise RuntimeError("tape: its lengths are not those of the forward pass")
+            return places
         step, row = np.divmod(pieces.place, self.B)
         return (self.T - 1 - step) * self.B + row
 

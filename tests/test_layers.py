@@ -277,6 +277,21 @@ def test_parameters_of_another_shape_or_dtype_are_not_read(name, bidirectional):
             changed(x)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the strides")
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_parameters_of_other_strides_are_read_so(name):
+    changed, plain = (getattr(fastbptt, name)(6, 6, rng=0) for _ in range(2))
+    for key, p in plain.params.items():
+        if p.ndim == 1:
+            changed.params[key].strides = 0
+            p[...] = p[0]
+        else:
+            changed.params[key].strides = 8, 8
+            p[...] = np.lib.stride_tricks.as_strided(p, p.shape, (8, 8)).copy()
+    x = np.ones((4, 3, 6))
+    np.testing.assert_array_equal(changed(x)[0], plain(x)[0])
+
+
 # --- Forward and backward ---------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import fastbptt.reference
 from fastbptt._checks import contiguous
 from fastbptt._kernels import kernels
 from fastbptt.layers import LAYERS
+from fastbptt.stacks import Tapes
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
@@ -400,6 +401,67 @@ def test_a_reverse_direction_that_has_nothing_left_to_add(name, n, threads):
     got = results_of(layer, x, None, d_out, None)
     for key, value in expected.items():
         assert_close(key, got[key], value, 1e-12)
+
+
+@EACH_DTYPE
+def test_zeros_have_one_sign_on_any_number_of_threads(dtype, threads):
+    """What underflows to -0 in one direction's dx, and gets nothing from the other, whose pass has ended early."""
+    layer = fastbptt.RNN(5, 16, bidirectional=True, dtype=dtype, rng=0)
+    layer.flat_params[...] = 0
+    tiny = 1e-30 if dtype == np.float32 else 1e-200
+    layer.params["weight_ih_l0"][...] = -tiny
+    x, d_out = np.ones((2000, 4, 5), dtype), np.zeros((2000, 4, 32), dtype)
+    d_out[:, :, :16] = tiny
+    for n, options in ((1, {}), (2, {}), (3, {}), (1, {"memory_budget": 10**7})):
+        threads(n)
+        layer(x, **options)
+        assert_same_bits("dx", layer.backward(d_out)[0], np.zeros_like(x))
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("given", ["lengths", "resets"])
+def test_what_another_thread_writes_between_two_directions_is_not_seen(name, given, monkeypatch):
+    layer, (x, state, d_out, d_state) = problem(name, bidirectional=True)
+    options = {"lengths": np.array([40, 13, 0, 7, 39, 1, 22]), "resets": np.zeros((40, 7), bool)}
+    expected = results_of(layer, x, state, d_out, d_state, **options)
+    real, written = fastbptt.layers.begin_forward, []
+
+    def writing(*arguments, **way):
+        options[given][...] = 1
+        written.append(given)
+        return real(*arguments, **way)
+
+    monkeypatch.setattr("fastbptt.layers.begin_forward", writing)
+    got = results_of(layer, x, state, d_out, d_state, **options)
+    assert len(written) == 4
+    for key, value in expected.items():
+        assert_same_bits(key, got[key], value)
+
+
+def test_tapes_that_do_not_belong_together():
+    layer = fastbptt.RNN(3, 4, bidirectional=True, rng=0)
+
+    def tapes_of(T, **options):
+        layer(np.ones((T, 2, 3)), **options)
+        return layer.take_tape()
+
+    def mixed(a, b):
+        return layer.gradients_through(Tapes([a[0], b[1]], a.kept, a.scale), None, np.ones((2, 2, 4)))
+
+    with pytest.raises(ValueError, match="tape: expected the tapes of one forward pass, got some of other sizes"):
+        mixed(tapes_of(3), tapes_of(60))
+    whole, short = tapes_of(3, lengths=np.array([3, 2])), tapes_of(3, lengths=np.array([1, 2]))
+    with pytest.raises(RuntimeError, match="tape: its lengths are not those of the forward pass"):
+        mixed(short, whole)
+    for array in (whole[0].lengths, tapes_of(3, resets=np.array([[False, True]] * 3))[1].resets):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+        with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+            array.setflags(write=True)
+    copied = pickle.loads(pickle.dumps(whole))
+    copied[0].lengths[...] = 0
+    with pytest.raises(RuntimeError, match="tape: its lengths are not those of the forward pass"):
+        layer.gradients_through(copied, None, np.ones((2, 2, 4)))
 
 
 @EACH_LAYER

@@ -126,18 +126,21 @@ cdef inline void end_early(Gradients *run, TimeBlock *block) noexcept nogil:
 
 
 cdef inline void clear_dx(const Gradients *run, const TimeBlock *block) noexcept nogil:
-    """dx = 0, or nothing added, before the step at which the pass ended, as far as this call has dx."""
+    """dx = 0, or 0 added, which makes 0 of -0, before the step at which the pass ended, as far as this call has dx."""
     cdef const Problem *problem = &run.back.problem
     cdef const Time *time = &problem.time
     cdef Py_ssize_t t, b, row, held, I = problem.I
-    if run.dx != NULL and not run.adds:
+    if run.dx != NULL:
         for t in range(run.start, block.t0):
             row, held = first_row(time, t) + block.b0, rows_at(time, t, block.b0, block.b1)
-            if in_place(time):
+            if in_place(time) and not run.adds:
                 memset(run.dx + row * I, 0, held * I * sizeof(real))
                 continue
             for b in range(held):
-                memset(run.dx + place_of(time, row + b) * I, 0, I * sizeof(real))
+                if run.adds:
+                    add(run.back.zeros, I, run.dx + place_of(time, row + b) * I)
+                else:
+                    memset(run.dx + place_of(time, row + b) * I, 0, I * sizeof(real))
 
 
 # --- Groups of rows ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def forward(int cell, int activation, x, tokens, w_ih, w_hh, b_ih, b_hh, leak, h
             raise ValueError("given: expected None where rows have no other place")
         view(views, "x", x, 3, WRITE)  # once more, as it is filled
     run.projection.given = view_or_null(views, "given", given, 3, READ)
-    run.out = rows_or_null(views, "out", out, WRITE, &run.out_gap)
+    run.out = rows_or_null(views, "out", out, WRITE, run.problem.P, &run.out_gap)
     run.sharing.threads = thread_limit()
     if run.problem.w_hr != NULL or again:
         one.room = make_room(lay_out_shown, run)
@@ -364,7 +364,7 @@ cdef int bind_place(Problem *problem, Views *views, place, bint turned) except -
 
 
 cdef int bind_cotangents(Backward *run, Views *views, d_out, dh, dc) except -1:
-    run.d_out = rows_or_null(views, "d_out", d_out, READ, &run.d_out_gap)
+    run.d_out = rows_or_null(views, "d_out", d_out, READ, run.problem.P, &run.d_out_gap)
     run.dh = sized(views, "dh", dh, WRITE, ANY, run.problem.P)
     run.dc = sized(views, "dc", dc, WRITE, ANY, run.problem.H)
     run.sharing.threads = thread_limit()

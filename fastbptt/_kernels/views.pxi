@@ -60,8 +60,8 @@ cdef real *rows_of_width(Views *views, str name, array, int access, Py_ssize_t W
     return <real *>given.buf
 
 
-cdef real *rows_or_null(Views *views, str name, array, int access, Py_ssize_t *gap) except? NULL:
-    """The address of an array (T, B, W) whose rows may have a gap between them, all the same, and how many reals that is; of None, NULL."""
+cdef real *rows_or_null(Views *views, str name, array, int access, Py_ssize_t width, Py_ssize_t *gap) except? NULL:
+    """The address of an array (T, B, width) whose rows may have gaps between them, all of ``gap`` reals; of None, NULL."""
     cdef const Py_buffer *given
     cdef Py_ssize_t T, B, W, row
     gap[0] = 0
@@ -70,6 +70,8 @@ cdef real *rows_or_null(Views *views, str name, array, int access, Py_ssize_t *g
     given = view_of_layout(views, name, array, 3, access, REAL_FORMAT, PyBUF_STRIDES)
     T, B, W = given.shape[0], given.shape[1], given.shape[2]
     row = given.strides[1] if B > 1 else given.strides[0] if T > 1 else W * <Py_ssize_t>sizeof(real)
+    if W != width:
+        raise wrong_shape(name, given, f"rows of {width} numbers")
     if (W > 1 and given.strides[2] != sizeof(real)) or (T > 1 and given.strides[0] != B * row) or row % <Py_ssize_t>sizeof(real):
         raise ValueError(f"{name}: expected rows in one piece each, all as far apart as two of them")
     gap[0] = row // <Py_ssize_t>sizeof(real) - W

@@ -82,6 +82,7 @@ def of_batch_sizes(sizes: Integers, rows: int) -> Rectangle | Packed | None:
 
     Rows that are left over are PyTorch's business: its reverse direction counts from them.
     """
+    sizes = sizes.copy()  # another thread may write to PyTorch's
     if not 0 < len(sizes) <= rows or not 0 < sizes[0] <= rows or sizes[-1] < 1 or (sizes[1:] > sizes[:-1]).any() or sizes.sum() != rows:
         return None
     return Rectangle(len(sizes), int(sizes[0])) if sizes[0] == sizes[-1] else Packed(sizes)
