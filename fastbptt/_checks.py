@@ -100,7 +100,8 @@ def rows(name: str, value: Any, shape: tuple[int, int, int], dtype: np.dtype[Any
     only if its layout is another.
     """
     value = require_array(name, value)
-    if value.dtype != dtype or value.shape != shape or not value.flags.aligned:
+    flags = value.flags
+    if value.dtype != dtype or value.shape != shape or flags.c_contiguous or not flags.aligned:
         return array(name, value, shape, dtype)
     (T, B, W), (outer, inner, each) = shape, value.strides
     apart = (W < 2 or each == value.itemsize) and (T < 2 or B < 2 or outer == B * inner)

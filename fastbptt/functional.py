@@ -470,10 +470,8 @@ def begin_forward(
     if x.size:
         numbers, (vectors, tokens) = (cell.number, NONLINEARITIES[nonlinearity].number), vectors_or_tokens(x)
         arrays = vectors, tokens, w_ih, w_hh, b_ih, b_hh, leak, h, c, gates, m
-        if given is None and pieces is None and placed is None:
-            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr)
-        else:
-            bound = kernels[dtype].forward(*numbers, *arrays, w_hr=w_hr, given=given, out=placed, **places(pieces, backwards))
+        first, place, turned = places(pieces, backwards)
+        bound = kernels[dtype].forward(*numbers, *arrays, first, None, w_hr, False, place, given, placed, turned)
     for array in (h, c, gates, m):
         if array is not None and keep:
             array.setflags(write=False)
@@ -559,10 +557,8 @@ def begin_backward(
         numbers, arrays = kernel_arguments(tape)
         dh, dc = d_initial if len(d_initial) == 2 else (*d_initial, None)
         arrays = x, tokens, *arrays, d_out, dh, dc, dx, dw_ih, dw_hh, db_ih, db_hh
-        ragged = {} if pieces is None and backwards is None else places(pieces, backwards)
-        bound = kernels[dtype].backward(
-            *numbers, *arrays, clip_kind=clip[0], clip_limit=clip[1], carry=carry, w_hr=w_hr, dw_hr=dw_hr, adds=onto is not None, **ragged
-        )
+        first, place, turned = places(pieces, backwards)
+        bound = kernels[dtype].backward(*numbers, *arrays, first, *clip, carry, w_hr, dw_hr, None, place, turned, onto is not None)
 
     def finish() -> Gradients:
         d_start = d_initial
@@ -574,11 +570,11 @@ def begin_backward(
     return bound, dx if pieces is None else None, finish
 
 
-def places(pieces: Pieces | None, backwards: Backwards | None) -> dict[str, Any]:
-    """Where the kernels find the rows of a batch that is ragged, or read backwards, or both, in its caller's arrays."""
+def places(pieces: Pieces | None, backwards: Backwards | None) -> tuple[Integers | None, Integers | None, bool]:
+    """Where rows stand, as the kernels are told: ``first``, ``place`` and ``turned`` (`_kernels/time.pxi`)."""
     if pieces is None:
-        return {"turned": backwards is not None}
-    return {"first": pieces.first, "place": pieces.place if backwards is None else backwards.places(pieces)}
+        return None, None, backwards is not None
+    return pieces.first, pieces.place if backwards is None else backwards.places(pieces), False
 
 
 def put(rows: Array, into: Array, backwards: Backwards | None, adds: bool = False) -> Array:
