@@ -18,7 +18,6 @@ from ._kernels import chunks, kernels, memory
 from ._typing import Array, Bool, Bools, CellName, ClipStep, DType, F, FilePath, Generic, Int, Integers, Nonlinearity, Pair, Real, S, Seed
 from .cells import CELLS, NONLINEARITIES
 from .functional import begin_backward, begin_forward, check_leak, checked_input, parts_of
-from .ragged import checked_lengths, checked_resets
 from .results import Gradients
 from .side_by_side import Pass, alone
 from .stacks import StackGradients, Tapes
@@ -408,12 +407,7 @@ class Recurrent(Layer, Generic[S]):
             x = _checks.require_shape("x", x, (*x.shape[:2], I)[: x.ndim]).swapaxes(0, 1)
             if resets is not None:
                 resets = _checks.require_shape("resets", resets, x.shape[1::-1]).swapaxes(0, 1)
-        T, B = x.shape[:2]
-        if lengths is not None:  # a copy, lest one direction read what another thread has written meanwhile
-            lengths = checked_lengths(lengths, T, (B,))
-        if resets is not None:
-            resets = checked_resets(resets, T, B)
-        state = self._without_layer_axis("state", state, B)
+        state = self._without_layer_axis("state", state, x.shape[1])
         training = self.training
         budgets: list[int] | list[None] = [None] * len(self._directions)
         if memory_budget is not None:

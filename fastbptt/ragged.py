@@ -105,10 +105,7 @@ class Pieces:
 
     def room(self, width: int, dtype: np.dtype[Any]) -> Array:
         """An array (T, B, W) into which the kernels can put packed rows by `place`: 0 behind each row's end, and else not filled."""
-        array = memory.empty((self.T, self.B, width), dtype)
-        if array.size:
-            kernels[dtype].clear_missing(self._packed, array.reshape(self.T * self.B, width))
-        return array
+        return _room(self.T, self.B, width, dtype, self._packed)
 
     def begin(self, history: Array, state: Array | None) -> None:
         """Fill slot 0 of a history (count + R, 1, W) with the states that pieces start from; ``state`` is (B, W), or None for zeros."""
@@ -211,10 +208,7 @@ class Backwards:
 
     def room(self, width: int, dtype: np.dtype[Any]) -> Array:
         """An array (T, B, W): 0 behind each row's end, and else not filled."""
-        array = memory.empty((self.T, self.B, width), dtype)
-        if self._index is not None and array.size:
-            kernels[dtype].clear_missing(self._index, array.reshape(-1, width))
-        return array
+        return _room(self.T, self.B, width, dtype, self._index)
 
     def copy(self, array: Array) -> Array:
         """An array turned, in one piece; of tokens, a copy that can never be written to."""
@@ -226,6 +220,14 @@ class Backwards:
             return array[::-1]
         flat = _checks.contiguous("array", array).reshape(len(self._index), *array.shape[2:])
         return _gather(flat, self._index).reshape(array.shape)
+
+
+def _room(T: int, B: int, width: int, dtype: np.dtype[Any], index: Integers | None) -> Array:
+    """An array (T, B, W): 0 where the index, if there is one, is -1, and else not filled."""
+    array = memory.empty((T, B, width), dtype)
+    if index is not None and array.size:
+        kernels[dtype].clear_missing(index, array.reshape(T * B, width))
+    return array
 
 
 def _gather(array: Array, index: Integers, out: Array | None = None) -> Array:

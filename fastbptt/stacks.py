@@ -15,7 +15,7 @@ import numpy as np
 from . import _checks
 from ._kernels import kernels, memory, pool
 from ._typing import Array, Bools, Integers
-from .ragged import Backwards
+from .ragged import Backwards, checked_lengths, checked_resets
 from .side_by_side import Pass, alone, both, one_behind
 
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ def forward(
     """
     n, sides = len(parameters) // len(directions), sides_of(directions)
     T, B = x.shape[:2]
+    if lengths is not None:  # a copy, lest one direction read what another thread has written meanwhile
+        lengths = checked_lengths(lengths, T, (B,))
+    if resets is not None:
+        resets = checked_resets(resets, T, B)
     backwards = Backwards(T, B, lengths, resets) if sides == 2 else None
     two = pays_side_by_side(T, B, parameters[1])
 

@@ -62,7 +62,7 @@ class Stream(Generic[S]):
         layer, B, dtype = self._layer, self.batch_size, self._dtype
         cell, leak = CELLS[layer._cell], getattr(layer, "leak", None)
         activation = NONLINEARITIES[getattr(layer, "nonlinearity", "tanh")].number
-        layer._parameters()
+        layer._parameters()  # an error, if one has been given another shape or dtype
         above: tuple[Any, ...] = ()
         for k in reversed(range(layer.num_layers)):
             weights = [layer.params.get(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]

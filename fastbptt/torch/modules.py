@@ -35,11 +35,9 @@ class Plan(NamedTuple):
     projection: bool
     directions: int
     per_direction: int  # weights: 2, with biases 2 more, with a projection 1 more
-    orders: tuple[
-        tuple[int | None, ...], ...
-    ]  # of a layer's weights, direction by direction: w_ih, w_hh, b_ih, b_hh and w_hr, None if not there
+    orders: tuple[tuple[int | None, ...], ...]  # of each direction, which of a layer's weights are w_ih, w_hh, b_ih, b_hh and w_hr, if any
     widths: tuple[int, ...]  # of the states: of h, or of h and c
-    matrices: tuple[int, ...]  # which of a layer's weights are w_ih, w_hh and w_hr, direction by direction
+    matrices: tuple[int, ...]  # of these, w_ih, w_hh and w_hr of all directions
     shapes: tuple[tuple[int, ...], ...]  # of all weights
 
 
@@ -59,7 +57,7 @@ def plan_of(mode: str, I: int, H: int, P: int, layers: int, bias: bool, bidirect
     order = 0, 1, 2 if bias else None, 3 if bias else None, count - 1 if P else None
     orders = tuple(tuple(None if i is None else d * count + i for i in order) for d in range(directions))
     numbers = CELLS[cell].number, NONLINEARITIES[nonlinearity].number
-    matrices = tuple(d * count + i for d in range(directions) for i in (0, 1, *[count - 1] * bool(P)))
+    matrices = tuple(i for w_ih, w_hh, _, _, w_hr in orders for i in (w_ih, w_hh, w_hr) if i is not None)
     return Plan(cell, nonlinearity, numbers, bias, bool(P), directions, count, orders, widths, matrices, tuple(shapes))
 
 
